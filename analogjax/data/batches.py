@@ -1,0 +1,186 @@
+"""Batches: which rows make the batch of step n, read ahead of the step.
+
+The global batch at step n is a function of (seed, n), never of how many hosts
+read it: nothing of the order has to be saved to resume.
+
+Shape letters (docs/glossary.md): B batch, L position, K entries of a record.
+"""
+
+from collections.abc import Callable, Iterator
+import concurrent.futures
+from typing import Any, NamedTuple, TypeVar
+
+import grain
+import jax
+import numpy as np
+
+from analogjax import losses
+from analogjax.data import logit_cache, pipeline, rows as rows_lib
+
+_T = TypeVar("_T")
+
+
+class Batch(NamedTuple):
+  """One global batch; axis 0 is split over the mesh."""
+
+  tokens_BL: jax.Array  # int32 inputs.
+  segments_BL: jax.Array  # int32 document of each token, 0 is padding.
+  positions_BL: jax.Array  # int32 position within the document.
+  targets: losses.Targets
+
+
+def row_order(
+  step: int, *, batch_rows: int, num_rows: int, seed: int
+) -> np.ndarray:
+  """Indices of the rows in the batch of this step (counted from 0).
+
+  Each pass over the rows is a permutation of its own; a batch may hold the end
+  of one pass and the beginning of the next.
+  """
+  first = step * batch_rows
+  order = []
+  for position in range(first, first + batch_rows):
+    epoch, i = divmod(position, num_rows)
+    shuffled = grain.experimental.index_shuffle(
+      i, max_index=num_rows - 1, seed=_epoch_seed(seed, epoch), rounds=4
+    )
+    order.append(shuffled)
+  return np.asarray(order)
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+  return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def from_rows(rows: rows_lib.Rows) -> Batch:
+  """A batch with hard labels alone."""
+  B, L = rows.tokens_BL.shape
+  none = np.zeros((B, L, 0))
+  return _batch(rows, none.astype(np.int32), none.astype(np.float32))
+
+
+def from_entries(entries: logit_cache.Entries) -> Batch:
+  """A batch with hard labels and the teacher's records."""
+  return _batch(entries.rows, entries.ids_BLK, entries.p_BLK)
+
+
+def labels(rows: rows_lib.Rows) -> tuple[np.ndarray, np.ndarray]:
+  """The next token at each position, and its loss weight.
+
+  A position predicts if the next token belongs to the same document; the last
+  of a row, of a document, and padding do not.
+  """
+  labels_BL = np.zeros_like(rows.tokens_BL)
+  labels_BL[:, :-1] = rows.tokens_BL[:, 1:]
+  same_BL = rows.segments_BL[:, 1:] == rows.segments_BL[:, :-1]
+  same_BL &= rows.segments_BL[:, 1:] > 0
+  weights_BL = np.zeros_like(rows.weights_BL)
+  weights_BL[:, :-1] = rows.weights_BL[:, 1:] * same_BL
+  return labels_BL, weights_BL
+
+
+def _batch(rows, ids_BLK, p_BLK) -> Batch:
+  labels_BL, weights_BL = labels(rows)
+  return Batch(
+    tokens_BL=rows.tokens_BL,
+    segments_BL=rows.segments_BL,
+    positions_BL=rows.positions_BL,
+    targets=losses.Targets(
+      labels_BL=labels_BL,
+      weights_BL=weights_BL,
+      ids_BLK=ids_BLK,
+      p_BLK=p_BLK,
+    ),
+  )
+
+
+def in_order(
+  cache: logit_cache.LogitCache, batch_rows: int
+) -> Iterator[tuple[Batch, logit_cache.Entries]]:
+  """Every row of a cache once, in batches of one size.
+
+  The last batch is filled up with copies of the last row at weight 0.
+  """
+  num_rows = cache.manifest.num_rows
+  for start in range(0, num_rows, batch_rows):
+    wanted = np.arange(start, start + batch_rows)
+    entries = cache.read(np.minimum(wanted, num_rows - 1))
+    batch = from_entries(entries)
+    weights_BL = batch.targets.weights_BL * (wanted < num_rows)[:, None]
+    targets = batch.targets._replace(weights_BL=weights_BL)
+    yield batch._replace(targets=targets), entries
+
+
+def prefetch(
+  make: Callable[[int], _T], steps: range, *, depth: int = 2
+) -> Iterator[_T]:
+  """make(step) for each step in order, computed up to `depth` steps ahead.
+
+  One thread, so that a source that must be read in order is. An exception in
+  `make` is raised at its step.
+  """
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    ahead = [pool.submit(make, step) for step in steps[:depth]]
+    try:
+      for step in steps:
+        if step + depth < steps.stop:
+          ahead.append(pool.submit(make, step + depth))
+        yield ahead.pop(0).result()
+    finally:
+      for future in ahead:
+        future.cancel()
+
+
+class PipelineOrder:
+  """Batches straight from the frontier run's pipeline, without a cache.
+
+  Rows with random access come in the order of `row_order`; a stream comes in
+  its own order, pass after pass, and then there is a position to save.
+  """
+
+  def __init__(self, source: pipeline.RowSource, *, batch_rows: int, seed: int):
+    self._source, self._batch_rows, self._seed = source, batch_rows, seed
+    self._next_row = 0
+    self._positions: dict[int, dict[str, Any]] = {}
+
+  def read(self, step: int) -> rows_lib.Rows:
+    """The rows of this step; a stream must be asked for each step in turn."""
+    if self._source.random_access:
+      order = dict(batch_rows=self._batch_rows, seed=self._seed)
+      num_rows = self._source.num_rows
+      if num_rows is None:  # Repeats for ever, in an order of its own.
+        first = step * self._batch_rows
+        return self._source.read(range(first, first + self._batch_rows))
+      return self._source.read(row_order(step, num_rows=num_rows, **order))
+    pieces, missing = [], self._batch_rows
+    while missing:
+      wanted = range(self._next_row, self._next_row + missing)
+      try:
+        piece = self._source.read(wanted)
+      except pipeline.EndOfRows as end:
+        piece = self._source.read(range(self._next_row, end.num_rows))
+        self._source.restore(0, self._source.state(0))
+        self._next_row = 0
+      else:
+        self._next_row = wanted.stop
+      pieces.append(piece)
+      missing -= len(piece.tokens_BL)
+    self._keep_position(step + 1)
+    return rows_lib.Rows(*map(np.concatenate, zip(*pieces, strict=True)))
+
+  def position(self, step: int) -> dict[str, Any] | None:
+    """What `restore` needs to read step `step` next; None where nothing."""
+    return self._positions.get(step)
+
+  def restore(self, position: dict[str, Any] | None) -> None:
+    """Goes to a saved position; with None, to the beginning."""
+    if self._source.random_access or position is None:
+      return
+    self._next_row = position["row"]
+    self._source.restore(self._next_row, position["state"])
+
+  def _keep_position(self, step: int) -> None:
+    state = self._source.state(self._next_row)
+    self._positions[step] = {"row": self._next_row, "state": state}
+    # A checkpoint is taken at most `depth` steps behind what was read.
+    self._positions.pop(step - 16, None)

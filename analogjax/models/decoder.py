@@ -1,0 +1,197 @@
+"""The decoder: teacher and student are both this model.
+
+Shape letters (docs/glossary.md): B batch, L position, D model width, V
+vocabulary, Y layers. Stacked layers sit in `blocks_Y`, one scan runs them.
+"""
+
+import dataclasses
+import functools
+import re
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from analogjax import sharding
+from analogjax.models import attention, layers
+
+# Points of a block where activations can be read, in the order of computation.
+SITE_POINTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+
+Activations = dict[str, jax.Array]  # site -> [B, L, D], in compute dtype.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+  """The shape of a Llama-family decoder; fields are the shape letters."""
+
+  V: int  # Vocabulary.
+  D: int  # Model width.
+  Y: int  # Layers.
+  N: int  # Query heads.
+  G: int  # Key/value heads; must divide N.
+  H: int  # Head width; even.
+  F: int  # Feed-forward width.
+  max_positions: int  # Longest context the model is meant for, tokens.
+  rope_theta: float
+  rope_scaling: layers.RopeScaling | None = None
+  rms_norm_eps: float
+  tie_embeddings: bool
+  attention_bias: bool
+  mlp_bias: bool
+  dtype: str = "float32"  # Compute dtype; parameters stay float32.
+  remat: str = "none"  # "none", "dots" (keep matmul outputs) or "full".
+
+  def __post_init__(self):
+    for field in ("V", "D", "Y", "N", "G", "H", "F", "max_positions"):
+      if getattr(self, field) < 1:
+        raise ValueError(f"{field}={getattr(self, field)} must be positive.")
+    if self.N % self.G:
+      raise ValueError(f"N={self.N} query heads not divisible by G={self.G}.")
+    if self.H % 2:
+      raise ValueError(f"H={self.H}: rotary embedding needs an even width.")
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(
+        f"dtype: expected 'float32' or 'bfloat16', found {self.dtype!r}."
+      )
+    if self.remat not in ("none", "dots", "full"):
+      raise ValueError(
+        f"remat: expected 'none', 'dots' or 'full', found {self.remat!r}."
+      )
+
+  @property
+  def num_parameters(self) -> int:
+    """Parameters, tied embeddings counted once."""
+    shapes = jax.tree.leaves(abstract_parameters(self))
+    return sum(leaf.size for leaf in shapes)
+
+
+class Block(nnx.Module):
+  """One pre-norm layer: attention and MLP, each added to the stream."""
+
+  def __init__(self, cfg: DecoderConfig, *, rngs: nnx.Rngs):
+    self.attention_norm = layers.RMSNorm(cfg.D, cfg.rms_norm_eps)
+    self.attention = attention.Attention(cfg, rngs=rngs)
+    self.mlp_norm = layers.RMSNorm(cfg.D, cfg.rms_norm_eps)
+    self.mlp = layers.MLP(cfg, rngs=rngs)
+
+  def __call__(self, x_BLD, segments_BL, positions_BL) -> Activations:
+    out = {"resid_pre": x_BLD}
+    out["attn_out"] = self.attention(
+      self.attention_norm(x_BLD), segments_BL, positions_BL
+    )
+    x_BLD = x_BLD + out["attn_out"]
+    out["mlp_out"] = self.mlp(self.mlp_norm(x_BLD))
+    out["resid_post"] = sharding.constrain(x_BLD + out["mlp_out"], "BLD")
+    return out
+
+
+class Decoder(nnx.Module):
+  """Token ids to final hidden states; the loss applies the unembedding."""
+
+  def __init__(self, cfg: DecoderConfig, *, rngs: nnx.Rngs):
+    self.cfg = cfg
+    embed = nnx.initializers.normal(0.02)
+    self.embed_VD = nnx.Param(embed(rngs.params(), (cfg.V, cfg.D)))
+    if not cfg.tie_embeddings:
+      self.unembed_VD = nnx.Param(embed(rngs.params(), (cfg.V, cfg.D)))
+    keys_Y = jax.random.split(rngs.params(), cfg.Y)
+
+    def make(key):
+      return nnx.split(Block(cfg, rngs=nnx.Rngs(key)))[1]
+
+    graphdef = nnx.graphdef(
+      nnx.eval_shape(lambda: Block(cfg, rngs=nnx.Rngs(0)))
+    )
+    self.blocks_Y = nnx.merge(graphdef, jax.vmap(make)(keys_Y))
+    self.final_norm = layers.RMSNorm(cfg.D, cfg.rms_norm_eps)
+
+  def __call__(
+    self,
+    tokens_BL: jax.Array,
+    segments_BL: jax.Array,
+    positions_BL: jax.Array,
+    *,
+    sites: tuple[str, ...] = (),
+  ) -> tuple[jax.Array, Activations]:
+    """Hidden states after the final norm, and the activations asked for.
+
+    Args:
+      tokens_BL: int32 ids below V.
+      segments_BL: int32 document of each token, 0 is padding.
+      positions_BL: int32 position of each token within its document.
+      sites: e.g. ("block07.resid_post",); only these are kept in memory.
+
+    Returns:
+      x_BLD in the compute dtype, and a [B, L, D] array for every site.
+
+    Raises:
+      ValueError: a site that this model does not have.
+    """
+    cfg = self.cfg
+    wanted = {site: _parse_site(site, cfg.Y) for site in sites}
+    # Left split over both axes, the table makes the partitioner rematerialise
+    # the whole lookup on meshes with fsdp and tensor.
+    table_VD = sharding.pin(self.embed_VD[...], ("tensor", None))
+    x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(cfg.dtype)
+    x_BLD = sharding.constrain(x_BLD, "BLD")
+
+    graphdef, blocks_Y = nnx.split(self.blocks_Y)
+    kept = {site: jnp.zeros_like(x_BLD) for site in sites}
+
+    def run_block(x_BLD, weights):
+      return nnx.merge(graphdef, weights)(x_BLD, segments_BL, positions_BL)
+
+    def body(carry, layer):
+      x_BLD, kept = carry
+      index, weights = layer
+      out = _remat(run_block, cfg.remat)(x_BLD, weights)
+      for site, (block, point) in wanted.items():
+        kept[site] = jnp.where(index == block, out[point], kept[site])
+      return (out["resid_post"], kept), None
+
+    (x_BLD, kept), _ = jax.lax.scan(
+      body, (x_BLD, kept), (jnp.arange(cfg.Y), blocks_Y)
+    )
+    return self.final_norm(x_BLD), kept
+
+  @property
+  def head_VD(self) -> jax.Array:
+    """The unembedding, float32: logits are hidden states times its rows."""
+    return (self.embed_VD if self.cfg.tie_embeddings else self.unembed_VD)[...]
+
+
+def _remat(fn, policy: str):
+  if policy == "none":
+    return fn
+  save = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return jax.checkpoint(
+    fn, policy=save if policy == "dots" else None, prevent_cse=False
+  )
+
+
+def _parse_site(site: str, Y: int) -> tuple[int, str]:
+  match = re.fullmatch(r"block(\d+)\.(\w+)", site)
+  if not match or int(match[1]) >= Y or match[2] not in SITE_POINTS:
+    raise ValueError(
+      f"site {site!r}: expected 'blockNN.POINT' with NN below {Y} and POINT"
+      f" one of {', '.join(SITE_POINTS)}."
+    )
+  return int(match[1]), match[2]
+
+
+def init_parameters(cfg: DecoderConfig, seed: int) -> nnx.State:
+  """Random parameters; jit it with out_shardings to create them in place."""
+  return nnx.split(Decoder(cfg, rngs=nnx.Rngs(seed)))[1]
+
+
+@functools.cache
+def graphdef(cfg: DecoderConfig) -> nnx.GraphDef:
+  """The structure that `nnx.merge` joins with parameters."""
+  return nnx.graphdef(nnx.eval_shape(lambda: Decoder(cfg, rngs=nnx.Rngs(0))))
+
+
+@functools.cache
+def abstract_parameters(cfg: DecoderConfig) -> nnx.State:
+  """Shapes and dtypes of the parameters, nothing allocated."""
+  return jax.eval_shape(lambda: init_parameters(cfg, 0))

@@ -1,0 +1,401 @@
+"""Hugging Face folders: reads and writes config and safetensors.
+
+Reading goes tensor by tensor, and within a tensor shard by shard, straight to
+the devices that hold it; writing holds one file's tensors at a time.
+"""
+
+from collections.abc import Iterator, Mapping
+import concurrent.futures
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+import shutil
+from typing import Any
+
+from flax import nnx
+import huggingface_hub
+import jax
+import ml_dtypes  # noqa: F401  Teaches numpy, so safetensors, bfloat16.
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from analogjax import sharding
+from analogjax.models import decoder, families
+
+_INDEX = "model.safetensors.index.json"
+
+# Buffers that some exporters store and that hold no parameter.
+_NOT_PARAMETERS = ("rotary_emb.inv_freq",)
+
+TOKENIZER_FILES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "chat_template.jinja",
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """A JSON object from a file; ValueError names the file."""
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise ValueError(f"{path}: there is no such file.") from None
+  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f"{path}: not readable as JSON: {error}.") from None
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: expected a JSON object.")
+  return value
+
+
+def read_config(folder: Path, *, dtype: str = "float32"):
+  """The DecoderConfig of a folder; ValueError names file and field."""
+  if not folder.is_dir():
+    raise ValueError(
+      f"{folder}: expected a Hugging Face folder (config.json, safetensors),"
+      " found no such folder."
+    )
+  path = folder / "config.json"
+  return families.from_hf_config(read_json(path), dtype=dtype, where=str(path))
+
+
+def folder_digest(folder: Path) -> str:
+  """SHA-256 over config.json and every safetensors file, hexadecimal.
+
+  The digest is that of the sorted lines `<sha256>  <name>`, the format of
+  sha256sum, so anyone can recompute it with standard tools.
+  """
+  names = ["config.json", *sorted(p.name for p in _weight_files(folder))]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    digests = pool.map(lambda name: file_sha256(folder / name), names)
+    lines = [f"{d}  {n}\n" for d, n in zip(digests, names, strict=True)]
+  return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+  """SHA-256 of a file, hexadecimal; ValueError where there is none."""
+  try:
+    with open(path, "rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except FileNotFoundError:
+    raise ValueError(f"{path}: there is no such file.") from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+  if (folder / _INDEX).exists():
+    weight_map = read_json(folder / _INDEX).get("weight_map", {})
+    return [folder / name for name in sorted(set(weight_map.values()))]
+  return [folder / "model.safetensors"]
+
+
+class _Tensors:
+  """Every tensor of a folder by name, opened once, read by slices."""
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+    self._slices: dict[str, Any] = {}
+    for path in _weight_files(folder):
+      if not path.exists():
+        raise ValueError(
+          f"{path}: the file is missing; expected"
+          f" {'as named in ' + _INDEX if path.stem != 'model' else 'weights'}"
+          " in safetensors format."
+        )
+      try:
+        file = safetensors.safe_open(path, framework="numpy")
+        for name in file.keys():  # noqa: SIM118
+          self._slices[name] = file.get_slice(name)
+      except safetensors.SafetensorError as error:
+        raise ValueError(
+          f"{path}: not a whole safetensors file ({error}); it holds"
+          f" {path.stat().st_size} bytes. Fetch or write it again."
+        ) from None
+
+  def names(self) -> set[str]:
+    return {n for n in self._slices if not n.endswith(_NOT_PARAMETERS)}
+
+  def check(self, name: str, shape: tuple[int, ...]) -> None:
+    if name not in self._slices:
+      raise ValueError(
+        f"{self.folder}: tensor {name!r} is missing from its safetensors"
+        " files; config.json asks for it."
+      )
+    found = tuple(self._slices[name].get_shape())
+    if found != shape:
+      raise ValueError(
+        f"{self.folder}: tensor {name!r} has shape {list(found)}; config.json"
+        f" asks for {list(shape)}."
+      )
+
+  def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
+    return self._slices[name][slices]
+
+
+def _leaves(cfg: decoder.DecoderConfig) -> dict[str, Any]:
+  """Our path -> abstract array, without nnx's trailing 'value'."""
+  flat = nnx.to_flat_state(decoder.abstract_parameters(cfg))
+  return {"/".join(map(str, path)): leaf.get_value() for path, leaf in flat}
+
+
+def _hf_shape(tensor: families.Tensor, sizes: Mapping[str, int]):
+  return tuple(math.prod(sizes[c] for c in dim) for dim in tensor.dims)
+
+
+def read_parameters(
+  folder: Path, cfg: decoder.DecoderConfig, mesh, *, dtype: str = "float32"
+) -> nnx.State:
+  """The folder's weights as sharded parameters of `Decoder(cfg)`.
+
+  Each process reads the slices that its own devices hold, nothing else; host
+  memory never holds more than one parameter's local shards.
+
+  Args:
+    folder: single file or sharded index; float32, bfloat16 or float16.
+    cfg: from `read_config`.
+    mesh: where the parameters go, by `sharding.state_shardings`.
+    dtype: dtype of the parameters; bfloat16 halves a frozen teacher.
+
+  Raises:
+    ValueError: a missing, misshapen or surplus tensor, or a damaged file.
+  """
+  tensors = _Tensors(folder)
+  table = families.TABLES["llama"]
+  leaves = _leaves(cfg)
+  expected = set()
+  for path, leaf in leaves.items():
+    sizes = dict(zip(sharding.letters_of(path), leaf.shape, strict=True))
+    for layer in range(sizes.get("Y", 1)):
+      name = table[path].name.format(layer)
+      tensors.check(name, _hf_shape(table[path], sizes))
+      expected.add(name)
+  surplus = tensors.names() - expected
+  if cfg.tie_embeddings:
+    surplus -= {table["unembed_VD"].name}
+  if surplus:
+    raise ValueError(
+      f"{folder}: tensors that this model does not have:"
+      f" {', '.join(sorted(surplus)[:4])} ({len(surplus)} in all); is"
+      " model_type in config.json right?"
+    )
+
+  abstract = decoder.abstract_parameters(cfg)
+  shardings = sharding.state_shardings(abstract, mesh)
+  flat = []
+  for path, target in nnx.to_flat_state(shardings):
+    name = "/".join(map(str, path))
+    shape = leaves[name].shape
+    read = _shard_reader(tensors, table[name], name, shape, dtype)
+    array = jax.make_array_from_callback(shape, target.get_value(), read)
+    flat.append((path, nnx.Param(array)))
+  return nnx.from_flat_state(flat)
+
+
+def _shard_reader(tensors, tensor, path, shape, dtype):
+  """A callback that reads one device's shard of one parameter."""
+  letters = sharding.letters_of(path)
+  sizes = dict(zip(letters, shape, strict=True))
+  stacked = letters.startswith("Y")
+  ours = letters.removeprefix("Y")
+  theirs = "".join(tensor.dims)
+  order = [theirs.index(letter) for letter in ours]
+
+  def read(index):
+    cut = dict(zip(letters, index, strict=True))
+    spans = {c: range(*cut[c].indices(sizes[c])) for c in letters}
+    slices = tuple(_merged_slice(dim, spans, sizes) for dim in tensor.dims)
+    expanded = [len(spans[letter]) for letter in theirs]
+
+    def one(layer):
+      x = tensors.read(tensor.name.format(layer), slices).reshape(expanded)
+      return np.transpose(x, order).astype(dtype)
+
+    if not stacked:
+      return one(0)
+    return np.stack([one(layer) for layer in spans["Y"]])
+
+  return read
+
+
+def _merged_slice(dim: str, spans, sizes) -> slice:
+  """The slice of a merged dimension ("NH") for spans of its letters."""
+  first, rest = dim[0], dim[1:]
+  assert all(len(spans[c]) == sizes[c] for c in rest), (dim, spans)
+  inner = math.prod(sizes[c] for c in rest)
+  return slice(spans[first].start * inner, spans[first].stop * inner)
+
+
+def hf_tensors(
+  params: nnx.State, dtype: str
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Every Hugging Face tensor of a model in turn, contiguous on the host."""
+  table = families.TABLES["llama"]
+  for path, leaf in sorted(nnx.to_flat_state(params)):
+    name = "/".join(map(str, path))
+    value = leaf.get_value()
+    letters = sharding.letters_of(name)
+    layers = value.shape[0] if letters.startswith("Y") else 1
+    for layer in range(layers):
+      one = value[layer] if letters.startswith("Y") else value
+      yield (
+        table[name].name.format(layer),
+        _to_hf(np.asarray(one), letters.removeprefix("Y"), table[name], dtype),
+      )
+
+
+def _to_hf(x, letters, tensor, dtype) -> np.ndarray:
+  sizes = dict(zip(letters, x.shape, strict=True))
+  x = np.transpose(x, [letters.index(c) for c in "".join(tensor.dims)])
+  x = x.reshape(_hf_shape(tensor, sizes)).astype(dtype)
+  # safetensors writes an array that is not C-contiguous wrong, and silently.
+  return np.ascontiguousarray(x)
+
+
+def write_folder(
+  folder: Path,
+  cfg: decoder.DecoderConfig,
+  params: nnx.State,
+  *,
+  dtype: str,
+  max_shard_bytes: int,
+  tokenizer_folder: Path,
+  metadata: Mapping[str, str],
+) -> dict[str, Any]:
+  """Writes a folder that transformers loads, reads it back and compares.
+
+  The folder appears whole or not at all: everything goes to a temporary
+  sibling that is renamed at the end, over an earlier export.
+
+  Args:
+    folder: target; its parent must exist.
+    cfg: of the model.
+    params: of the model, on any mesh.
+    dtype: "float32" or "bfloat16", of the stored tensors.
+    max_shard_bytes: a file is not larger, unless one tensor alone is.
+    tokenizer_folder: tokenizer and generation files are copied from here.
+    metadata: string pairs for the files' headers, beside format=pt.
+
+  Returns:
+    What was written: parameters, bytes, files with their SHA-256.
+
+  Raises:
+    ValueError: weights that are not finite, or a file that does not read back
+      as it was written.
+  """
+  temporary = folder.with_name(f".{folder.name}.incomplete")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+
+  plan = _plan_shards(cfg, dtype, max_shard_bytes)
+  file_of = plan.tensor_to_filename
+  open_files: dict[str, dict[str, np.ndarray]] = {}
+  left = {name: len(t) for name, t in plan.filename_to_tensors.items()}
+  header = {**metadata, "format": "pt"}
+  num_parameters = 0
+  for name, array in hf_tensors(params, dtype):
+    if not np.isfinite(array.astype(np.float32)).all():
+      raise ValueError(f"export: tensor {name!r} holds NaN or infinity.")
+    num_parameters += array.size
+    file = file_of[name]
+    open_files.setdefault(file, {})[name] = array
+    left[file] -= 1
+    if not left[file]:
+      _write_checked(temporary / file, open_files.pop(file), header)
+  assert not open_files
+
+  if plan.is_sharded:
+    _write_json(
+      temporary / _INDEX,
+      {
+        "metadata": {
+          "total_parameters": num_parameters,
+          "total_size": plan.metadata["total_size"],
+        },
+        "weight_map": dict(sorted(file_of.items())),
+      },
+    )
+  _write_configs(temporary, cfg, dtype, tokenizer_folder)
+  files = sorted(p for p in temporary.iterdir())
+  report = {
+    "parameters": num_parameters,
+    "bytes": sum(p.stat().st_size for p in files),
+    "dtype": dtype,
+    "files": {p.name: file_sha256(p) for p in files},
+    **metadata,
+  }
+  for path in files:
+    _fsync(path)
+  old = folder.with_name(f".{folder.name}.old")
+  shutil.rmtree(old, ignore_errors=True)
+  if folder.exists():
+    folder.rename(old)
+  temporary.rename(folder)
+  _fsync(folder.parent)
+  shutil.rmtree(old, ignore_errors=True)
+  return report
+
+
+def _plan_shards(cfg, dtype, max_shard_bytes):
+  """Which tensor goes to which file, from shapes alone, in writing order."""
+  table = families.TABLES["llama"]
+  sizes = {}
+  itemsize = np.dtype(dtype).itemsize
+  for path, leaf in sorted(_leaves(cfg).items()):
+    letters = sharding.letters_of(path)
+    layers = leaf.shape[0] if letters.startswith("Y") else 1
+    for layer in range(layers):
+      sizes[table[path].name.format(layer)] = leaf.size // layers * itemsize
+  return huggingface_hub.split_state_dict_into_shards_factory(
+    sizes,
+    get_storage_size=lambda size: size,
+    filename_pattern="model{suffix}.safetensors",
+    max_shard_size=max_shard_bytes,
+  )
+
+
+def _write_checked(path, tensors, header) -> None:
+  safetensors.numpy.save_file(tensors, path, metadata=header)
+  with safetensors.safe_open(path, framework="numpy") as file:
+    for name, array in tensors.items():
+      if not np.array_equal(file.get_tensor(name), array):
+        raise ValueError(
+          f"{path.name}: tensor {name!r} did not read back as written;"
+          " the disk or the safetensors library is damaged."
+        )
+
+
+def _write_configs(folder, cfg, dtype, tokenizer_folder) -> None:
+  teacher = read_json(tokenizer_folder / "config.json")
+  config = families.to_hf_config(cfg, dtype=dtype)
+  ids = {
+    key: teacher[key]
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+    if teacher.get(key) is not None
+  }
+  _write_json(folder / "config.json", config | ids)
+  generation = tokenizer_folder / "generation_config.json"
+  if generation.exists():
+    ids |= read_json(generation)
+  _write_json(folder / "generation_config.json", ids)
+  if not (tokenizer_folder / "tokenizer.json").exists():
+    raise ValueError(
+      f"{tokenizer_folder / 'tokenizer.json'}: the tokenizer is missing; the"
+      " export cannot be used without it."
+    )
+  for name in TOKENIZER_FILES:
+    if (tokenizer_folder / name).exists():
+      shutil.copyfile(tokenizer_folder / name, folder / name)
+
+
+def _write_json(path: Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _fsync(path: Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

@@ -1,0 +1,309 @@
+"""What a decoder costs, in closed form: parameters, FLOPs and bytes.
+
+Nothing is allocated or compiled, so a plan for a model of any size takes
+milliseconds and needs no accelerator. Letters as in docs/glossary.md: V
+vocabulary, D model width, Y layers, N query heads, G key/value heads, H head
+width, F feed-forward width, L row length, K slots of a cached record.
+"""
+
+import dataclasses
+import math
+from typing import Protocol
+
+FLOAT32_BYTES = 4
+
+
+# tau -> bytes a token of a threshold cache in Zarr (blosc zstd, 8 rows to a
+# chunk), SmolLM2-135M over English prose, V = 49,152; from tau = 0.1 on at
+# fixed width. A teacher with less entropy takes fewer.
+_MEASURED_BYTES = (
+  (0.02, 50.4),
+  (0.03, 38.0),
+  (0.04, 31.3),
+  (0.06, 24.0),
+  (0.1, 16.0),
+  (0.2, 9.5),
+  (0.3, 7.0),
+  (0.5, 5.0),
+  (1.0, 3.0),
+)
+
+
+class Shape(Protocol):
+  """The fields of DecoderConfig that sizes follow from."""
+
+  @property
+  def V(self) -> int: ...
+  @property
+  def D(self) -> int: ...
+  @property
+  def Y(self) -> int: ...
+  @property
+  def N(self) -> int: ...
+  @property
+  def G(self) -> int: ...
+  @property
+  def H(self) -> int: ...
+  @property
+  def F(self) -> int: ...
+  @property
+  def tie_embeddings(self) -> bool: ...
+  @property
+  def attention_bias(self) -> bool: ...
+  @property
+  def mlp_bias(self) -> bool: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParameterCounts:
+  """Parameters by place; a tied head is counted with the embedding."""
+
+  embedding: int
+  attention: int  # Of one layer, as are the next two.
+  mlp: int
+  norms: int
+  num_layers: int
+  final_norm: int
+  head: int  # 0 if tied.
+
+  @property
+  def per_layer(self) -> int:
+    return self.attention + self.mlp + self.norms
+
+  @property
+  def total(self) -> int:
+    layers = self.num_layers * self.per_layer
+    return self.embedding + layers + self.final_norm + self.head
+
+
+def count_parameters(cfg: Shape) -> ParameterCounts:
+  """How many parameters a decoder has, and where."""
+  attention = _attention_weights(cfg)
+  if cfg.attention_bias:
+    attention += (cfg.N + 2 * cfg.G) * cfg.H + cfg.D
+  mlp = _mlp_weights(cfg)
+  if cfg.mlp_bias:
+    mlp += 2 * cfg.F + cfg.D
+  return ParameterCounts(
+    embedding=cfg.V * cfg.D,
+    attention=attention,
+    mlp=mlp,
+    norms=2 * cfg.D,
+    num_layers=cfg.Y,
+    final_norm=cfg.D,
+    head=0 if cfg.tie_embeddings else cfg.V * cfg.D,
+  )
+
+
+def forward_flops_per_token(cfg: Shape, L: int) -> int:
+  """FLOPs of one token's forward pass, logits included, the mean over a row.
+
+    2 (Y (2 D N H + 2 D G H + 3 D F) + D V)  +  Y 4 N H (L + 1) / 2
+
+  The first part is a multiplication and an addition for every weight of a
+  matrix; the embedding is a lookup and free. The second is q k and p v over the
+  (L + 1) / 2 positions that a causal row lets a token see on average; documents
+  packed into a row see fewer, so it is an upper bound. Norms, rotary embedding
+  and softmax are left out.
+
+  Source: Kaplan et al. 2020, arXiv:2001.08361, table 1, and Chowdhery et al.
+  2022 (PaLM), arXiv:2204.02311, appendix B. There the second part is 2 Y L N H
+  (Kaplan) and 4 Y L N H (PaLM, which does not halve for causality).
+  """
+  weights = cfg.Y * (_attention_weights(cfg) + _mlp_weights(cfg))
+  weights += cfg.D * cfg.V
+  return 2 * weights + cfg.Y * 2 * cfg.N * cfg.H * (L + 1)
+
+
+def training_flops_per_token(cfg: Shape, L: int) -> int:
+  """FLOPs of one token's forward and backward pass, 3 x the forward pass.
+
+  The backward pass takes two products for each one of the forward pass. What
+  `remat` computes again is not counted: these are model FLOPs.
+  """
+  return 3 * forward_flops_per_token(cfg, L)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingBytes:
+  """Bytes of what a training step holds on one device."""
+
+  params: int
+  gradients: int
+  moments: int
+  activations: int
+  logits: int
+
+  @property
+  def total(self) -> int:
+    return sum(dataclasses.asdict(self).values())
+
+
+def training_bytes(
+  cfg: Shape,
+  *,
+  rows: int,
+  L: int,
+  chunk: int,
+  dtype_bytes: int,
+  remat: str,
+  split: int = 1,
+  tensor: int = 1,
+) -> TrainingBytes:
+  """Bytes that a training step with AdamW holds on one device.
+
+  Args:
+    cfg: shape of the student.
+    rows: rows of the batch on this device.
+    L: tokens in a row.
+    chunk: positions of each row whose logits exist at a time.
+    dtype_bytes: of the compute dtype.
+    remat: none, dots or full, as in DecoderConfig.
+    split: devices that share parameters, gradients and moments (fsdp x tensor).
+    tensor: devices that share heads, feed-forward width and vocabulary.
+  """
+  params = FLOAT32_BYTES * math.ceil(count_parameters(cfg).total / split)
+  return TrainingBytes(
+    params=params,
+    gradients=params,
+    moments=2 * params,
+    activations=activation_bytes(
+      cfg, rows=rows, L=L, dtype_bytes=dtype_bytes, remat=remat, tensor=tensor
+    ),
+    logits=logits_bytes(cfg, rows=rows, chunk=chunk, tensor=tensor),
+  )
+
+
+def activation_bytes(
+  cfg: Shape,
+  *,
+  rows: int,
+  L: int,
+  dtype_bytes: int,
+  remat: str,
+  tensor: int = 1,
+) -> int:
+  """Bytes kept for the backward pass on one device, an estimate.
+
+  Per token and layer: the inputs of the norms and what they give, q, k and v,
+  scores and probabilities [N, L] (as if attention were not fused), its output,
+  and gate, up and their product. remat="dots" keeps the results of matrix
+  products and the layer's input, "full" only the layer's input; either
+  computes one layer at a time again.
+
+  Source: the counting of Korthikanti et al. 2022, arXiv:2205.05198, section 4,
+  for a gated MLP, grouped key/value heads and no dropout.
+  """
+  qkv = (cfg.N + 2 * cfg.G) * cfg.H / tensor
+  products = qkv + 2 * cfg.D + 2 * cfg.F / tensor
+  heads = (2 * cfg.N * L + cfg.N * cfg.H) / tensor
+  layer = 4 * cfg.D + qkv + heads + 4 * cfg.F / tensor
+  kept = {"none": layer, "dots": cfg.D + products, "full": cfg.D}[remat]
+  again = 0 if remat == "none" else layer
+  return math.ceil(rows * L * dtype_bytes * (cfg.Y * kept + again))
+
+
+def logits_bytes(cfg: Shape, *, rows: int, chunk: int, tensor: int = 1) -> int:
+  """Bytes of the logits of a chunk, their exponentials and their gradient."""
+  return 3 * FLOAT32_BYTES * rows * chunk * math.ceil(cfg.V / tensor)
+
+
+def record_bytes(num_slots: int, L: int) -> float:
+  """Bytes a token of a cached row takes before compression, padding included.
+
+  Of a threshold record of K slots: K ids of 4 bytes and K codes of 1, entropy
+  and the label's log-probability (4 + 4), token and segment (4 + 4), and the
+  row's digest of 32 bytes shared by its L tokens.
+  """
+  return 5 * num_slots + 16 + 32 / L
+
+
+def expected_record_bytes(tau: float) -> float:
+  """Bytes a token of a threshold cache takes on disk, an estimate.
+
+  Between the measured points a power law; below the first one the law of the
+  first two. They hold for a teacher of 3.7 nats of entropy at V = 49,152.
+
+  Source: measurements on SmolLM2-135M-Instruct.
+  """
+  points = [(math.log(x), math.log(y)) for x, y in _MEASURED_BYTES]
+  x = math.log(tau)
+  upper = next((i for i, p in enumerate(points) if p[0] >= x), len(points) - 1)
+  (x0, y0), (x1, y1) = points[max(upper, 1) - 1], points[max(upper, 1)]
+  return math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SizeVerdict:
+  """A student's size against the window of 0.5 % to 5 % of its teacher."""
+
+  student: int  # Parameters.
+  teacher: int
+
+  @property
+  def ratio(self) -> float:
+    return self.student / self.teacher
+
+  @property
+  def inside(self) -> bool:
+    # Whole numbers: at the very ends a rounded quotient could fall either way.
+    return 200 * self.student >= self.teacher and (
+      20 * self.student <= self.teacher
+    )
+
+  @property
+  def window(self) -> tuple[int, int]:
+    """Fewest and most parameters that are inside."""
+    return -(-self.teacher // 200), self.teacher // 20
+
+  def __str__(self) -> str:
+    least, most = self.window
+    where = "inside" if self.inside else "outside"
+    return (
+      f"the student's {self.student:,} parameters are {100 * self.ratio:.3f} %"
+      f" of the teacher's {self.teacher:,}, {where} the window of 0.5 % to 5 %"
+      f" ({least:,} to {most:,})"
+    )
+
+
+def size_window_verdict(
+  student_params: int, teacher_params: int
+) -> SizeVerdict:
+  """Whether 0.5 % <= student / teacher <= 5 %, both ends included."""
+  if student_params < 1 or teacher_params < 1:
+    raise ValueError(
+      f"size window: expected positive parameter counts, found"
+      f" {student_params} (student) and {teacher_params} (teacher)."
+    )
+  return SizeVerdict(student=student_params, teacher=teacher_params)
+
+
+def check_size_window(student: int, teacher: int, *, policy: str) -> str:
+  """A warning if the student is outside the window, '' if it is inside.
+
+  Args:
+    student: its parameters.
+    teacher: its parameters.
+    policy: config.student.size_window: "refuse" or "warn".
+
+  Raises:
+    ValueError: outside the window and the policy is to refuse.
+  """
+  assert policy in ("refuse", "warn"), policy
+  verdict = size_window_verdict(student, teacher)
+  if verdict.inside:
+    return ""
+  if policy == "warn":
+    return f"student.size_window='warn': {verdict}; it cannot be released."
+  raise ValueError(
+    f"student: {verdict}. Change student.D, student.Y or student.F, or go on"
+    " with --config.student.size_window=warn; it could not be released then."
+  )
+
+
+def _attention_weights(cfg: Shape) -> int:
+  return 2 * cfg.D * cfg.N * cfg.H + 2 * cfg.D * cfg.G * cfg.H
+
+
+def _mlp_weights(cfg: Shape) -> int:
+  return 3 * cfg.D * cfg.F

@@ -1,0 +1,103 @@
+"""Progress: a bar on a terminal, a plain line now and then elsewhere."""
+
+from collections.abc import Mapping
+import sys
+import time
+
+import jax
+import rich.console
+import rich.progress
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def console() -> rich.console.Console:
+  """Where people read: standard output, on process 0 alone."""
+  return rich.console.Console(quiet=jax.process_index() != 0, highlight=False)
+
+
+def say(text: str) -> None:
+  """One line for people."""
+  console().print(text, markup=False)
+
+
+class Progress:
+  """Counts up to `total` of something, with tokens/s and time left.
+
+  Use as a context manager. Rates count from the first `advance`, which has
+  the compilation behind it.
+  """
+
+  def __init__(self, title: str, *, total: int, unit: str, done: int = 0):
+    """A bar for `total` units ("rows", "steps"), of which `done` are done."""
+    self._title, self._total, self._unit = title, total, unit
+    self._count, self._tokens = done, 0
+    self._start: float | None = None
+    self._start_count = done
+    self._last_line = time.monotonic()
+    self._bar: rich.progress.Progress | None = None
+    where = console()
+    if where.is_terminal and not where.quiet:
+      self._bar = rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.completed}/{task.total} " + unit),
+        rich.progress.TextColumn("{task.fields[rate]}"),
+        rich.progress.TextColumn("left {task.fields[left]}"),
+        rich.progress.TextColumn("{task.fields[note]}"),
+        console=where,
+        transient=False,
+      )
+      self._task = self._bar.add_task(
+        title, total=total, completed=done, rate="", left="?", note=""
+      )
+
+  def __enter__(self) -> "Progress":
+    if self._bar is not None:
+      self._bar.start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+
+  def advance(
+    self, count: int, *, tokens: int, values: Mapping[str, float] | None = None
+  ) -> None:
+    """Counts on; `values` are shown beside the bar."""
+    now = time.monotonic()
+    self._count += count
+    if self._start is None:
+      self._start, self._start_count, rate, left = now, self._count, "", "?"
+    else:
+      self._tokens += tokens
+      seconds = max(now - self._start, 1e-9)
+      rate = f"{self._tokens / seconds:,.0f} tokens/s"
+      done = self._count - self._start_count
+      left = _clock(seconds / done * (self._total - self._count))
+    note = "  ".join(f"{k} {v:.3f}" for k, v in (values or {}).items())
+    if self._bar is not None:
+      self._bar.update(
+        self._task, completed=self._count, rate=rate, left=left, note=note
+      )
+    elif self._due(now):
+      self._last_line = now
+      say(
+        f"{self._title}: {self._count}/{self._total} {self._unit}  {rate}"
+        f"  left {left}  {note}".rstrip()
+      )
+      sys.stdout.flush()
+
+  def _due(self, now: float) -> bool:
+    last = self._count >= self._total
+    return last or now - self._last_line >= _SECONDS_BETWEEN_LINES
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (
+    f"{hours}:{minutes:02d}:{seconds:02d}"
+    if hours
+    else (f"{minutes}:{seconds:02d}")
+  )

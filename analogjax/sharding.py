@@ -1,0 +1,140 @@
+"""Where arrays live: the mesh, and one table from shape letters to mesh axes.
+
+A parameter's name ends in its shape letters (wq_DNH), so its name is enough to
+shard it, and the models carry no sharding annotation at all. Layers that are
+stacked sit below a name that ends in the letter Y (blocks_Y): the letters along
+a path add up, so `blocks_Y/attention/wq_DNH` has the shape letters YDNH.
+"""
+
+from collections.abc import Mapping
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+
+# A letter that is absent is replicated.
+_SPLIT = {"N": "tensor", "G": "tensor", "F": "tensor", "V": "tensor"}
+WEIGHT_AXES = {"D": "fsdp", "E": "expert", **_SPLIT}
+ACTIVATION_AXES = {"B": ("data", "fsdp", "expert"), **_SPLIT}
+
+ROWS = P(ACTIVATION_AXES["B"])
+
+
+def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
+  """A mesh over all devices (or `devices`); at most one size may be -1.
+
+  Raises:
+    ValueError: an unknown axis, or sizes whose product is not the number of
+      devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  unknown = sorted(set(axis_sizes) - set(MESH_AXES))
+  if unknown:
+    raise ValueError(
+      f"mesh: unknown axis {', '.join(unknown)}; the axes are "
+      f"{', '.join(MESH_AXES)}."
+    )
+  sizes = [axis_sizes.get(axis, 1) for axis in MESH_AXES]
+  given = ", ".join(f"{a}={n}" for a, n in zip(MESH_AXES, sizes, strict=True))
+  if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
+    raise ValueError(
+      f"mesh: {given}; each size must be positive, and one at most may be -1"
+      " (it takes the devices that are left)."
+    )
+  fixed = math.prod(n for n in sizes if n != -1)
+  if -1 in sizes and len(devices) % fixed == 0:
+    sizes[sizes.index(-1)] = len(devices) // fixed
+  if math.prod(sizes) != len(devices):
+    raise ValueError(
+      f"mesh: {given} does not match the {len(devices)} devices that there"
+      f" are; the product of the axes must be {len(devices)}."
+    )
+  return jax.make_mesh(
+    tuple(sizes),
+    MESH_AXES,
+    axis_types=(AxisType.Auto,) * len(MESH_AXES),
+    devices=devices,
+  )
+
+
+def letters_of(path: str) -> str:
+  """The shape letters of a parameter, e.g. YDNH for blocks_Y/.../wq_DNH."""
+  return "".join(re.findall(r"_([A-Z]+)\b", path))
+
+
+def weight_spec(letters: str) -> P:
+  """The PartitionSpec of a weight or of an optimizer moment."""
+  return P(*(WEIGHT_AXES.get(letter) for letter in letters))
+
+
+def state_shardings(abstract: Any, mesh: Mesh) -> Any:
+  """A NamedSharding for every leaf of a train state, from the leaf's name.
+
+  Optimizer moments sit under the names of the weights they track, so they
+  follow them. Scalars are replicated; any other unnamed leaf is an error.
+
+  Raises:
+    ValueError: a dimension that its mesh axis does not divide.
+  """
+
+  def of(path, leaf):
+    if leaf.ndim == 0:
+      return NamedSharding(mesh, P())
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    letters = letters_of(name)
+    assert len(letters) == leaf.ndim, f"{name}: shape {leaf.shape}."
+    for letter, size in zip(letters, leaf.shape, strict=True):
+      axis = WEIGHT_AXES.get(letter)
+      if axis is not None and size % mesh.shape[axis]:
+        raise ValueError(
+          f"mesh: {axis}={mesh.shape[axis]} does not divide {letter}={size}"
+          f" (dimension {letter} of {name}); choose a size of mesh.{axis}"
+          f" that divides {size}."
+        )
+    return NamedSharding(mesh, weight_spec(letters))
+
+  return jax.tree_util.tree_map_with_path(of, abstract)
+
+
+def pin(x: jax.Array, axes: tuple[str | tuple[str, ...] | None, ...]):
+  """Pins an array inside a jitted function to mesh axes; no mesh, no effect."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def constrain(x: jax.Array, letters: str) -> jax.Array:
+  """Pins an activation to the mesh, e.g. constrain(x_BLD, "BLD")."""
+  return pin(x, tuple(ACTIVATION_AXES.get(letter) for letter in letters))
+
+
+def check_batch_rows(batch_rows: int, mesh: Mesh, field: str) -> None:
+  """Refuses a batch whose rows the mesh cannot share out evenly.
+
+  Raises:
+    ValueError: names `field` and the axes that hold the rows.
+  """
+  ways = math.prod(mesh.shape[axis] for axis in ACTIVATION_AXES["B"])
+  if batch_rows % ways:
+    raise ValueError(
+      f"{field}={batch_rows} rows cannot be split over"
+      f" {' x '.join(ACTIVATION_AXES['B'])} = {ways} devices; use a multiple"
+      f" of {ways}."
+    )
+
+
+def put_rows(tree: Any, mesh: Mesh) -> Any:
+  """Host arrays [B, ...] as global arrays whose rows are split over the mesh.
+
+  Every process passes the whole batch and keeps the rows of its own devices.
+  """
+  sharding = NamedSharding(mesh, ROWS)
+
+  def put(x):
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree)

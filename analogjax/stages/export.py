@@ -1,0 +1,68 @@
+"""export: the analog as a Hugging Face folder."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from analogjax import assemble, config, config_files, ledger, progress
+from analogjax.models import hf_folder
+
+
+def run(cfg: ConfigDict, workdir: Path) -> None:
+  """Writes workdir/export and its receipt, workdir/export.json.
+
+  The folder appears whole or not at all; an export of the same checkpoint that
+  still has its bytes is left alone.
+  """
+  sections = config.to_sections(cfg)
+  mesh = assemble.make_mesh(sections)
+  teacher = assemble.open_teacher(sections, workdir)
+  student_cfg = assemble.student_config(sections)
+  phase = sections.release.phase
+  step, params, fingerprints = assemble.read_phase(
+    sections, workdir, phase, mesh
+  )
+  source = {
+    "phase": phase,
+    "step": step,
+    "fingerprints": fingerprints,
+    "teacher_digest": teacher.digest,
+    "dtype": sections.release.dtype,
+    "max_shard_gb": sections.release.max_shard_gb,
+  }
+  folder, receipt = workdir / assemble.EXPORT, workdir / "export.json"
+  if _is_done(folder, receipt, source):
+    progress.say(f"export: complete, in {folder}.")
+    return
+  spent = ledger.Ledger(workdir, "export")
+  with jax.set_mesh(mesh):
+    report = hf_folder.write_folder(
+      folder,
+      student_cfg,
+      params,
+      dtype=sections.release.dtype,
+      max_shard_bytes=int(sections.release.max_shard_gb * 1e9),
+      tokenizer_folder=teacher.folder,
+      metadata={},
+    )
+  config_files.write_json(receipt, {"source": source, **report})
+  spent.append(bytes=report["bytes"])
+  progress.say(
+    f"export: {report['parameters']:,} parameters, {report['bytes']:,} bytes,"
+    f" read back and compared, in {folder}."
+  )
+
+
+def _is_done(folder: Path, receipt: Path, source: dict[str, Any]) -> bool:
+  if not receipt.exists() or not folder.is_dir():
+    return False
+  written = hf_folder.read_json(receipt)
+  if written.get("source") != source:
+    return False
+  names = {p.name for p in folder.iterdir()}
+  return names == set(written["files"]) and all(
+    hf_folder.file_sha256(folder / name) == digest
+    for name, digest in written["files"].items()
+  )

@@ -1,0 +1,112 @@
+"""measure: the analog against the teacher on held-out rows.
+
+Letters: B rows of a step, L positions.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+from ml_collections import ConfigDict
+
+from analogjax import (
+  assemble,
+  config,
+  config_files,
+  ledger,
+  progress,
+  sharding,
+  steps,
+)
+from analogjax.data import batches, logit_cache
+from analogjax.models import decoder, hf_folder, sizes
+
+FORMAT_VERSION = 1
+
+
+def run(cfg: ConfigDict, workdir: Path) -> None:
+  """Writes workdir/fidelity.json, unless it is there for the same models.
+
+  The teacher runs live and the divergence is dense over the vocabulary:
+  nothing here depends on how the cache was sampled.
+  """
+  sections = config.to_sections(cfg)
+  mesh = assemble.make_mesh(sections)
+  B = sections.measure.batch_rows
+  sharding.check_batch_rows(B, mesh, "measure.batch_rows")
+  teacher = assemble.open_teacher(sections, workdir)
+  held_out = logit_cache.open_cache(workdir / assemble.HELD_OUT)
+  student_cfg = assemble.student_config(sections)
+  params, about = {}, {}
+  for phase in sections.measure.phases:
+    step, params[phase], fingerprints = assemble.read_phase(
+      sections, workdir, phase, mesh
+    )
+    about[phase] = {"step": step, "fingerprints": fingerprints}
+  inputs = {
+    "teacher_digest": teacher.digest,
+    "held_out_rows": held_out.manifest.num_rows,
+    "pipeline_fingerprint": held_out.manifest.pipeline_fingerprint,
+    "students": about,
+  }
+  path = workdir / "fidelity.json"
+  if path.exists() and hf_folder.read_json(path).get("inputs") == inputs:
+    progress.say("measure: complete.")
+    return
+
+  spent = ledger.Ledger(workdir, "measure")
+  teacher_params = hf_folder.read_parameters(
+    teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
+  )
+  step = jax.jit(
+    functools.partial(
+      steps.compare_step,
+      teacher_graphdef=decoder.graphdef(teacher.cfg),
+      graphdef=decoder.graphdef(student_cfg),
+      chunk=sections.cache.chunk,
+    ),
+    out_shardings=NamedSharding(mesh, P()),
+  )
+  L, num_rows = sections.data.L, held_out.manifest.num_rows
+  sums: dict[str, Any] | None = None
+  with (
+    jax.set_mesh(mesh),
+    progress.Progress("measure", total=num_rows, unit="rows") as bar,
+  ):
+    for i, (batch, _) in enumerate(batches.in_order(held_out, B)):
+      on_mesh = sharding.put_rows(batch, mesh)
+      out = jax.device_get(step(teacher_params, params, on_mesh))
+      out = jax.tree.map(float, out)
+      sums = out if sums is None else jax.tree.map(_add, sums, out)
+      rows = min(B, num_rows - i * B)
+      bar.advance(rows, tokens=rows * L)
+  assert sums is not None
+
+  results = {name: _means(total) for name, total in sums.items()}
+  value = {
+    "format": "analogjax.fidelity",
+    "format_version": FORMAT_VERSION,
+    "inputs": inputs,
+    "output": results,
+  }
+  config_files.write_json(path, value)
+  per_token = sizes.forward_flops_per_token(teacher.cfg, L)
+  per_token += len(params) * sizes.forward_flops_per_token(student_cfg, L)
+  tokens = num_rows * L
+  spent.append(tokens=tokens, flops=tokens * per_token)
+
+
+def _add(a: float, b: float) -> float:
+  return a + b
+
+
+def _means(total: steps.Comparison) -> dict[str, float]:
+  return {
+    "cross_entropy_nats": total.hard / total.weight,
+    "kl_to_teacher_nats": total.kl / total.weight,
+    "top1_agreement": total.agree / total.weight,
+    "accuracy": total.correct / total.weight,
+    "label_tokens": total.weight,
+  }

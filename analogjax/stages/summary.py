@@ -1,0 +1,130 @@
+"""summary: the closing table of a run, summary.json and the curves."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.figure
+from ml_collections import ConfigDict
+import rich.table
+
+from analogjax import assemble, config, config_files, ledger, metrics, progress
+from analogjax.data import logit_cache
+from analogjax.models import hf_folder
+
+
+def run(cfg: ConfigDict, workdir: Path) -> None:
+  """Prints the table; writes summary.json (its numbers) and curves.png."""
+  if jax.process_index() != 0:
+    return
+  sections = config.to_sections(cfg)
+  summary = _collect(sections, workdir)
+  config_files.write_json(workdir / "summary.json", summary)
+  _draw(sections, workdir)
+  _print(summary, workdir)
+
+
+def _collect(sections: config.Sections, workdir: Path) -> dict[str, Any]:
+  fidelity = hf_folder.read_json(workdir / "fidelity.json")
+  cache = logit_cache.open_cache(workdir / assemble.CACHE)
+  tokens = cache.manifest.num_rows * cache.manifest.sequence_length
+  by_array = {
+    name: size / tokens for name, size in cache.bytes_by_array().items()
+  }
+  # What a token costs beyond the rows themselves, which any training needs.
+  rows = ("tokens", "segments", "position_offsets", "weights")
+  teacher = assemble.open_teacher(sections, workdir)
+  student = assemble.student_config(sections).num_parameters
+  spent = ledger.totals(workdir)
+  return {
+    "parameters": {
+      "teacher": teacher.cfg.num_parameters,
+      "student": student,
+      "ratio": student / teacher.cfg.num_parameters,
+    },
+    "models": fidelity["output"],
+    "cache": {
+      "tokens": tokens,
+      "tau": cache.manifest.tau,
+      "bytes_per_token": sum(by_array.values()),
+      "bytes_per_token_without_rows": sum(
+        size for name, size in by_array.items() if name not in rows
+      ),
+      "bytes_per_token_by_array": by_array,
+    },
+    "seconds": {
+      stage: round(fields["seconds"], 1) for stage, fields in spent.items()
+    },
+    "spent": spent,
+  }
+
+
+def _print(summary: dict[str, Any], workdir: Path) -> None:
+  sizes = summary["parameters"]
+  models = rich.table.Table(
+    title=(
+      f"held-out rows; analog of {sizes['student']:,} parameters,"
+      f" {sizes['ratio']:.2%} of the teacher's {sizes['teacher']:,}"
+    )
+  )
+  models.add_column("model")
+  for name in ("cross-entropy, nats", "KL to teacher, nats", "top-1 agreement"):
+    models.add_column(name, justify="right")
+  for name, values in summary["models"].items():
+    models.add_row(
+      name,
+      f"{values['cross_entropy_nats']:.4f}",
+      f"{values['kl_to_teacher_nats']:.4f}",
+      f"{values['top1_agreement']:.4f}",
+    )
+  costs = rich.table.Table(title="cost")
+  costs.add_column("what")
+  costs.add_column("", justify="right")
+  cache = summary["cache"]
+  costs.add_row("cached tokens", f"{cache['tokens']:,}")
+  costs.add_row("bytes per cached token", f"{cache['bytes_per_token']:.1f}")
+  costs.add_row(
+    "  of which not tokens and segments",
+    f"{cache['bytes_per_token_without_rows']:.1f}",
+  )
+  for stage, seconds in summary["seconds"].items():
+    costs.add_row(f"seconds, {stage}", f"{seconds:.1f}")
+  out = progress.console()
+  out.print(models)
+  out.print(costs)
+  out.print(
+    f"numbers: {workdir / 'summary.json'}  curves: {workdir / 'curves.png'}"
+    f"  analog: {workdir / assemble.EXPORT}",
+    markup=False,
+  )
+
+
+def _draw(sections: config.Sections, workdir: Path) -> None:
+  """Held-out curves: each phase starts where the one it came from ended."""
+  figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+  panels = figure.subplots(1, 2)
+  curves = (
+    ("held_out/hard_label_nats", "cross-entropy to the next token"),
+    ("held_out/kl_estimate_nats", "KL to the teacher, from the cache"),
+  )
+  begins: dict[str, int] = {"": 0}
+  styles = ("-", "--", "-.", ":")  # Told apart in black and white too.
+  for i, name in enumerate(sections.train.phases):
+    phase = sections.train.phase[name]
+    begin = begins[phase.init_from]
+    begins[name] = begin + phase.num_steps
+    records = metrics.read(assemble.phase_folder(workdir, name))
+    for panel, (key, _) in zip(panels, curves, strict=True):
+      points = [(begin + r["step"], r[key]) for r in records if key in r]
+      x, y = zip(*points, strict=True) if points else ((), ())
+      panel.plot(x, y, styles[i % len(styles)], marker="o", label=name)
+  for panel, (_, title) in zip(panels, curves, strict=True):
+    panel.set_title(f"held-out {title}")
+    panel.set_xlabel("step")
+    panel.set_ylabel("nats per token")
+    panel.grid(alpha=0.3)
+    panel.legend()
+  # Not over an earlier picture until the new one is whole.
+  temporary = workdir / ".curves.incomplete.png"
+  figure.savefig(temporary, dpi=120)
+  temporary.replace(workdir / "curves.png")

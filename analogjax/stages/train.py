@@ -1,0 +1,289 @@
+"""train: the student through its phases.
+
+Letters: B rows of a step, L positions.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import hashlib
+import json
+import operator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from ml_collections import ConfigDict
+
+from analogjax import (
+  assemble,
+  checkpoint,
+  config,
+  ledger,
+  losses,
+  metrics,
+  optim,
+  progress,
+  sharding,
+  steps,
+)
+from analogjax.data import batches, logit_cache
+from analogjax.models import decoder, sizes
+
+
+def run(cfg: ConfigDict, workdir: Path) -> None:
+  """Trains every phase of the config that is not finished yet."""
+  sections = config.to_sections(cfg)
+  mesh = assemble.make_mesh(sections)
+  teacher = assemble.open_teacher(sections, workdir)
+  cache = logit_cache.open_cache(workdir / assemble.CACHE)
+  held_out = logit_cache.open_cache(workdir / assemble.HELD_OUT)
+  for found in (cache, held_out):
+    _check_cache(found, sections, teacher)
+  for name in sections.train.phases:
+    phase = sections.train.phase[name]
+    sharding.check_batch_rows(
+      phase.batch_rows, mesh, f"train.{name}.batch_rows"
+    )
+    order = _row_order(phase, sections, teacher, workdir, cache)
+    _Phase(name, sections, workdir, mesh, order, held_out).run()
+
+
+def _check_cache(cache, sections, teacher) -> None:
+  """The manifest is the truth; a config that disagrees is refused."""
+  # The pipeline is not opened here: its rows are in the cache.
+  wanted = dataclasses.replace(
+    cache.manifest,
+    kind=sections.cache.kind,
+    tau=sections.cache.tau,
+    seed=sections.cache.seed,
+    sequence_length=sections.data.L,
+    teacher_digest=teacher.digest,
+    tokenizer_digest=teacher.tokenizer_digest,
+    pipeline=sections.data.pipeline,
+  )
+  logit_cache.check_manifest(cache, wanted)
+  if holes := cache.holes():
+    missing = sum(map(len, holes))
+    raise ValueError(
+      f"{cache.location}: {missing} of {cache.manifest.num_rows} rows are not"
+      f" cached yet, the first is {holes[0].start}; run 'analogjax cache'."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _RowOrder:
+  """Where the rows of a phase come from, by step."""
+
+  digest: str  # Of the data: the cache, or the pipeline's fingerprint.
+  read: Callable[[int], batches.Batch]
+  position: Callable[[int], dict[str, Any] | None]
+  restore: Callable[[dict[str, Any] | None], None]
+
+
+def _row_order(phase, sections, teacher, workdir, cache) -> _RowOrder:
+  if phase.rows == "pipeline":
+    rows = assemble.open_rows(sections, teacher, workdir, held_out=False)
+    order = batches.PipelineOrder(
+      rows, batch_rows=phase.batch_rows, seed=phase.seed
+    )
+    return _RowOrder(
+      digest=rows.fingerprint,
+      read=lambda step: batches.from_rows(order.read(step)),
+      position=order.position,
+      restore=order.restore,
+    )
+
+  def read(step):
+    indices = batches.row_order(
+      step,
+      batch_rows=phase.batch_rows,
+      num_rows=cache.manifest.num_rows,
+      seed=phase.seed,
+    )
+    entries = cache.read(indices)
+    if phase.alpha:
+      return batches.from_entries(entries)
+    return batches.from_rows(entries.rows)
+
+  identity = json.dumps(cache.manifest.to_attributes(), sort_keys=True)
+  return _RowOrder(
+    digest=hashlib.sha256(identity.encode()).hexdigest(),
+    read=read,
+    # The order is a function of the step: there is nothing to save.
+    position=lambda step: None,
+    restore=lambda position: None,
+  )
+
+
+class _Phase:
+  """One phase: from its start, or its last checkpoint, to its last step."""
+
+  def __init__(self, name, sections, workdir, mesh, order, held_out):
+    self._name: str = name
+    self._sections: config.Sections = sections
+    self._phase: config.PhaseConfig = sections.train.phase[name]
+    self._mesh: Mesh = mesh
+    self._order: _RowOrder = order
+    self._held_out: logit_cache.LogitCache = held_out
+    self._workdir = workdir
+    self._folder = assemble.phase_folder(workdir, name)
+    self._cfg = assemble.student_config(sections)
+    self._seed = sections.student.seed
+    self._L = sections.data.L
+    self._tx = optim.make_optimizer(
+      self._phase.optimizer, self._phase.num_steps
+    )
+    self._fingerprints = self._make_fingerprints(sections)
+    abstract = jax.eval_shape(self._init)
+    self._abstract = abstract
+    self._shardings = sharding.state_shardings(abstract, mesh)
+    graphdef = decoder.graphdef(self._cfg)
+    chunk = self._phase.loss_chunk
+    self._train_step = jax.jit(
+      functools.partial(
+        steps.train_step,
+        graphdef=graphdef,
+        tx=self._tx,
+        alpha=self._phase.alpha,
+        chunk=chunk,
+      ),
+      donate_argnums=0,
+      out_shardings=(self._shardings, NamedSharding(mesh, P())),
+    )
+    self._eval_step = jax.jit(
+      functools.partial(steps.eval_step, graphdef=graphdef, chunk=chunk),
+      out_shardings=NamedSharding(mesh, P()),
+    )
+
+  def run(self) -> None:
+    num_steps = self._phase.num_steps
+    saved = checkpoint.Checkpoints(
+      self._folder / "checkpoints", keep=self._phase.keep_checkpoints
+    )
+    try:
+      with jax.set_mesh(self._mesh):
+        step, state = self._start(saved)
+        if step >= num_steps:
+          progress.say(f"train {self._name}: complete, {step} steps.")
+          return
+        self._loop(step, state, saved)
+    finally:
+      saved.close()
+
+  def _make_fingerprints(self, sections) -> dict[str, Any]:
+    """What a checkpoint depends on, and a restart has to share."""
+    phase = dataclasses.asdict(self._phase)
+    # These may change in the middle of a phase.
+    for free in (
+      "checkpoint_every_steps",
+      "keep_checkpoints",
+      "eval_every_steps",
+      "log_every_steps",
+      "loss_chunk",
+    ):
+      del phase[free]
+    student = assemble.student_identity(sections)
+    # Through JSON, as it comes back from a checkpoint.
+    return json.loads(
+      json.dumps(
+        {"student": student, "phase": phase, "data": self._order.digest}
+      )
+    )
+
+  def _init(self) -> steps.TrainState:
+    params = decoder.init_parameters(self._cfg, self._seed)
+    return steps.TrainState(
+      step=jax.numpy.zeros((), "int32"),
+      params=params,
+      opt_state=self._tx.init(params),
+    )
+
+  def _start(self, saved) -> tuple[int, steps.TrainState]:
+    """From the last checkpoint, else the phase before, else random."""
+    found = saved.restore_latest(self._abstract, self._shardings)
+    if found is not None:
+      step, state, about = found
+      for part, wanted in self._fingerprints.items():
+        found_parts = about["fingerprints"]
+        assemble.check_identity(self._folder, part, found_parts, wanted)
+      self._order.restore(about["position"])
+      progress.say(f"train {self._name}: going on after step {step}.")
+      return step, state
+    state = jax.jit(self._init, out_shardings=self._shardings)()
+    if self._phase.init_from:
+      # A fresh optimizer: the new phase has a schedule of its own.
+      _, params, _ = assemble.read_phase(
+        self._sections, self._workdir, self._phase.init_from, self._mesh
+      )
+      state = state.replace(params=params)
+    return 0, state
+
+  def _loop(self, start: int, state: steps.TrainState, saved) -> None:
+    phase = self._phase
+    tokens = phase.batch_rows * self._L
+    flops = tokens * sizes.training_flops_per_token(self._cfg, self._L)
+    spent = ledger.Ledger(self._workdir, f"train/{self._name}")
+    writer = _on_process_0(metrics.Writer, self._folder, first_step=start)
+    unsaved = 0
+
+    def make(step):
+      return sharding.put_rows(self._order.read(step), self._mesh)
+
+    def report(step, values):
+      values = {k: float(v) for k, v in jax.device_get(values).items()}
+      bar.advance(1, tokens=tokens, values={"loss": values["loss_nats"]})
+      if step % phase.log_every_steps == 0 and writer is not None:
+        writer.write(step, {f"train/{k}": v for k, v in values.items()})
+
+    title = f"train {self._name}"
+    total = phase.num_steps
+    with progress.Progress(title, total=total, unit="steps", done=start) as bar:
+      if start == 0:
+        self._evaluate(0, state, writer)
+      pending = None
+      ahead = batches.prefetch(make, range(start, total))
+      for step, batch in enumerate(ahead, start + 1):
+        state, values = self._train_step(state, batch)
+        # One step late: the device works on this step meanwhile.
+        if pending is not None:
+          report(*pending)
+        pending = (step, values)
+        unsaved += 1
+        if step % phase.eval_every_steps == 0 or step == total:
+          self._evaluate(step, state, writer)
+        if step % phase.checkpoint_every_steps == 0 or step == total:
+          about = {
+            "fingerprints": self._fingerprints,
+            "position": self._order.position(step),
+          }
+          saved.save(step, state, about)
+          spent.append(tokens=unsaved * tokens, flops=unsaved * flops)
+          unsaved = 0
+      report(*pending)
+    if writer is not None:
+      writer.close()
+
+  def _evaluate(self, step: int, state: steps.TrainState, writer) -> None:
+    """Held-out losses against the cached teacher; writes one record."""
+    sums, entropy = losses.LossSums(0.0, 0.0, 0.0, 0.0), 0.0
+    rows = self._phase.batch_rows
+    for batch, entries in batches.in_order(self._held_out, rows):
+      on_mesh = sharding.put_rows(batch, self._mesh)
+      out = jax.device_get(self._eval_step(state.params, on_mesh))
+      sums = losses.LossSums(*map(operator.add, sums, map(float, out)))
+      weights_BL = batch.targets.weights_BL
+      entropy += float((entries.entropy_BL * weights_BL).sum())
+    if writer is not None:
+      values = {
+        "held_out/hard_label_nats": sums.hard / sums.weight,
+        # Unbiased over the sampling; the final measure uses dense logits.
+        "held_out/kl_estimate_nats": (sums.teacher - entropy) / sums.weight,
+        "held_out/accuracy": sums.correct / sums.weight,
+      }
+      writer.write(step, values)
+
+
+def _on_process_0(make, *args, **kwargs):
+  return make(*args, **kwargs) if jax.process_index() == 0 else None

@@ -1,0 +1,204 @@
+"""The pure functions that the stages compile."""
+
+from typing import NamedTuple
+
+from flax import nnx, struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from analogjax import losses, sharding
+from analogjax.data import batches, sampling
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that a checkpoint holds, apart from the data position."""
+
+  step: jax.Array  # int32 scalar: optimizer updates applied so far.
+  params: nnx.State  # float32.
+  opt_state: optax.OptState
+
+
+def teacher_step(
+  params: nnx.State,
+  batch: batches.Batch,
+  keys_B2: jax.Array,
+  *,
+  graphdef: nnx.GraphDef,
+  sampler: sampling.Threshold,
+  chunk: int,
+) -> sampling.Records:
+  """The teacher's records for one batch of rows.
+
+  Args:
+    params: of the teacher.
+    batch: rows; only inputs and labels are used.
+    keys_B2: uint32 keys from `sampling.row_keys`.
+    graphdef: of the teacher.
+    sampler: which ids are kept.
+    chunk: positions of a row whose logits exist at a time, [B, S, V].
+  """
+  x_BLD, head_VD = _hidden(params, batch, graphdef)
+  B, L, _ = x_BLD.shape
+  chunk = min(chunk, L)
+  pad = -L % chunk
+  # Chunks run along L, so rows stay on the devices that hold them.
+  x_BLD = jnp.pad(x_BLD, ((0, 0), (0, pad), (0, 0)))
+  labels_BL = jnp.pad(batch.targets.labels_BL, ((0, 0), (0, pad)))
+
+  def body(_, start):
+    x_BSD = jax.lax.dynamic_slice_in_dim(x_BLD, start, chunk, axis=1)
+    labels_BS = jax.lax.dynamic_slice_in_dim(labels_BL, start, chunk, axis=1)
+    logits_BSV = _logits(x_BSD, head_VD)
+    return None, sampling.draw(logits_BSV, labels_BS, keys_B2, start, sampler)
+
+  starts = jnp.arange(0, L + pad, chunk)
+  _, pieces = jax.lax.scan(body, None, starts)
+
+  def join(piece):
+    whole = jnp.moveaxis(piece, 0, 1)
+    return whole.reshape(B, L + pad, *piece.shape[3:])[:, :L]
+
+  return jax.tree.map(join, pieces)
+
+
+def train_step(
+  state: TrainState,
+  batch: batches.Batch,
+  *,
+  graphdef: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  alpha: float,
+  chunk: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One optimizer update on one global batch.
+
+  The stage jits this with `state` donated and its sharding pinned on the way
+  out, so XLA reduces the gradients: there is no collective to read here.
+  Metrics are device scalars; the loop fetches them one step late.
+  """
+
+  def loss_fn(params):
+    x_BLD, head_VD = _hidden(params, batch, graphdef)
+    total, sums = losses.mixed_cross_entropy(
+      x_BLD, head_VD, batch.targets, jnp.float32(alpha), chunk=chunk
+    )
+    # One mean over the global batch. A mean of per-device means would weigh
+    # tokens by how much padding their neighbours carry.
+    return total / jnp.maximum(sums.weight, 1.0), sums
+
+  (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  new_state = TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+  )
+  weight = jnp.maximum(sums.weight, 1.0)
+  metrics = {
+    "loss_nats": loss,
+    "hard_label_nats": sums.hard / weight,
+    "grad_norm": optax.tree.norm(grads),
+    "label_tokens": sums.weight,
+  }
+  if batch.targets.ids_BLK.shape[-1]:
+    metrics["teacher_nats"] = sums.teacher / weight
+  return new_state, metrics
+
+
+def eval_step(
+  params: nnx.State,
+  batch: batches.Batch,
+  *,
+  graphdef: nnx.GraphDef,
+  chunk: int,
+) -> losses.LossSums:
+  """Sums of the losses on one batch; the caller adds batches and divides."""
+  x_BLD, head_VD = _hidden(params, batch, graphdef)
+  _, sums = losses.mixed_cross_entropy(
+    x_BLD, head_VD, batch.targets, jnp.zeros(()), chunk=chunk
+  )
+  return sums
+
+
+class Comparison(NamedTuple):
+  """Sums over weighted positions of one model against the teacher."""
+
+  hard: jax.Array  # Cross-entropy to the next token, nats.
+  kl: jax.Array  # Forward KL(teacher || model), dense, nats.
+  agree: jax.Array  # Positions where both find the same token likeliest.
+  correct: jax.Array  # Positions whose next token is the likeliest.
+  weight: jax.Array  # Sum of the weights: divide by it.
+
+
+def compare_step(
+  teacher_params: nnx.State,
+  params: dict[str, nnx.State],
+  batch: batches.Batch,
+  *,
+  teacher_graphdef: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
+  chunk: int,
+) -> dict[str, Comparison]:
+  """The teacher, live and dense, against itself and each model in `params`.
+
+  Args:
+    teacher_params: of the teacher.
+    params: of the students, by name; "teacher" is added to the result.
+    batch: held-out rows.
+    teacher_graphdef: of the teacher.
+    graphdef: of the students.
+    chunk: positions of a row whose logits exist at a time.
+  """
+  assert "teacher" not in params
+  models = {"teacher": _hidden(teacher_params, batch, teacher_graphdef)}
+  for name, weights in params.items():
+    models[name] = _hidden(weights, batch, graphdef)
+  L = batch.tokens_BL.shape[1]
+  chunk = min(chunk, L)
+  pad = -L % chunk
+
+  def cut(a_BL, start):
+    a_BL = jnp.pad(a_BL, ((0, 0), (0, pad)) + ((0, 0),) * (a_BL.ndim - 2))
+    return jax.lax.dynamic_slice_in_dim(a_BL, start, chunk, axis=1)
+
+  def body(sums, start):
+    w_BS = cut(batch.targets.weights_BL, start)
+    labels_BS1 = cut(batch.targets.labels_BL, start)[..., None]
+    out = {}
+    for name, (x_BLD, head_VD) in models.items():
+      logq_BSV = jax.nn.log_softmax(_logits(cut(x_BLD, start), head_VD))
+      best_BS = jnp.argmax(logq_BSV, axis=-1)
+      if name == "teacher":
+        logp_BSV, teacher_best_BS = logq_BSV, best_BS
+      kl_BS = jnp.sum(jnp.exp(logp_BSV) * (logp_BSV - logq_BSV), axis=-1)
+      hard_BS = -jnp.take_along_axis(logq_BSV, labels_BS1, axis=-1)[..., 0]
+      out[name] = Comparison(
+        hard=jnp.sum(hard_BS * w_BS),
+        kl=jnp.sum(kl_BS * w_BS),
+        agree=jnp.sum((best_BS == teacher_best_BS) * w_BS),
+        correct=jnp.sum((best_BS == labels_BS1[..., 0]) * w_BS),
+        weight=jnp.sum(w_BS),
+      )
+    return jax.tree.map(jnp.add, sums, out), None
+
+  zeros = {name: Comparison(*(jnp.zeros(()),) * 5) for name in models}
+  sums, _ = jax.lax.scan(body, zeros, jnp.arange(0, L + pad, chunk))
+  return sums
+
+
+def _hidden(params, batch, graphdef):
+  model = nnx.merge(graphdef, params)
+  x_BLD, _ = model(batch.tokens_BL, batch.segments_BL, batch.positions_BL)
+  return x_BLD, model.head_VD
+
+
+def _logits(x_BSD, head_VD):
+  logits_BSV = jnp.einsum(
+    "BSD,VD->BSV",
+    x_BSD,
+    head_VD.astype(x_BSD.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  return sharding.constrain(logits_BSV, "BLV")

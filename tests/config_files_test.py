@@ -81,8 +81,8 @@ def test_get_config_that_returns_something_else(write):
     ("x = 1\ndef get_config(:\n", ", line 2: SyntaxError: "),
     ("import no_such_thing\n", ", line 1: ModuleNotFoundError: No module"),
     (
-      "def get_config():\n  x = 1\n  return f(x)\n\ndef f(x):\n  return x / 0\n",
-      ", line 6: ZeroDivisionError: division by zero",
+      "def get_config():\n  return f(1)\n\ndef f(x):\n  return x / 0\n",
+      ", line 5: ZeroDivisionError: division by zero",
     ),
   ],
 )
@@ -239,6 +239,13 @@ def test_free_form_values(write):
   assert "cannot be written as a,b" in failure(
     path, [("data.arguments.m", "1")]
   )
+
+
+def test_a_whole_number_in_a_float_field_can_become_a_fraction(write):
+  release = "dict(phase='distill', dtype='float32', max_shard_gb=5)"
+  path = write(variant(f"cfg.release = {release}"))
+  cfg = config_files.load(path, [("release.max_shard_gb", "2.5")])
+  assert cfg.release.max_shard_gb == 2.5
 
 
 # The saved config.

@@ -45,7 +45,7 @@ def call(command, workdir, *overrides):
 
 
 def in_process(*argv, code=None, env=None):
-  """A real process: `python -m analogjax.main`, or `code` with the arguments."""
+  """A real process: the module, or `code`, with the arguments."""
   start = ["-c", code] if code else ["-m", "analogjax.main"]
   return subprocess.run(
     [sys.executable, *start, *argv],

@@ -129,8 +129,7 @@ def to_documents(files: Iterator[tuple[str, bytes]]) -> Iterator[Document]:
   """The documents in files, given as (posix path, content)."""
   seen = set[str]()
   for path, content in files:
-    # Wheels for Windows have other line endings.
-    source = content.decode("utf-8").replace("\r\n", "\n")
+    source = content.decode("utf-8")
     if path.endswith(".py"):
       pieces = _docstrings(source, path)
     else:
@@ -218,7 +217,8 @@ def _docstrings(source: str, path: str) -> list[str]:
 def _clean(text: str) -> str:
   """The text without common indentation, trailing spaces and outer blank lines.
 
-  Not inspect.cleandoc, which changed with Python 3.13.
+  Nor the carriage returns that wheels for Windows have. Not inspect.cleandoc,
+  which changed with Python 3.13.
   """
   first, *rest = text.expandtabs().split("\n")
   indents = [len(s) - len(s.lstrip(" ")) for s in rest if s.strip()]

@@ -38,6 +38,11 @@ _IDENTITY = (
   "rows_per_object",
 )
 
+# Chunks of these that hold nothing but the fill value are not stored: weights
+# and positions cost no byte where the pipeline leaves them at their default,
+# and rows without a digest are the holes.
+_MAY_BE_ABSENT = ("position_offsets", "weights", "digest")
+
 
 class CacheError(ValueError):
   """A cache that cannot be used, or not be used like this."""
@@ -166,6 +171,13 @@ class LogitCache:
     """
     index = np.asarray(indices)
     fields = {name: self._start_read(name, index) for name in self._arrays}
+    digests = self._finish("digest", fields["digest"], index)
+    for row, there in zip(index, digests.any(-1), strict=True):
+      if not there:
+        raise CacheError(
+          f"{self.location}: row {row} is not committed. Run 'analogjax cache'"
+          " to fill the holes."
+        )
     got = {name: self._finish(name, f, index) for name, f in fields.items()}
     segments_BL = got["segments"].astype(np.int32)
     weights_BL = np.where(segments_BL > 0, got["weights"], 0)
@@ -176,11 +188,11 @@ class LogitCache:
       weights_BL=weights_BL.astype(np.float32),
     )
     found = rows_lib.rows_digests(rows)
-    for row, wrong in zip(index, (found != got["digest"]).any(-1), strict=True):
+    for row, wrong in zip(index, (found != digests).any(-1), strict=True):
       if wrong:
         raise CacheError(
-          f"{self.location}: row {row} is not committed, or its tokens do"
-          " not match its digest. Run 'analogjax cache' to fill the holes."
+          f"{self.location}: the tokens, segments or positions of row {row} do"
+          f" not match its digest.{self._advice(row)}"
         )
     return Entries(
       rows=rows,
@@ -192,6 +204,9 @@ class LogitCache:
   def resized(self, num_rows: int) -> "LogitCache":
     """The same cache with room for, or cut to, this many rows."""
     manifest = dataclasses.replace(self.manifest, num_rows=num_rows)
+    # Killed in between, the manifest must not name rows that no array has.
+    if num_rows < self.manifest.num_rows:
+      _write_group(self.location, manifest)
     for array in self._arrays.values():
       rest = [None] * (array.ndim - 1)
       array.resize(exclusive_max=[num_rows, *rest]).result()
@@ -220,10 +235,27 @@ class LogitCache:
     try:
       return np.asarray(future.result())
     except (ValueError, OSError) as error:
+      row = self._first_unreadable(name, index)
       raise CacheError(
-        f"{self.location}: array {name!r} cannot be read at rows {index}:"
-        f" {_reason(error)}."
+        f"{self.location}: array {name!r} cannot be read at row {row}:"
+        f" {_reason(error)}.{self._advice(row)}"
       ) from error
+
+  def _first_unreadable(self, name, index) -> int:
+    rows = np.arange(self.manifest.num_rows)[index]
+    for row in rows:
+      try:
+        self._arrays[name][int(row)].read().result()
+      except (ValueError, OSError):
+        return int(row)
+    return int(rows[0])  # The store has recovered since.
+
+  def _advice(self, row: int) -> str:
+    stored = f"digest/c/{row // self.manifest.rows_per_object}/0"
+    return (
+      f" To write the rows of this object again, delete {stored} in the cache"
+      " and run 'analogjax cache'."
+    )
 
 
 def default_positions(segments_BL: np.ndarray) -> np.ndarray:
@@ -294,10 +326,14 @@ def open_cache(location: str | Path) -> LogitCache:
 def read_manifest(location: str | Path) -> Manifest | None:
   """The manifest of a cache, or None where there is no cache."""
   url = _url(location)
-  found = ts.KvStore.open(url + "/").result().read("zarr.json").result()
+  store = ts.KvStore.open(_kvstore(url)).result()
+  found = store.read("zarr.json").result()
   if found.state == "missing":
     return None
-  attributes = json.loads(found.value).get("attributes", {})
+  try:
+    attributes = json.loads(found.value).get("attributes", {})
+  except ValueError as error:
+    raise CacheError(f"{url}/zarr.json: not JSON: {error}.") from error
   if attributes.get("format") != FORMAT:
     raise CacheError(f"{url}: a Zarr group, but not an analogjax logit cache.")
   if attributes["format_version"] != FORMAT_VERSION:
@@ -312,8 +348,6 @@ def read_manifest(location: str | Path) -> Manifest | None:
 def _specs(m: Manifest) -> dict[str, dict[str, Any]]:
   R, L, K = m.num_rows, m.sequence_length, m.sampler.num_slots
   token = "uint16" if m.vocabulary_size <= 2**16 else "uint32"
-  # Chunks that hold nothing but the fill value are not stored: weights and
-  # positions cost no byte where the pipeline leaves them at their default.
   return {
     "tokens": _spec(m, [R, L], token, 0),
     "segments": _spec(m, [R, L], "int32", 0),
@@ -363,7 +397,11 @@ def _spec(m: Manifest, shape, dtype: str, fill: int) -> dict[str, Any]:
 
 
 def _open(url: str, name: str, spec: dict[str, Any], *, create: bool = False):
-  spec = {"driver": "zarr3", "kvstore": f"{url}/{name}/", **spec}
+  spec = {"driver": "zarr3", "kvstore": _kvstore(url, name), **spec}
+  if name not in _MAY_BE_ABSENT:
+    # Else a lost object would read as zeros: a teacher that says token 0.
+    spec["fill_missing_data_reads"] = False
+    spec["store_data_equal_to_fill_value"] = True
   try:
     # A creation that was killed leaves some arrays behind; they are the same.
     return ts.open(spec, open=True, create=create).result()
@@ -380,13 +418,21 @@ def _write_group(url: str, manifest: Manifest) -> None:
     "node_type": "group",
     "attributes": manifest.to_attributes(),
   }
-  store = ts.KvStore.open(url + "/").result()
+  store = ts.KvStore.open(_kvstore(url)).result()
   store.write("zarr.json", json.dumps(group, indent=1).encode()).result()
 
 
 def _url(location: str | Path) -> str:
   text = str(location)
   return text if "://" in text else f"file://{os.path.abspath(text)}"
+
+
+def _kvstore(url: str, name: str = "") -> str | dict[str, str]:
+  path = f"{url}/{name}/" if name else f"{url}/"
+  if not path.startswith("file://"):
+    return path
+  # As a URL, a folder named "100%" or "a#b" would be refused or misread.
+  return {"driver": "file", "path": path.removeprefix("file://")}
 
 
 def _reason(error: BaseException) -> str:

@@ -139,7 +139,11 @@ def _pick(p_BLV, uniform_BLC, sampler):
   # is cheaper than one cumulative sum over V (and is what a vocabulary that is
   # split over devices needs).
   heads_BLJ = jnp.cumsum(is_head_BLJI.sum(-1, dtype=jnp.int32), axis=-1)
-  tails_BLJ = jnp.cumsum(jnp.where(is_head_BLJI, 0.0, p_BLJI).sum(-1), axis=-1)
+  tail_BLJ = jnp.where(is_head_BLJI, 0.0, p_BLJI).sum(-1)
+  # A parallel cumulative sum rounds at every block, up or down: without this
+  # a point could fall into a block that has no tail, even beyond V.
+  tails_BLJ = jnp.where(tail_BLJ > 0, jnp.cumsum(tail_BLJ, axis=-1), 0.0)
+  tails_BLJ = jax.lax.cummax(tails_BLJ, axis=2)
 
   num_heads_BL1 = heads_BLJ[..., -1:]
   tail_BL1 = tails_BLJ[..., -1:]
@@ -154,6 +158,7 @@ def _pick(p_BLV, uniform_BLC, sampler):
   is_tail_BLK = ~is_head_BLK & (slot_K < num_heads_BL1 + num_tails_BL1)
   offset_BL1 = uniform_BLC[..., :1]
   point_BLK = (slot_K - num_heads_BL1 + offset_BL1) * spacing_BL1
+  point_BLK = jnp.minimum(point_BLK, jnp.nextafter(tail_BL1, 0.0))
 
   find = jax.vmap(jax.vmap(lambda cum, x: jnp.searchsorted(cum, x, "right")))
   head_block_BLK = find(heads_BLJ, jnp.broadcast_to(slot_K, point_BLK.shape))

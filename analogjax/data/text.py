@@ -278,7 +278,7 @@ def _read_jsonl(file: Path, field: str) -> Iterator[str]:
   opener = gzip.open if file.name.endswith(".gz") else open
   number = 0
   try:
-    with opener(file, "rt", encoding="utf-8-sig", newline="\n") as lines:
+    with opener(file, "rt", encoding="utf-8-sig") as lines:
       for number, line in enumerate(lines, start=1):
         if line.strip():
           yield _text_of_line(line, field, f"{file}:{number}")

@@ -92,7 +92,8 @@ def _open(name: str, data_dir: str, tfds_split: str, field: str) -> Any:
       f"features {', '.join(map(repr, names)) or 'of no dict'}."
     )
   try:
-    return builder.as_data_source(tfds_split)
+    # The type checker sees only the decorator's signature.
+    return builder.as_data_source(split=tfds_split)  # pyright: ignore
   except NotImplementedError as e:
     raise ValueError(
       f"config.data.arguments.name={name!r}: its files are "

@@ -75,10 +75,8 @@ def from_hf_config(config: dict[str, Any], *, dtype: str, where: str):
       that is missing; names the field.
   """
 
-  def need(field):
-    if config.get(field) is None:
-      raise ValueError(f"{where}: field {field!r} is missing.")
-    return config[field]
+  def size(field):
+    return _number(config, field, where, int)
 
   model_type = config.get("model_type")
   if model_type not in TABLES:
@@ -91,23 +89,23 @@ def from_hf_config(config: dict[str, Any], *, dtype: str, where: str):
       f"{where}: hidden_act {config['hidden_act']!r} is not supported;"
       " expected 'silu'."
     )
-  rope = dict(config.get("rope_scaling") or {})
-  rope |= config.get("rope_parameters") or {}
-  heads = need("num_attention_heads")
+  # Where a file has both, transformers reads the first alone.
+  rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+  theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
+  D, N = size("hidden_size"), size("num_attention_heads")
+  G_is_N = config.get("num_key_value_heads") is None
   return decoder.DecoderConfig(
-    V=need("vocab_size"),
-    D=need("hidden_size"),
-    Y=need("num_hidden_layers"),
-    N=heads,
-    G=config.get("num_key_value_heads") or heads,
-    H=config.get("head_dim") or need("hidden_size") // heads,
-    F=need("intermediate_size"),
-    max_positions=need("max_position_embeddings"),
-    rope_theta=float(
-      rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    ),
+    V=size("vocab_size"),
+    D=D,
+    Y=size("num_hidden_layers"),
+    N=N,
+    G=N if G_is_N else size("num_key_value_heads"),
+    H=D // N if config.get("head_dim") is None else size("head_dim"),
+    F=size("intermediate_size"),
+    max_positions=size("max_position_embeddings"),
+    rope_theta=float(theta),
     rope_scaling=_rope_scaling(rope, where),
-    rms_norm_eps=float(need("rms_norm_eps")),
+    rms_norm_eps=_number(config, "rms_norm_eps", where),
     tie_embeddings=bool(config.get("tie_word_embeddings", False)),
     attention_bias=bool(config.get("attention_bias", False)),
     mlp_bias=bool(config.get("mlp_bias", False)),
@@ -115,7 +113,25 @@ def from_hf_config(config: dict[str, Any], *, dtype: str, where: str):
   )
 
 
+def _number(fields: dict[str, Any], field: str, where: str, kind=float):
+  """A positive number out of a JSON object, as `kind`."""
+  value = fields.get(field)
+  if value is None:
+    raise ValueError(f"{where}: field {field!r} is missing.")
+  if not isinstance(value, int | float) or value <= 0 or kind(value) != value:
+    noun = "integer" if kind is int else "number"
+    raise ValueError(
+      f"{where}: field {field!r} is {value!r}; expected a positive {noun}."
+    )
+  return kind(value)
+
+
 def _rope_scaling(rope: dict[str, Any], where: str):
+  if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    raise ValueError(
+      f"{where}: partial_rotary_factor {rope['partial_rotary_factor']!r} is not"
+      " supported; expected 1.0."
+    )
   kind = rope.get("rope_type") or rope.get("type") or "default"
   if kind == "default":
     return None
@@ -124,14 +140,16 @@ def _rope_scaling(rope: dict[str, Any], where: str):
       f"{where}: rope type {kind!r} is not supported; expected 'default',"
       " 'linear' or 'llama3'."
     )
+  factor = _number(rope, "factor", where)
   if kind == "linear":
-    return layers.RopeScaling(kind=kind, factor=float(rope["factor"]))
+    return layers.RopeScaling(kind=kind, factor=factor)
+  positions = "original_max_position_embeddings"
   return layers.RopeScaling(
     kind=kind,
-    factor=float(rope["factor"]),
-    low_freq_factor=float(rope["low_freq_factor"]),
-    high_freq_factor=float(rope["high_freq_factor"]),
-    original_max_positions=int(rope["original_max_position_embeddings"]),
+    factor=factor,
+    low_freq_factor=_number(rope, "low_freq_factor", where),
+    high_freq_factor=_number(rope, "high_freq_factor", where),
+    original_max_positions=_number(rope, positions, where, int),
   )
 
 

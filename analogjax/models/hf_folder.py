@@ -6,6 +6,7 @@ the devices that hold it; writing holds one file's tensors at a time.
 
 from collections.abc import Iterator, Mapping
 import concurrent.futures
+import functools
 import hashlib
 import json
 import math
@@ -26,6 +27,8 @@ from analogjax import sharding
 from analogjax.models import decoder, families
 
 _INDEX = "model.safetensors.index.json"
+
+_ROWS_AT_A_TIME = 4096
 
 # Buffers that some exporters store and that hold no parameter.
 _NOT_PARAMETERS = ("rotary_emb.inv_freq",)
@@ -130,6 +133,21 @@ class _Tensors:
         f" asks for {list(shape)}."
       )
 
+  def check_equal(self, name: str, other: str) -> None:
+    """Refuses a stored head that is not the embedding it is tied to.
+
+    transformers would leave the two untied, as if the config said so.
+    """
+    shape = tuple(self._slices[name].get_shape())
+    self.check(other, shape)
+    for start in range(0, shape[0], _ROWS_AT_A_TIME):
+      rows = (slice(start, start + _ROWS_AT_A_TIME),)
+      if not np.array_equal(self.read(name, rows), self.read(other, rows)):
+        raise ValueError(
+          f"{self.folder}: config.json ties {other!r} to {name!r}, but the two"
+          " tensors differ; set tie_word_embeddings to false there."
+        )
+
   def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
     return self._slices[name][slices]
 
@@ -172,8 +190,10 @@ def read_parameters(
       tensors.check(name, _hf_shape(table[path], sizes))
       expected.add(name)
   surplus = tensors.names() - expected
-  if cfg.tie_embeddings:
-    surplus -= {table["unembed_VD"].name}
+  unembed = table["unembed_VD"].name
+  if cfg.tie_embeddings and unembed in surplus:
+    surplus -= {unembed}
+    tensors.check_equal(table["embed_VD"].name, unembed)
   if surplus:
     raise ValueError(
       f"{folder}: tensors that this model does not have:"
@@ -202,19 +222,21 @@ def _shard_reader(tensors, tensor, path, shape, dtype):
   theirs = "".join(tensor.dims)
   order = [theirs.index(letter) for letter in ours]
 
-  def read(index):
-    cut = dict(zip(letters, index, strict=True))
-    spans = {c: range(*cut[c].indices(sizes[c])) for c in letters}
+  # Devices that hold the same shard share one copy on the host.
+  @functools.cache
+  def read_shard(*ranges):
+    spans = dict(zip(letters, ranges, strict=True))
     slices = tuple(_merged_slice(dim, spans, sizes) for dim in tensor.dims)
     expanded = [len(spans[letter]) for letter in theirs]
-
-    def one(layer):
+    out = np.empty([len(spans[letter]) for letter in letters], dtype)
+    for i, layer in enumerate(spans.get("Y", (0,))):
       x = tensors.read(tensor.name.format(layer), slices).reshape(expanded)
-      return np.transpose(x, order).astype(dtype)
+      out[i if stacked else ...] = np.transpose(x, order)
+    return out
 
-    if not stacked:
-      return one(0)
-    return np.stack([one(layer) for layer in spans["Y"]])
+  def read(index):
+    pairs = zip(index, shape, strict=True)
+    return read_shard(*(range(*cut.indices(size)) for cut, size in pairs))
 
   return read
 

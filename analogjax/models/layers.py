@@ -44,6 +44,11 @@ class RopeScaling:
       )
     if self.factor < 1:
       raise ValueError(f"rope_scaling.factor={self.factor} is below 1.")
+    if self.high_freq_factor <= self.low_freq_factor:
+      raise ValueError(
+        f"rope_scaling.high_freq_factor={self.high_freq_factor} must be above"
+        f" low_freq_factor={self.low_freq_factor}."
+      )
 
 
 def rotary_frequencies(

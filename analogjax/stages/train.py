@@ -10,6 +10,7 @@ import hashlib
 import json
 import operator
 from pathlib import Path
+import secrets
 from typing import Any
 
 import jax
@@ -136,6 +137,9 @@ class _Phase:
       self._phase.optimizer, self._phase.num_steps
     )
     self._fingerprints = self._make_fingerprints(sections)
+    # Tells this training from another one with the same config, for what is
+    # made of its checkpoints.
+    self._lineage = secrets.token_hex(8)
     abstract = jax.eval_shape(self._init)
     self._abstract = abstract
     self._shardings = sharding.state_shardings(abstract, mesh)
@@ -205,9 +209,10 @@ class _Phase:
     found = saved.restore_latest(self._abstract, self._shardings)
     if found is not None:
       step, state, about = found
+      found_parts = about["fingerprints"]
       for part, wanted in self._fingerprints.items():
-        found_parts = about["fingerprints"]
         assemble.check_identity(self._folder, part, found_parts, wanted)
+      self._lineage = found_parts["lineage"]
       self._order.restore(about["position"])
       progress.say(f"train {self._name}: going on after step {step}.")
       return step, state
@@ -254,14 +259,16 @@ class _Phase:
         if step % phase.eval_every_steps == 0 or step == total:
           self._evaluate(step, state, writer)
         if step % phase.checkpoint_every_steps == 0 or step == total:
+          # A restart goes on after this step, so its record must be there.
+          report(*pending)
+          pending = None
           about = {
-            "fingerprints": self._fingerprints,
+            "fingerprints": {**self._fingerprints, "lineage": self._lineage},
             "position": self._order.position(step),
           }
           saved.save(step, state, about)
           spent.append(tokens=unsaved * tokens, flops=unsaved * flops)
           unsaved = 0
-      report(*pending)
     if writer is not None:
       writer.close()
 

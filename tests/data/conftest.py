@@ -5,7 +5,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 END = "<|endoftext|>"
-TEXTS = ["the cat sat on the mat\n", "naïve café, 東京 and the 3.14 rest"]
+TEXTS = [
+  "the cat sat on the mat\n",
+  "na\u00efve caf\u00e9, \u6771\u4eac and the 3.14 rest",
+]
 
 
 @pytest.fixture(scope="session")

@@ -176,3 +176,7 @@ def test_tables_fit_80_columns():
   plan.print_plan(make(), rich.console.Console(file=out, width=80))
   assert "\u2026" not in out.getvalue()  # Rich cuts a cell short with it.
   assert max(map(len, out.getvalue().splitlines())) <= 80
+  narrow = io.StringIO()
+  plan.print_plan(make(), rich.console.Console(file=narrow, width=60))
+  # In both tables: numbers may be cut, names not.
+  assert narrow.getvalue().count("train.pretrain ") == 2

@@ -1,0 +1,208 @@
+"""A tiny pair on real text: the demo's config, shrunk by overrides."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+import tokenizers
+
+from analogjax import sharding
+from analogjax.models import decoder, hf_folder
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "configs" / "demo.py"
+
+TEACHER = decoder.DecoderConfig(
+  V=384,
+  D=48,
+  Y=3,
+  N=4,
+  G=2,
+  H=12,
+  F=96,
+  max_positions=128,
+  rope_theta=1e4,
+  rms_norm_eps=1e-5,
+  tie_embeddings=True,
+  attention_bias=False,
+  mlp_bias=False,
+)
+
+_CONFIG = """
+import runpy
+
+def get_config():
+  cfg = runpy.run_path({demo!r})["get_config"]()
+  cfg.data.pipeline = "analogjax.data.text:jsonl"
+  cfg.data.arguments = dict(
+    path={text!r},
+    tokenizer="{{teacher}}",
+    L=32,
+    end_token="<|endoftext|>",
+    split="train",
+    held_out_every=8,
+    seed=0,
+  )
+  return cfg
+"""
+
+# Runs a stage after a patch that kills the process at a chosen moment.
+_KILLER = """
+import os, signal, sys
+from analogjax import main
+{patch}
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+  """Runs `analogjax` on the tiny pair in a process of its own."""
+
+  teacher: Path
+  config: Path
+  overrides: tuple[str, ...]
+  compilation_cache: Path
+
+  def command(self, command, workdir, *more):
+    arguments = [command, f"--config={self.config}", f"--workdir={workdir}"]
+    return [*arguments, *self.overrides, *more]
+
+  def environment(self):
+    return os.environ | {
+      "ANALOGJAX_COMPILATION_CACHE": str(self.compilation_cache),
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": str(ROOT),
+      "COLUMNS": "200",
+    }
+
+  def run(self, command, workdir, *more, patch="", check=True):
+    done = subprocess.run(
+      [
+        sys.executable,
+        "-c",
+        _KILLER.format(patch=patch),
+        *self.command(command, workdir, *more),
+      ],
+      env=self.environment(),
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+    if check:
+      assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+  def start(self, command, workdir, *more):
+    return subprocess.Popen(
+      [sys.executable, "-m", "analogjax.main"]
+      + self.command(command, workdir, *more),
+      env=self.environment(),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
+
+
+def was_killed(done):
+  return done.returncode == -signal.SIGKILL
+
+
+def _texts():
+  """The standard library's docstrings and comments: real text, always there."""
+  folder = Path(os.__file__).parent
+  for name in sorted(p.name for p in folder.glob("*.py"))[:120]:
+    yield (folder / name).read_text(encoding="utf-8", errors="replace")[:6000]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tiny")
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=TEACHER.V,
+    special_tokens=["<|endoftext|>"],
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  texts = list(_texts())
+  tokenizer.train_from_iterator(texts, trainer)
+  assert tokenizer.get_vocab_size() == TEACHER.V
+  source = folder / "tokenizer"
+  source.mkdir()
+  tokenizer.save(str(source / "tokenizer.json"))
+  settings = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": "<|endoftext|>",
+  }
+  (source / "tokenizer_config.json").write_text(json.dumps(settings))
+  (source / "config.json").write_text(json.dumps({"eos_token_id": 0}))
+
+  mesh = sharding.make_mesh({}, devices=jax.devices()[:1])
+  params = decoder.init_parameters(TEACHER, 0)
+  # Random logits of some size: a head and a tail at every position.
+  embed = params["embed_VD"]
+  params["embed_VD"] = embed.replace(embed.get_value() * 15)
+  with jax.set_mesh(mesh):
+    hf_folder.write_folder(
+      folder / "teacher",
+      TEACHER,
+      params,
+      dtype="float32",
+      max_shard_bytes=10**9,
+      tokenizer_folder=source,
+      metadata={},
+    )
+  text = folder / "text.jsonl"
+  text.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+  config = folder / "tiny.py"
+  config.write_text(_CONFIG.format(demo=str(DEMO), text=str(text)))
+  return Tiny(
+    teacher=folder / "teacher",
+    config=config,
+    overrides=_overrides(folder / "teacher"),
+    compilation_cache=folder / "compiled",
+  )
+
+
+def _overrides(teacher):
+  values = {
+    "teacher.path": teacher,
+    "student.V": TEACHER.V,
+    "student.D": 8,
+    "student.Y": 1,
+    "student.N": 2,
+    "student.G": 1,
+    "student.H": 4,
+    "student.F": 16,
+    "student.max_positions": 64,
+    "student.size_window": "warn",
+    "data.L": 32,
+    "cache.num_rows": 46,  # The last object holds 6 of its 8 rows.
+    "cache.held_out_rows": 8,
+    "cache.batch_rows": 4,
+    "cache.rows_per_object": 8,
+    "cache.chunk": 16,
+    "measure.batch_rows": 4,
+  }
+  for phase in ("pretrain", "control", "distill"):
+    values |= {
+      f"train.{phase}.num_steps": 12,
+      f"train.{phase}.batch_rows": 4,
+      f"train.{phase}.checkpoint_every_steps": 4,
+      f"train.{phase}.eval_every_steps": 6,
+      f"train.{phase}.log_every_steps": 1,
+      f"train.{phase}.loss_chunk": 8,
+      f"train.{phase}.optimizer.warmup_steps": 2,
+      f"train.{phase}.optimizer.decay_steps": 4,
+    }
+  return tuple(f"--config.{k}={v}" for k, v in values.items())

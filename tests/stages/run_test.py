@@ -1,0 +1,157 @@
+"""The main job from end to end, killed at every stage, on the tiny pair."""
+
+import json
+import random
+import time
+
+import pytest
+import torch
+import transformers
+
+from analogjax import metrics
+
+PHASES = ("pretrain", "control", "distill")
+
+# Each kills the process for good, at a moment that would hurt.
+KILLS = {
+  "between the arrays of a cache object and its commit": """
+from analogjax.data import logit_cache, rows
+digests, count = rows.rows_digests, [0]
+def rows_digests(r):
+  import inspect
+  if inspect.stack()[1].function == "write":
+    count[0] += 1
+    if count[0] == 3:
+      os.kill(os.getpid(), signal.SIGKILL)
+  return digests(r)
+rows.rows_digests = rows_digests
+""",
+  "in the middle of training, a save running": """
+from analogjax import checkpoint
+save = checkpoint.Checkpoints.save
+def dying_save(self, step, *args):
+  save(self, step, *args)
+  if step == 8:
+    os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.Checkpoints.save = dying_save
+""",
+  "between two phases": """
+from analogjax.stages import train
+loop = train._Phase._loop
+def dying_loop(self, *args):
+  if self._name == "distill":
+    os.kill(os.getpid(), signal.SIGKILL)
+  loop(self, *args)
+train._Phase._loop = dying_loop
+""",
+  "while the export is written": """
+from analogjax.models import hf_folder
+write = hf_folder._write_checked
+def dying_write(*args):
+  write(*args)
+  os.kill(os.getpid(), signal.SIGKILL)
+hf_folder._write_checked = dying_write
+""",
+}
+
+
+def results(workdir):
+  """Everything that must not depend on how often a run was killed."""
+  curves = {p: metrics.read(workdir / "train" / p) for p in PHASES}
+  export = json.loads((workdir / "export.json").read_text())
+  output = json.loads((workdir / "fidelity.json").read_text())["output"]
+  return {"curves": curves, "files": export["files"], "output": output}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+  done = tiny.run("run", workdir)
+  return workdir, done
+
+
+@pytest.mark.slow
+def test_the_whole_job_leaves_what_the_design_says(undisturbed):
+  workdir, done = undisturbed
+  assert "KL to teacher" in done.stdout
+  names = {p.name for p in workdir.iterdir()}
+  assert names >= {
+    *("config.json", "ledger.jsonl", "cache", "held_out", "train", "export"),
+    *("fidelity.json", "summary.json", "curves.png"),
+  }
+  summary = json.loads((workdir / "summary.json").read_text())
+  assert set(summary["models"]) == {"teacher", "control", "distill"}
+  assert summary["models"]["teacher"]["kl_to_teacher_nats"] == 0
+  assert summary["models"]["teacher"]["top1_agreement"] == 1
+  assert summary["models"]["distill"]["kl_to_teacher_nats"] > 0
+  assert summary["cache"]["tokens"] == 46 * 32
+  assert set(summary["seconds"]) == {
+    *("cache", "measure", "export"),
+    *(f"train/{phase}" for phase in PHASES),
+  }
+  assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+  records = metrics.read(workdir / "train" / "pretrain")
+  curve = [r["held_out/hard_label_nats"] for r in records if len(r) == 4]
+  assert len(curve) == 3 and curve[-1] < curve[0] - 0.01
+
+
+@pytest.mark.slow
+def test_the_analog_loads_in_transformers_and_generates(undisturbed):
+  workdir, _ = undisturbed
+  folder = workdir / "export"
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  inputs = tokenizer("def main():", return_tensors="pt")
+  with torch.no_grad():
+    out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+  assert out.shape[1] == inputs["input_ids"].shape[1] + 4
+  written = json.loads((workdir / "export.json").read_text())["parameters"]
+  assert model.num_parameters() == written
+
+
+@pytest.mark.slow
+def test_a_finished_run_does_nothing_when_run_again(tiny, undisturbed):
+  workdir, _ = undisturbed
+  before = {
+    p: p.stat().st_mtime_ns
+    for name in ("cache", "held_out", "train", "export")
+    for p in (workdir / name).rglob("*")
+  }
+  fidelity = (workdir / "fidelity.json").stat().st_mtime_ns
+  done = tiny.run("run", workdir)
+  for stage in ("cache", "train distill", "measure", "export"):
+    assert f"{stage}: complete" in done.stdout
+  for path, changed in before.items():
+    assert path.stat().st_mtime_ns == changed, path
+  assert (workdir / "fidelity.json").stat().st_mtime_ns == fidelity
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", KILLS)
+def test_killed_and_started_again_it_ends_as_if_undisturbed(
+  tiny, undisturbed, tmp_path, moment
+):
+  workdir = tmp_path / "run"
+  died = tiny.run("run", workdir, patch=KILLS[moment], check=False)
+  assert died.returncode == -9, died.stdout + died.stderr
+  assert not (workdir / "summary.json").exists()
+  tiny.run("run", workdir)
+  assert results(workdir) == results(undisturbed[0])
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(
+  tiny, undisturbed, tmp_path
+):
+  rng = random.Random(0)
+  workdir = tmp_path / "run"
+  kills = 0
+  for _ in range(4):
+    process = tiny.start("run", workdir)
+    time.sleep(rng.uniform(3, 12))
+    kills += process.poll() is None
+    process.kill()
+    process.wait()
+  assert kills  # Else nothing was tested: the machine is faster than we think.
+  tiny.run("run", workdir)
+  assert results(workdir) == results(undisturbed[0])

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def open_teacher(sections: Sections, workdir: Path) -> Teacher:
     source = gguf.find_gguf(**dataclasses.asdict(section.gguf))
     gguf.convert(source, folder)
   cfg = hf_folder.read_config(folder, dtype=section.dtype)
-  digest = hf_folder.folder_digest(folder)
+  digest = _teacher_digest(folder, _stamps(folder))
   if section.sha256 and section.sha256 != digest:
     raise ValueError(
       f"teacher.sha256: expected {section.sha256}, but {folder} has {digest}:"
@@ -77,6 +78,20 @@ def open_teacher(sections: Sections, workdir: Path) -> Teacher:
     digest=digest,
     tokenizer_digest=hf_folder.file_sha256(folder / "tokenizer.json"),
   )
+
+
+# `run` opens the teacher once for each stage; hashing a frontier checkpoint
+# takes minutes.
+@functools.lru_cache(maxsize=1)
+def _teacher_digest(folder: Path, stamps: tuple[Any, ...]) -> str:
+  del stamps  # Part of the key: what changes when a file is written.
+  return hf_folder.folder_digest(folder)
+
+
+def _stamps(folder: Path) -> tuple[Any, ...]:
+  files = sorted(path for path in folder.iterdir() if path.is_file())
+  stats = [(path.name, path.stat()) for path in files]
+  return tuple((name, s.st_size, s.st_mtime_ns) for name, s in stats)
 
 
 def check_pair(sections: Sections, teacher: decoder.DecoderConfig) -> None:
@@ -192,6 +207,37 @@ def manifest(
     pipeline_fingerprint=rows.fingerprint,
     software=software_versions(),
   )
+
+
+def open_cache(
+  sections: Sections, teacher: Teacher, folder: Path
+) -> logit_cache.LogitCache:
+  """A complete cache that this config and this teacher made.
+
+  Raises:
+    ValueError: rows are missing, or the manifest says otherwise. The manifest
+      is the truth; a config that disagrees is refused, with both values.
+  """
+  cache = logit_cache.open_cache(folder)
+  # The pipeline is not opened here: its rows are in the cache.
+  wanted = dataclasses.replace(
+    cache.manifest,
+    kind=sections.cache.kind,
+    tau=sections.cache.tau,
+    seed=sections.cache.seed,
+    sequence_length=sections.data.L,
+    teacher_digest=teacher.digest,
+    tokenizer_digest=teacher.tokenizer_digest,
+    pipeline=sections.data.pipeline,
+  )
+  logit_cache.check_manifest(cache, wanted)
+  if holes := cache.holes():
+    raise ValueError(
+      f"{cache.location}: {sum(map(len, holes))} of"
+      f" {cache.manifest.num_rows} rows are not cached yet, the first is"
+      f" {holes[0].start}; run 'analogjax cache'."
+    )
+  return cache
 
 
 def software_versions() -> dict[str, str]:

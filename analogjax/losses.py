@@ -79,7 +79,7 @@ def mixed_cross_entropy(
 def _mixed(x_BLD, head_VD, targets, alpha, chunk):
   def body(sums, piece):
     x_BSD, piece = piece
-    logits_BSV = _logits(x_BSD, head_VD)
+    logits_BSV = unembed(x_BSD, head_VD)
     new, _ = _sums(logits_BSV, piece)
     return jax.tree.map(jnp.add, sums, new), None
 
@@ -92,7 +92,7 @@ def _mixed_forward(x_BLD, head_VD, targets, alpha, chunk):
   def body(carry, piece):
     sums, dhead_VD = carry
     x_BSD, piece = piece
-    logits_BSV = _logits(x_BSD, head_VD)
+    logits_BSV = unembed(x_BSD, head_VD)
     new, lse_BS = _sums(logits_BSV, piece)
     # The gradient q - p, with the hard label as an entry beside the teacher's.
     d_BSV = jnp.exp(logits_BSV - lse_BS[..., None])
@@ -136,7 +136,8 @@ def _split(tree, chunk):
   return jax.tree.map(split, tree)
 
 
-def _logits(x_BSD, head_VD):
+def unembed(x_BSD: jax.Array, head_VD: jax.Array) -> jax.Array:
+  """Logits [B, S, V] in float32, the product in the dtype of x_BSD."""
   logits_BSV = jnp.einsum(
     "BSD,VD->BSV",
     x_BSD,

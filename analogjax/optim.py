@@ -15,7 +15,7 @@ class OptimizerConfig:
   learning_rate: Annotated[float, "peak, per step"]
   warmup_steps: Annotated[int, "steps of linear rise from 0 to the peak"]
   schedule: Annotated[str, "wsd, cosine or constant"]
-  decay_steps: Annotated[int, "last steps, in which the rate falls"]
+  decay_steps: Annotated[int, "last steps, in which wsd falls; else 0"]
   final_fraction: Annotated[float, "rate after the fall, as a part of the peak"]
   b1: Annotated[float, "decay of the first moment, in [0, 1)"]
   b2: Annotated[float, "decay of the second moment, in [0, 1)"]
@@ -37,8 +37,9 @@ class OptimizerConfig:
     check(self.learning_rate > 0, "learning_rate", "> 0")
     check(self.warmup_steps >= 0, "warmup_steps", "0 or more")
     check(self.decay_steps >= 0, "decay_steps", "0 or more")
-    if self.schedule == "constant":
-      check(self.decay_steps == 0, "decay_steps", "0, as schedule='constant'")
+    if self.schedule != "wsd":  # A cosine falls from the warm-up to the end.
+      expected = f"0, as schedule={self.schedule!r}"
+      check(self.decay_steps == 0, "decay_steps", expected)
     check(0 <= self.final_fraction <= 1, "final_fraction", "0 to 1")
     check(0 <= self.b1 < 1, "b1", "0 <= b1 < 1")
     check(0 <= self.b2 < 1, "b2", "0 <= b2 < 1")

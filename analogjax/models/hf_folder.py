@@ -102,10 +102,12 @@ class _Tensors:
     self._slices: dict[str, Any] = {}
     for path in _weight_files(folder):
       if not path.exists():
+        wanted = (
+          "weights" if path.stem == "model" else f"a file that {_INDEX} names"
+        )
         raise ValueError(
-          f"{path}: the file is missing; expected"
-          f" {'as named in ' + _INDEX if path.stem != 'model' else 'weights'}"
-          " in safetensors format."
+          f"{path}: the file is missing; expected {wanted}, in safetensors"
+          " format."
         )
       try:
         file = safetensors.safe_open(path, framework="numpy")
@@ -141,7 +143,7 @@ class _Tensors:
     shape = tuple(self._slices[name].get_shape())
     self.check(other, shape)
     for start in range(0, shape[0], _ROWS_AT_A_TIME):
-      rows = (slice(start, start + _ROWS_AT_A_TIME),)
+      rows = (slice(start, min(start + _ROWS_AT_A_TIME, shape[0])),)
       if not np.array_equal(self.read(name, rows), self.read(other, rows)):
         raise ValueError(
           f"{self.folder}: config.json ties {other!r} to {name!r}, but the two"
@@ -328,7 +330,7 @@ def write_folder(
   assert not open_files
 
   if plan.is_sharded:
-    _write_json(
+    write_json(
       temporary / _INDEX,
       {
         "metadata": {
@@ -347,14 +349,13 @@ def write_folder(
     "files": {p.name: file_sha256(p) for p in files},
     **metadata,
   }
-  for path in files:
-    _fsync(path)
+  fsync_folder(temporary)
   old = folder.with_name(f".{folder.name}.old")
   shutil.rmtree(old, ignore_errors=True)
   if folder.exists():
     folder.rename(old)
   temporary.rename(folder)
-  _fsync(folder.parent)
+  fsync(folder.parent)
   shutil.rmtree(old, ignore_errors=True)
   return report
 
@@ -396,11 +397,11 @@ def _write_configs(folder, cfg, dtype, tokenizer_folder) -> None:
     for key in ("bos_token_id", "eos_token_id", "pad_token_id")
     if teacher.get(key) is not None
   }
-  _write_json(folder / "config.json", config | ids)
+  write_json(folder / "config.json", config | ids)
   generation = tokenizer_folder / "generation_config.json"
   if generation.exists():
     ids |= read_json(generation)
-  _write_json(folder / "generation_config.json", ids)
+  write_json(folder / "generation_config.json", ids)
   if not (tokenizer_folder / "tokenizer.json").exists():
     raise ValueError(
       f"{tokenizer_folder / 'tokenizer.json'}: the tokenizer is missing; the"
@@ -411,11 +412,20 @@ def _write_configs(folder, cfg, dtype, tokenizer_folder) -> None:
       shutil.copyfile(tokenizer_folder / name, folder / name)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+  """Writes a file of a folder that is not in its place yet."""
   path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _fsync(path: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+  """Makes a folder of files durable, to be renamed into its place."""
+  for path in folder.iterdir():
+    fsync(path)
+  fsync(folder)
+
+
+def fsync(path: Path) -> None:
+  """Makes a file's bytes durable, or the names in a folder."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)

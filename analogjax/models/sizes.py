@@ -13,9 +13,9 @@ from typing import Protocol
 FLOAT32_BYTES = 4
 
 
-# tau -> bytes a token of a threshold cache in Zarr (blosc zstd, 8 rows to a
-# chunk), SmolLM2-135M over English prose, V = 49,152; from tau = 0.1 on at
-# fixed width. A teacher with less entropy takes fewer.
+# tau -> bytes a token of the ids and codes of a threshold cache in Zarr (blosc
+# zstd), SmolLM2-135M over English prose, V = 49,152; from tau = 0.1 on at fixed
+# width. A teacher with less entropy takes fewer.
 _MEASURED_BYTES = (
   (0.02, 50.4),
   (0.03, 38.0),
@@ -27,6 +27,11 @@ _MEASURED_BYTES = (
   (0.5, 5.0),
   (1.0, 3.0),
 )
+
+# The rest of the cache on disk, at any tau, measured on the demo: entropy and
+# label log-probability 2.1 each, token 1.9 and segment 0.3 bytes a token, and
+# the digest with its share of the shard's index.
+_REST_BYTES, _ROW_BYTES = 6.4, 64
 
 
 class Shape(Protocol):
@@ -208,21 +213,24 @@ def logits_bytes(cfg: Shape, *, rows: int, chunk: int, tensor: int = 1) -> int:
   return 3 * FLOAT32_BYTES * rows * chunk * math.ceil(cfg.V / tensor)
 
 
-def record_bytes(num_slots: int, L: int) -> float:
+def record_bytes(num_slots: int, L: int, V: int) -> float:
   """Bytes a token of a cached row takes before compression, padding included.
 
-  Of a threshold record of K slots: K ids of 4 bytes and K codes of 1, entropy
-  and the label's log-probability (4 + 4), token and segment (4 + 4), and the
-  row's digest of 32 bytes shared by its L tokens.
+  Of a threshold record of K slots: K ids of 2 bytes (4 above a vocabulary of
+  65,536) and K codes of 1, entropy and the label's log-probability (2 + 2),
+  token (as an id) and segment (4), and the row's digest of 32 bytes shared by
+  its L tokens. Positions and weights are not stored where they are the default.
   """
-  return 5 * num_slots + 16 + 32 / L
+  token = 2 if V <= 2**16 else 4
+  return (token + 1) * num_slots + 2 + 2 + token + 4 + 32 / L
 
 
-def expected_record_bytes(tau: float) -> float:
+def expected_record_bytes(tau: float, L: int) -> float:
   """Bytes a token of a threshold cache takes on disk, an estimate.
 
-  Between the measured points a power law; below the first one the law of the
-  first two. They hold for a teacher of 3.7 nats of entropy at V = 49,152.
+  For ids and codes a power law between the measured points, and below the
+  first one the law of the first two. They hold for a teacher of 3.7 nats of
+  entropy at V = 49,152; entropy and tokens hardly change the rest.
 
   Source: measurements on SmolLM2-135M-Instruct.
   """
@@ -230,7 +238,8 @@ def expected_record_bytes(tau: float) -> float:
   x = math.log(tau)
   upper = next((i for i, p in enumerate(points) if p[0] >= x), len(points) - 1)
   (x0, y0), (x1, y1) = points[max(upper, 1) - 1], points[max(upper, 1)]
-  return math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+  entries = math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+  return entries + _REST_BYTES + _ROW_BYTES / L
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -128,11 +128,12 @@ def _cache(sections: config.Sections) -> dict[str, Any]:
   cache, L = sections.cache, sections.data.L
   rows = cache.num_rows + cache.held_out_rows
   num_slots = sampling.Threshold(tau=cache.tau).num_slots
-  raw = sizes.record_bytes(num_slots, L)
-  expected = sizes.expected_record_bytes(cache.tau)
+  raw = sizes.record_bytes(num_slots, L, sections.student.V)
+  expected = sizes.expected_record_bytes(cache.tau, L)
   return {
     "rows": rows,
     "tokens": rows * L,
+    "held_out_tokens": cache.held_out_rows * L,
     "slots": num_slots,
     "uncompressed_bytes_per_token": raw,
     "expected_bytes_per_token": expected,
@@ -178,12 +179,16 @@ def _flops(sections: config.Sections, teacher: sizes.Shape) -> dict[str, int]:
 def _memory(
   sections: config.Sections, teacher: sizes.Shape, mesh: Mapping[str, int]
 ) -> dict[str, dict[str, int]]:
-  """Bytes on one device: the largest arrays of each step, not its peak."""
+  """Bytes on one device: the largest arrays of each step, not its peak.
+
+  Measuring holds the teacher as caching does, and the students beside it.
+  """
   student, cache, L = sections.student, sections.cache, sections.data.L
   split, tensor = mesh["fsdp"] * mesh["tensor"], mesh["tensor"]
   row_ways = mesh["data"] * mesh["fsdp"] * mesh["expert"]
   rows = math.ceil(cache.batch_rows / row_ways)
-  params = sizes.FLOAT32_BYTES * sizes.count_parameters(teacher).total
+  params = _DTYPE_BYTES[sections.teacher.dtype]
+  params *= sizes.count_parameters(teacher).total
   caching = {
     "params": math.ceil(params / split),
     "logits": sizes.logits_bytes(
@@ -234,8 +239,8 @@ def print_plan(plan: Mapping[str, Any], console: rich.console.Console) -> None:
     )
 
   cache = plan["cache"]
-  table = _table("tokens", "steps", "tokens", "epochs", "TFLOP")
-  flops = {name: f"{n / 1e12:,.3g}" for name, n in plan["flops"].items()}
+  table = _table("stage", "steps", "tokens", "epochs", "compute")
+  flops = {name: _si(n, "FLOP") for name, n in plan["flops"].items()}
   table.add_row("cache", "", f"{cache['tokens']:,}", "", flops["cache"])
   for name, phase in plan["phases"].items():
     epochs = "" if phase["epochs"] is None else f"{phase['epochs']:.3g}"
@@ -246,16 +251,17 @@ def print_plan(plan: Mapping[str, Any], console: rich.console.Console) -> None:
       epochs,
       flops[f"train.{name}"],
     )
-  table.add_row("measure", "", "", "", flops["measure"])
+  held_out = f"{cache['held_out_tokens']:,}"
+  table.add_row("measure", "", held_out, "", flops["measure"])
   table.add_row("total", "", "", "", flops["total"])
   console.print(table)
 
   console.print(
     f"Cache: {cache['rows']:,} rows, {cache['slots']} slots a token;"
     f" {cache['uncompressed_bytes_per_token']:.1f} bytes a token as arrays"
-    f" ({_bytes(cache['uncompressed_bytes'])}), about"
+    f" ({_si(cache['uncompressed_bytes'], 'B')}), about"
     f" {cache['expected_bytes_per_token']:.1f} on disk"
-    f" ({_bytes(cache['expected_bytes'])})."
+    f" ({_si(cache['expected_bytes'], 'B')})."
   )
 
   mesh = dict(plan["mesh"])
@@ -267,12 +273,13 @@ def print_plan(plan: Mapping[str, Any], console: rich.console.Console) -> None:
   )
   for stage, parts in plan["memory_bytes_per_device"].items():
     cells = [
-      _bytes(parts[c.header]) if c.header in parts else ""
+      _si(parts[c.header], "B") if c.header in parts else ""
       for c in table.columns[1:]
     ]
     table.add_row(stage, *cells)
   console.print(table)
-  console.print(f"Mesh: {axes}, {devices} devices. Activations: an estimate.")
+  noun = "device" if devices == 1 else "devices"
+  console.print(f"Mesh: {axes}, {devices} {noun}. Activations: an estimate.")
   for problem in plan["problems"]:
     console.print(f"Will be refused: {problem}", style="red")
 
@@ -285,12 +292,12 @@ def _table(first: str, *columns: str) -> rich.table.Table:
   return table
 
 
-def _bytes(count: float) -> str:
-  for unit in ("B", "kB", "MB", "GB", "TB"):
-    if count < 1000 or unit == "TB":
-      return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+def _si(count: float, unit: str) -> str:
+  for prefix in ("", "k", "M", "G", "T", "P", "E", "Z"):
+    if count < 999.5:
+      return f"{count:.3g} {prefix}{unit}"
     count /= 1000
-  raise AssertionError
+  return f"{count:,.3g} Y{unit}"
 
 
 def _mesh_axes(mesh: config.MeshConfig) -> dict[str, int]:

@@ -92,10 +92,9 @@ def _print(summary: dict[str, Any], workdir: Path) -> None:
   out = progress.console()
   out.print(models)
   out.print(costs)
-  out.print(
+  progress.say(
     f"numbers: {workdir / 'summary.json'}  curves: {workdir / 'curves.png'}"
-    f"  analog: {workdir / assemble.EXPORT}",
-    markup=False,
+    f"  analog: {workdir / assemble.EXPORT}"
   )
 
 

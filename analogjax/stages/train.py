@@ -38,10 +38,8 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   sections = config.to_sections(cfg)
   mesh = assemble.make_mesh(sections)
   teacher = assemble.open_teacher(sections, workdir)
-  cache = logit_cache.open_cache(workdir / assemble.CACHE)
-  held_out = logit_cache.open_cache(workdir / assemble.HELD_OUT)
-  for found in (cache, held_out):
-    _check_cache(found, sections, teacher)
+  cache = assemble.open_cache(sections, teacher, workdir / assemble.CACHE)
+  held_out = assemble.open_cache(sections, teacher, workdir / assemble.HELD_OUT)
   for name in sections.train.phases:
     phase = sections.train.phase[name]
     sharding.check_batch_rows(
@@ -49,28 +47,6 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     )
     order = _row_order(phase, sections, teacher, workdir, cache)
     _Phase(name, sections, workdir, mesh, order, held_out).run()
-
-
-def _check_cache(cache, sections, teacher) -> None:
-  """The manifest is the truth; a config that disagrees is refused."""
-  # The pipeline is not opened here: its rows are in the cache.
-  wanted = dataclasses.replace(
-    cache.manifest,
-    kind=sections.cache.kind,
-    tau=sections.cache.tau,
-    seed=sections.cache.seed,
-    sequence_length=sections.data.L,
-    teacher_digest=teacher.digest,
-    tokenizer_digest=teacher.tokenizer_digest,
-    pipeline=sections.data.pipeline,
-  )
-  logit_cache.check_manifest(cache, wanted)
-  if holes := cache.holes():
-    missing = sum(map(len, holes))
-    raise ValueError(
-      f"{cache.location}: {missing} of {cache.manifest.num_rows} rows are not"
-      f" cached yet, the first is {holes[0].start}; run 'analogjax cache'."
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import rich.console
+import zarr
 
 from analogjax import config, config_files
+from analogjax.data import logit_cache
 from analogjax.models import decoder, gguf
 from analogjax.stages import plan
 
@@ -54,7 +56,9 @@ def test_numbers_of_the_demo_by_hand():
   assert p["size_window"]["ratio"] == pytest.approx(0.024852, rel=1e-4)
   assert p["cache"]["tokens"] == (512 + 32) * 256
   assert p["cache"]["slots"] == 26  # floor(1 / 0.04) + 1.
-  assert p["cache"]["uncompressed_bytes"] == 544 * 256 * 146.125
+  assert p["cache"]["uncompressed_bytes"] == 544 * 256 * 88.125
+  # On the demo's own cache: 23 ids, 7.6 codes, 6.65 the rest.
+  assert p["cache"]["expected_bytes_per_token"] == pytest.approx(37.3, rel=0.03)
   assert p["phases"]["distill"]["tokens"] == 300 * 8 * 256
   assert p["phases"]["distill"]["epochs"] == 300 * 8 / 512
   assert p["phases"]["pretrain"]["epochs"] is None
@@ -73,6 +77,29 @@ def test_numbers_of_the_demo_by_hand():
   assert memory["train.distill"]["params"] == 4 * 3_342_912
   assert memory["train.distill"]["moments"] == 8 * 3_342_912
   assert p["problems"] == []
+
+
+@pytest.mark.parametrize("V", [65_536, 65_537])
+def test_cache_bytes_are_those_of_its_arrays(tmp_path, V):
+  names = ("teacher_digest", "tokenizer_digest", "pipeline")
+  manifest = logit_cache.Manifest(
+    **dict(kind="threshold", tau=0.04, seed=0, num_rows=544, software={}),
+    **dict(sequence_length=256, rows_per_object=32, vocabulary_size=V),
+    **dict.fromkeys((*names, "pipeline_fingerprint"), ""),
+  )
+  logit_cache.create(tmp_path / "cache", manifest)
+  group = zarr.open_group(tmp_path / "cache", mode="r")
+  # Stored for rows that set their own positions and weights alone.
+  absent = {"position_offsets", "weights"}
+  stored = [a.nbytes for name, a in group.arrays() if name not in absent]
+  planned = make(f"student.V={V}")["cache"]["uncompressed_bytes"]
+  assert planned == sum(stored)
+
+
+def test_a_bfloat16_teacher_takes_half_the_memory():
+  full, half = make(), make("teacher.dtype=bfloat16")
+  full, half = (p["memory_bytes_per_device"]["cache"] for p in (full, half))
+  assert half["params"] == full["params"] / 2
 
 
 def test_only_the_phases_that_run_are_planned():

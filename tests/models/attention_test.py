@@ -1,0 +1,136 @@
+"""Tests for analogjax/models/attention.py."""
+
+import types
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from analogjax.models import attention, layers
+
+D, H, L = 10, 6, 9
+SEGMENTS = [1, 1, 1, 2, 2, 2, 2, 0, 0]
+POSITIONS = [0, 1, 2, 0, 1, 2, 3, 0, 0]
+
+
+def _config(**changes):
+  sizes = dict(D=D, N=4, G=2, H=H, Y=1, dtype="float32", attention_bias=False)
+  rope = dict(rope_theta=100.0, rope_scaling=None)
+  return types.SimpleNamespace(**sizes | rope | changes)
+
+
+def _layer(cfg):
+  layer = attention.Attention(cfg, rngs=nnx.Rngs(0))
+  if cfg.attention_bias:
+    for i, name in enumerate(("bq_NH", "bk_GH", "bv_GH", "bo_D")):
+      bias = getattr(layer, name)
+      bias.set_value(jax.random.normal(jax.random.key(i), bias[...].shape))
+  return layer
+
+
+def _x(seed=0):
+  return np.random.default_rng(seed).normal(size=(L, D))
+
+
+def _apply(layer, x_LD, segments_L=SEGMENTS, positions_L=POSITIONS):
+  return layer(
+    jnp.asarray(x_LD, jnp.float32)[None],
+    jnp.asarray([segments_L]),
+    jnp.asarray([positions_L]),
+  )[0]
+
+
+def _rotated(x_H, position):
+  """The rotary embedding of one vector, as complex multiplication."""
+  planes = x_H[: H // 2] + 1j * x_H[H // 2 :]
+  angles = position * 100.0 ** -(np.arange(0, H, 2) / H)
+  planes = planes * np.exp(1j * angles)
+  return np.concatenate([planes.real, planes.imag])
+
+
+def _reference(layer, cfg, x_LD):
+  """The layer's output in float64, one head and one query at a time."""
+  w = {
+    path[-1]: np.float64(leaf.get_value())
+    for path, leaf in nnx.to_flat_state(nnx.state(layer))
+  }
+  y_LD = np.zeros((L, D))
+  for head in range(cfg.N):
+    g = head // (cfg.N // cfg.G)
+    q_LH = x_LD @ w["wq_DNH"][:, head] + w.get("bq_NH", np.zeros((9, H)))[head]
+    k_LH = x_LD @ w["wk_DGH"][:, g] + w.get("bk_GH", np.zeros((9, H)))[g]
+    v_LH = x_LD @ w["wv_DGH"][:, g] + w.get("bv_GH", np.zeros((9, H)))[g]
+    for t in range(L):
+      seen = [s for s in range(t + 1) if SEGMENTS[s] == SEGMENTS[t]]
+      q_H = _rotated(q_LH[t], POSITIONS[t])
+      scores = [q_H @ _rotated(k_LH[s], POSITIONS[s]) for s in seen]
+      p = np.exp(np.asarray(scores) / np.sqrt(H))
+      p /= p.sum()
+      y_LD[t] += (p @ v_LH[seen]) @ w["wo_NHD"][head]
+  return y_LD + w.get("bo_D", np.zeros(D))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("N", "G"), [(4, 2), (6, 1), (3, 3)])
+def test_attention_is_its_equation(N, G, bias):
+  cfg = _config(N=N, G=G, attention_bias=bias)
+  layer, x_LD = _layer(cfg), _x()
+  expected = _reference(layer, cfg, x_LD)
+  np.testing.assert_allclose(_apply(layer, x_LD), expected, atol=2e-5)
+
+
+def test_each_token_sees_its_own_document_up_to_itself():
+  layer = _layer(_config())
+  weights_D = _x(1)[0]
+
+  def scalars(x_LD):
+    return _apply(layer, x_LD) @ jnp.asarray(weights_D, jnp.float32)
+
+  jacobian_LMD = jax.jacrev(scalars)(jnp.asarray(_x(), jnp.float32))
+  sees_LM = np.abs(jacobian_LMD).max(-1) > 0
+  segments_L = np.asarray(SEGMENTS)
+  same_LM = segments_L[:, None] == segments_L[None]
+  np.testing.assert_array_equal(sees_LM, same_LM & np.tri(L, dtype=bool))
+
+
+def test_positions_are_those_that_are_passed():
+  layer, x_LD = _layer(_config()), _x()
+  before = _apply(layer, x_LD)
+  # Rotary scores know distances only, so where a document starts is free ...
+  shifted = np.asarray(POSITIONS) + 7
+  moved = _apply(layer, x_LD, positions_L=shifted)
+  np.testing.assert_allclose(moved, before, atol=1e-5)
+  # ... and how far its tokens are apart is not.
+  stretched = np.asarray(POSITIONS) * 2
+  moved = _apply(layer, x_LD, positions_L=stretched)
+  assert np.abs(moved - before)[[1, 2, 4, 5, 6]].max(-1).min() > 1e-3
+  np.testing.assert_allclose(moved[[0, 3]], before[[0, 3]], atol=1e-6)
+
+
+def test_rope_scaling_reaches_the_scores():
+  scaling = layers.RopeScaling(kind="linear", factor=2.0)
+  x_LD = _x()
+  scaled = _apply(_layer(_config(rope_scaling=scaling)), x_LD)
+  halved = np.asarray(POSITIONS) * 2
+  again = _apply(
+    _layer(_config(rope_scaling=scaling)), x_LD, positions_L=halved
+  )
+  plain = _apply(_layer(_config()), x_LD)
+  np.testing.assert_allclose(again, plain, atol=1e-5)
+  assert np.abs(scaled - plain).max() > 1e-3
+
+
+def test_bfloat16_softmax_is_in_float32():
+  layer16 = _layer(_config(dtype="bfloat16"))
+  x_BLD = jnp.asarray(_x()[None], jnp.bfloat16)
+  args = (jnp.asarray([SEGMENTS]), jnp.asarray([POSITIONS]))
+  jaxpr = jax.make_jaxpr(lambda x: layer16(x, *args))(x_BLD)
+  exps = [line for line in str(jaxpr).splitlines() if " = exp " in line]
+  assert exps and all(":f32" in line for line in exps), exps
+  y_BLD = layer16(x_BLD, *args)
+  assert y_BLD.dtype == jnp.bfloat16
+  exact = _layer(_config())(x_BLD.astype(jnp.float32), *args)
+  error = np.abs(np.float32(y_BLD) - exact).max() / np.abs(exact).max()
+  assert error < 0.02

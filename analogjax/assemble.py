@@ -1,5 +1,6 @@
 """What several stages open in the same way, from the sections of a config."""
 
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 import functools
@@ -65,18 +66,27 @@ def open_teacher(sections: Sections, workdir: Path) -> Teacher:
     source = gguf.find_gguf(**dataclasses.asdict(section.gguf))
     gguf.convert(source, folder)
   cfg = hf_folder.read_config(folder, dtype=section.dtype)
+  check_pair(sections, cfg)
+  tokenizer = folder / "tokenizer.json"
+  if not tokenizer.is_file():
+    raise ValueError(
+      f"{tokenizer}: expected the teacher's tokenizer, found no such file. Copy"
+      " it from where the teacher comes from; rows and analog need it too."
+    )
+  # Before hours of work, and before a cache that carries a bad digest.
+  hf_folder.check_weights(folder, cfg)
   digest = _teacher_digest(folder, _stamps(folder))
   if section.sha256 and section.sha256 != digest:
     raise ValueError(
       f"teacher.sha256: expected {section.sha256}, but {folder} has {digest}:"
-      " it is another checkpoint, or a damaged one."
+      " it is another checkpoint, or a damaged one. Fetch it again, or set"
+      " teacher.sha256 to the digest found if you trust it."
     )
-  check_pair(sections, cfg)
   return Teacher(
     folder=folder,
     cfg=cfg,
     digest=digest,
-    tokenizer_digest=hf_folder.file_sha256(folder / "tokenizer.json"),
+    tokenizer_digest=hf_folder.file_sha256(tokenizer),
   )
 
 
@@ -152,38 +162,62 @@ def read_phase(
   """
   folder = phase_folder(workdir, phase) / "checkpoints"
   last = sections.train.phase[phase].num_steps
+  missing = ValueError(
+    f"{folder}: there is no checkpoint of step {last}, the last one of phase"
+    f" {phase!r}; run 'analogjax train' first."
+  )
+  if not folder.is_dir():
+    raise missing
   with contextlib.closing(checkpoint.Checkpoints(folder, keep=None)) as saved:
     if last not in saved.steps():
-      raise ValueError(
-        f"{folder}: there is no checkpoint of step {last}, the last one of"
-        f" phase {phase!r}; run 'analogjax train' first."
-      )
+      raise missing
     fingerprints = saved.about(last)["fingerprints"]
-    check_identity(folder, "student", fingerprints, student_identity(sections))
+    wanted = {"student": student_identity(sections)}
+    check_identity(folder, fingerprints, wanted)
     abstract = decoder.abstract_parameters(student_config(sections))
     shardings = sharding.state_shardings(abstract, mesh)
-    return last, saved.restore_params(last, abstract, shardings), fingerprints
+    try:
+      params = saved.restore_params(last, abstract, shardings)
+    except checkpoint.CheckpointError as error:
+      raise ValueError(
+        f"{error} Run 'analogjax train': it goes on from the one before."
+      ) from error
+    return last, params, fingerprints
 
 
 def check_identity(
-  folder: Path, part: str, fingerprints: dict[str, Any], wanted: Any
+  folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-  """Refuses checkpoints that another config made; names what differs."""
-  found = fingerprints.get(part)
-  if found == wanted:
-    return
-  differs = f"{part}: the checkpoint has {found!r}, the config {wanted!r}"
-  if isinstance(found, dict) and isinstance(wanted, dict):
-    differs = "; ".join(
-      f"{part}.{key}: the checkpoint has {found.get(key)!r}, the config"
-      f" {wanted.get(key)!r}"
-      for key in sorted(found.keys() | wanted.keys())
-      if found.get(key) != wanted.get(key)
+  """Refuses checkpoints that another config made; names what differs.
+
+  Args:
+    folder: of the checkpoints, for the message.
+    found: fingerprints of a checkpoint: sections of plain values.
+    wanted: those that have to be the same.
+  """
+  before = _leaves({name: found.get(name) for name in wanted})
+  now = _leaves(wanted)
+  differs = [
+    f"{field} is {before.get(field)!r} there and {now.get(field)!r} now"
+    for field in {**before, **now}
+    if before.get(field) != now.get(field)
+  ]
+  if differs:
+    raise ValueError(
+      f"{folder}: these checkpoints were made with another config:"
+      f" {'; '.join(differs)}. Set it back, use another --workdir, or move that"
+      " folder away to train anew."
     )
-  raise ValueError(
-    f"{folder}: made with another config ({differs}). Use another --workdir,"
-    " or move that folder away."
-  )
+
+
+def _leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+  leaves = {}
+  for name, value in values.items():
+    if isinstance(value, Mapping):
+      leaves |= _leaves(value, f"{path}{name}.")
+    else:
+      leaves[path + name] = value
+  return leaves
 
 
 def manifest(

@@ -1,14 +1,24 @@
 """Checkpoints: orbax v1, asynchronous, each with the data position."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import logging
 from pathlib import Path
+import shutil
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 _log = logging.getLogger(__name__)
+
+
+# Out of memory, on the host or on a device.
+_NOT_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)
+
+
+class CheckpointError(ValueError):
+  """A checkpoint whose bytes cannot be read."""
 
 
 class Checkpoints:
@@ -45,11 +55,16 @@ class Checkpoints:
 
   def about(self, step: int) -> dict[str, Any]:
     """The facts that were saved with a step."""
-    return dict(self._checkpointer.metadata(step).custom_metadata or {})
+    try:
+      return dict(self._checkpointer.metadata(step).custom_metadata)
+    except _NOT_DAMAGE:
+      raise
+    except Exception as error:
+      raise self._damaged(step, error) from error
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
     """The state of a step, on the mesh of `shardings`, whatever it was on."""
-    return self._checkpointer.load(step, _targets(abstract, shardings))
+    return self._load(step, _targets(abstract, shardings))
 
   def restore_params(self, step: int, abstract: Any, shardings: Any) -> Any:
     """The parameters of a step alone; the optimizer's moments stay on disk."""
@@ -57,30 +72,67 @@ class Checkpoints:
     context.pytree.loading.partial_load = True
     with context:
       target = {"params": _targets(abstract, shardings)}
-      return self._checkpointer.load(step, target)["params"]
+      return self._load(step, target)["params"]
+
+  def _load(self, step: int, target: Any) -> Any:
+    try:
+      return self._checkpointer.load(step, target)
+    except _NOT_DAMAGE:
+      raise
+    # orbax, TensorStore and zstd raise what they like on damaged bytes.
+    except Exception as error:
+      raise self._damaged(step, error) from error
 
   def restore_latest(
-    self, abstract: Any, shardings: Any
+    self,
+    abstract: Any,
+    shardings: Any,
+    check: Callable[[Mapping[str, Any]], None] = lambda about: None,
   ) -> tuple[int, Any, dict[str, Any]] | None:
     """The newest step that can be read: (step, state, about), or None.
 
-    A damaged one is passed over with a warning and deleted, so that the loop
+    A damaged one is passed over with a warning and set aside, so that the loop
     can save that step again.
+
+    Args:
+      abstract: shapes and dtypes of the state.
+      shardings: where it goes.
+      check: raises if a checkpoint with these facts is not for this state,
+        which would look like damage.
     """
     for step in reversed(self.steps()):
       try:
-        return step, self.restore(step, abstract, shardings), self.about(step)
-      # orbax, TensorStore and zstd raise what they like on damaged bytes.
-      except Exception as error:  # noqa: BLE001
-        _log.warning(
-          "%s: checkpoint of step %d is damaged (%s); going back to the one"
-          " before.",
-          self._checkpointer.directory,
-          step,
-          str(error).splitlines()[0][:300],
-        )
-        self._checkpointer.delete(step)
+        about = self.about(step)
+      except CheckpointError as error:
+        self._set_aside(step, error)
+        continue
+      check(about)
+      try:
+        return step, self.restore(step, abstract, shardings), about
+      except CheckpointError as error:
+        self._set_aside(step, error)
     return None
+
+  def _set_aside(self, step: int, error: CheckpointError) -> None:
+    """Moves a step out of the way, not deleted: the disk may be at fault."""
+    folder = Path(self._checkpointer.directory)
+    aside = folder.with_name(f"{folder.name}_damaged") / str(step)
+    _log.warning(
+      "%s It is moved to %s; going back to the one before.", error, aside
+    )
+    if jax.process_index() == 0:
+      shutil.rmtree(aside, ignore_errors=True)
+      aside.parent.mkdir(exist_ok=True)
+      (folder / str(step)).rename(aside)
+    multihost_utils.sync_global_devices(f"set aside {aside}")
+    self._checkpointer.reload()
+
+  def _damaged(self, step: int, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return CheckpointError(
+      f"{self._checkpointer.directory}: the checkpoint of step {step} is"
+      f" damaged ({reason})."
+    )
 
   def close(self) -> None:
     """Waits for the save that is running."""

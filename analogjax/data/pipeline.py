@@ -16,6 +16,7 @@ import importlib
 import inspect
 import json
 import sys
+import traceback
 from typing import Any
 
 import grain
@@ -312,6 +313,13 @@ def _failure(spec: str, where: str, e: Exception) -> str:
   # A ValueError is a sentence for the user, anything else needs its type.
   plain = isinstance(e, ValueError) and str(e)
   what = str(e) if plain else f"{type(e).__name__}: {e}".rstrip(": ")
+  # The last place in the user's own file: what it called may be grain's.
+  module = spec.partition(":")[0]
+  file = getattr(sys.modules.get(module), "__file__", None)
+  frames = traceback.extract_tb(e.__traceback__)
+  own = [f for f in frames if f.filename == file]
+  if own and not module.startswith("analogjax."):
+    what += f" ({own[-1].filename}, line {own[-1].lineno})"
   return f"config.data.pipeline={spec!r} failed {where}: {what}"
 
 

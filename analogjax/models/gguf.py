@@ -58,8 +58,8 @@ def find_gguf(package: str, file: str, sha256: str) -> Path:
   if found != sha256.lower():
     raise ValueError(
       f"{path}: expected sha256 {sha256}, found {found}; the file is damaged"
-      f" or from another version of {package!r}. Reinstall it, or set the"
-      " sha256 to the one found if you trust the file."
+      f" or from another version of {package!r}. Reinstall it, or set"
+      " teacher.gguf.sha256 to the one found if you trust the file."
     )
   return path
 

@@ -181,11 +181,33 @@ def read_parameters(
   Raises:
     ValueError: a missing, misshapen or surplus tensor, or a damaged file.
   """
-  tensors = _Tensors(folder)
-  table = families.TABLES["llama"]
+  tensors, table = _open_tensors(folder, cfg), families.TABLES["llama"]
   leaves = _leaves(cfg)
+  abstract = decoder.abstract_parameters(cfg)
+  shardings = sharding.state_shardings(abstract, mesh)
+  flat = []
+  for path, target in nnx.to_flat_state(shardings):
+    name = "/".join(map(str, path))
+    shape = leaves[name].shape
+    read = _shard_reader(tensors, table[name], name, shape, dtype)
+    array = jax.make_array_from_callback(shape, target.get_value(), read)
+    flat.append((path, nnx.Param(array)))
+  return nnx.from_flat_state(flat)
+
+
+def check_weights(folder: Path, cfg: decoder.DecoderConfig) -> None:
+  """Refuses files that are not the weights of `Decoder(cfg)`, by their headers.
+
+  Raises:
+    ValueError: a missing, misshapen or surplus tensor, or a cut file.
+  """
+  _open_tensors(folder, cfg)
+
+
+def _open_tensors(folder: Path, cfg: decoder.DecoderConfig) -> _Tensors:
+  tensors, table = _Tensors(folder), families.TABLES["llama"]
   expected = set()
-  for path, leaf in leaves.items():
+  for path, leaf in _leaves(cfg).items():
     sizes = dict(zip(sharding.letters_of(path), leaf.shape, strict=True))
     for layer in range(sizes.get("Y", 1)):
       name = table[path].name.format(layer)
@@ -202,17 +224,7 @@ def read_parameters(
       f" {', '.join(sorted(surplus)[:4])} ({len(surplus)} in all); is"
       " model_type in config.json right?"
     )
-
-  abstract = decoder.abstract_parameters(cfg)
-  shardings = sharding.state_shardings(abstract, mesh)
-  flat = []
-  for path, target in nnx.to_flat_state(shardings):
-    name = "/".join(map(str, path))
-    shape = leaves[name].shape
-    read = _shard_reader(tensors, table[name], name, shape, dtype)
-    array = jax.make_array_from_callback(shape, target.get_value(), read)
-    flat.append((path, nnx.Param(array)))
-  return nnx.from_flat_state(flat)
+  return tensors
 
 
 def _shard_reader(tensors, tensor, path, shape, dtype):

@@ -4,8 +4,6 @@ Letters: B rows of a teacher step, L positions.
 """
 
 import functools
-import json
-import os
 from pathlib import Path
 
 import jax
@@ -13,7 +11,15 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from ml_collections import ConfigDict
 import numpy as np
 
-from analogjax import assemble, config, ledger, progress, sharding, steps
+from analogjax import (
+  assemble,
+  config,
+  config_files,
+  ledger,
+  progress,
+  sharding,
+  steps,
+)
 from analogjax.data import batches, logit_cache, pipeline, sampling
 from analogjax.data.rows import Rows, rows_digests
 from analogjax.models import decoder, hf_folder, sizes
@@ -36,28 +42,34 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   ):
     held_out = name == assemble.HELD_OUT
     rows = assemble.open_rows(sections, teacher, workdir, held_out=held_out)
-    if rows.num_rows is not None:
-      num_rows = min(num_rows, rows.num_rows)
+    if rows.num_rows is not None and rows.num_rows < num_rows:
+      _say_fewer(name, rows.num_rows, num_rows)
+      num_rows = rows.num_rows
     wanted = assemble.manifest(sections, teacher, rows, num_rows)
     jobs.append((rows, logit_cache.create(workdir / name, wanted)))
 
-  if not any(cache.holes() for _, cache in jobs):
-    progress.say("cache: complete.")
-    return
-  params = hf_folder.read_parameters(
-    teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
-  )
+  # Only when there are rows for it: a frontier teacher is large.
+  @functools.cache
+  def read_params():
+    return hf_folder.read_parameters(
+      teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
+    )
+
   for rows, cache in jobs:
-    _Filler(sections, workdir, mesh, teacher, params, rows, cache).fill()
+    _Filler(sections, workdir, mesh, teacher, read_params, rows, cache).fill()
+  if not read_params.cache_info().currsize:
+    progress.say("cache: complete.")
 
 
 class _Filler:
   """Fills the holes of one cache."""
 
-  def __init__(self, sections, workdir, mesh, teacher, params, rows, cache):
+  def __init__(
+    self, sections, workdir, mesh, teacher, read_params, rows, cache
+  ):
     self._rows: pipeline.RowSource = rows
     self._cache: logit_cache.LogitCache = cache
-    self._mesh, self._params = mesh, params
+    self._mesh, self._read_params = mesh, read_params
     self._batch_rows = sections.cache.batch_rows
     self._name = Path(cache.location).name
     self._position = workdir / f"{self._name}_position.json"
@@ -117,7 +129,7 @@ class _Filler:
       (batches.from_rows(padded), keys_B2), self._mesh
     )
     with jax.set_mesh(self._mesh):
-      records = jax.device_get(self._step(self._params, *on_mesh))
+      records = jax.device_get(self._step(self._read_params(), *on_mesh))
     records = sampling.Records(*(field[:B] for field in records))
     finite_B = np.isfinite(records.entropy_BL).all(axis=-1)
     if not finite_B.all():
@@ -131,10 +143,7 @@ class _Filler:
 
   def _cut_short(self, num_rows: int) -> None:
     """The stream ended: cuts the cache to the rows there are, and fills it."""
-    progress.say(
-      f"{self._name}: the pipeline ends after {num_rows} rows; the config asks"
-      f" for {self._cache.manifest.num_rows}. Going on with {num_rows}."
-    )
+    _say_fewer(self._name, num_rows, self._cache.manifest.num_rows)
     self._cache = self._cache.resized(num_rows)
     self.fill()
 
@@ -152,9 +161,14 @@ class _Filler:
     if self._rows.random_access:
       return
     value = {"row": row, "state": self._rows.state(row)}
-    temporary = self._position.with_suffix(".incomplete")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(temporary, self._position)
+    config_files.write_json(self._position, value)
+
+
+def _say_fewer(name: str, found: int, wanted: int) -> None:
+  progress.say(
+    f"{name}: the pipeline ends after {found} rows; the config asks for"
+    f" {wanted}. Going on with {found}."
+  )
 
 
 def _fill_up(field: np.ndarray, rows: int) -> np.ndarray:

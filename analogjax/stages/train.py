@@ -3,10 +3,9 @@
 Letters: B rows of a step, L positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import hashlib
 import json
 import operator
 from pathlib import Path
@@ -41,10 +40,10 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   cache = assemble.open_cache(sections, teacher, workdir / assemble.CACHE)
   held_out = assemble.open_cache(sections, teacher, workdir / assemble.HELD_OUT)
   for name in sections.train.phases:
+    rows = sections.train.phase[name].batch_rows
+    sharding.check_batch_rows(rows, mesh, f"train.{name}.batch_rows")
+  for name in sections.train.phases:
     phase = sections.train.phase[name]
-    sharding.check_batch_rows(
-      phase.batch_rows, mesh, f"train.{name}.batch_rows"
-    )
     order = _row_order(phase, sections, teacher, workdir, cache)
     _Phase(name, sections, workdir, mesh, order, held_out).run()
 
@@ -53,7 +52,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
 class _RowOrder:
   """Where the rows of a phase come from, by step."""
 
-  digest: str  # Of the data: the cache, or the pipeline's fingerprint.
+  identity: dict[str, Any]  # Of the data; plain values.
   read: Callable[[int], batches.Batch]
   position: Callable[[int], dict[str, Any] | None]
   restore: Callable[[dict[str, Any] | None], None]
@@ -62,11 +61,19 @@ class _RowOrder:
 def _row_order(phase, sections, teacher, workdir, cache) -> _RowOrder:
   if phase.rows == "pipeline":
     rows = assemble.open_rows(sections, teacher, workdir, held_out=False)
+    # One run has one pipeline, whether its rows come through the cache or not.
+    wanted = dataclasses.replace(
+      cache.manifest, pipeline_fingerprint=rows.fingerprint
+    )
+    logit_cache.check_manifest(cache, wanted)
     order = batches.PipelineOrder(
       rows, batch_rows=phase.batch_rows, seed=phase.seed
     )
     return _RowOrder(
-      digest=rows.fingerprint,
+      identity={
+        "pipeline": sections.data.pipeline,
+        "pipeline_fingerprint": rows.fingerprint,
+      },
       read=lambda step: batches.from_rows(order.read(step)),
       position=order.position,
       restore=order.restore,
@@ -84,9 +91,10 @@ def _row_order(phase, sections, teacher, workdir, cache) -> _RowOrder:
       return batches.from_entries(entries)
     return batches.from_rows(entries.rows)
 
-  identity = json.dumps(cache.manifest.to_attributes(), sort_keys=True)
+  identity = dataclasses.asdict(cache.manifest)
+  del identity["software"]  # Recorded only.
   return _RowOrder(
-    digest=hashlib.sha256(identity.encode()).hexdigest(),
+    identity=identity,
     read=read,
     # The order is a function of the step: there is nothing to save.
     position=lambda step: None,
@@ -168,9 +176,17 @@ class _Phase:
     # Through JSON, as it comes back from a checkpoint.
     return json.loads(
       json.dumps(
-        {"student": student, "phase": phase, "data": self._order.digest}
+        {
+          "student": student,
+          f"train.{self._name}": phase,
+          "data": self._order.identity,
+        }
       )
     )
+
+  def _check(self, about: Mapping[str, Any]) -> None:
+    found = about["fingerprints"]
+    assemble.check_identity(self._folder, found, self._fingerprints)
 
   def _init(self) -> steps.TrainState:
     params = decoder.init_parameters(self._cfg, self._seed)
@@ -182,13 +198,10 @@ class _Phase:
 
   def _start(self, saved) -> tuple[int, steps.TrainState]:
     """From the last checkpoint, else the phase before, else random."""
-    found = saved.restore_latest(self._abstract, self._shardings)
+    found = saved.restore_latest(self._abstract, self._shardings, self._check)
     if found is not None:
       step, state, about = found
-      found_parts = about["fingerprints"]
-      for part, wanted in self._fingerprints.items():
-        assemble.check_identity(self._folder, part, found_parts, wanted)
-      self._lineage = found_parts["lineage"]
+      self._lineage = about["fingerprints"]["lineage"]
       self._order.restore(about["position"])
       progress.say(f"train {self._name}: going on after step {step}.")
       return step, state

@@ -403,9 +403,9 @@ def test_the_draws_are_pinned():
 
 
 PINNED_KEYS = np.arange(16, dtype=np.uint32).reshape(8, 2)
-PINNED_IDS = [0] * 9
-PINNED_CODES = [0] * 9
-PINNED_NUM = 0
+PINNED_IDS = [49, 79, 103, 10, 44, 58, 67, 77, 102]
+PINNED_CODES = [124, 11, 181, 1, 1, 1, 1, 1, 1]
+PINNED_NUM = 1008
 
 
 def test_entropy_and_label_logprob_equal_numpy():

@@ -1,6 +1,7 @@
 """Tests for analogjax/models/attention.py."""
 
-import types
+import dataclasses
+import functools
 
 from flax import nnx
 import jax
@@ -8,26 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax.models import attention, layers
+from analogjax.models import attention, decoder, layers
 
 D, H, L = 10, 6, 9
 SEGMENTS = [1, 1, 1, 2, 2, 2, 2, 0, 0]
 POSITIONS = [0, 1, 2, 0, 1, 2, 3, 0, 0]
 
 
+CFG = decoder.DecoderConfig(
+  **dict(V=1, D=D, Y=1, N=4, G=2, H=H, F=1, max_positions=16),
+  **dict(rope_theta=100.0, rms_norm_eps=1e-5, tie_embeddings=True),
+  **dict(attention_bias=False, mlp_bias=False),
+)
+
+
 def _config(**changes):
-  sizes = dict(D=D, N=4, G=2, H=H, Y=1, dtype="float32", attention_bias=False)
-  rope = dict(rope_theta=100.0, rope_scaling=None)
-  return types.SimpleNamespace(**sizes | rope | changes)
+  return dataclasses.replace(CFG, **changes)
 
 
 def _layer(cfg):
-  layer = attention.Attention(cfg, rngs=nnx.Rngs(0))
-  if cfg.attention_bias:
-    for i, name in enumerate(("bq_NH", "bk_GH", "bv_GH", "bo_D")):
-      bias = getattr(layer, name)
-      bias.set_value(jax.random.normal(jax.random.key(i), bias[...].shape))
-  return layer
+  """An attention layer whose every parameter is random, biases too."""
+  make = lambda: attention.Attention(cfg, rngs=nnx.Rngs(0))  # noqa: E731
+  graphdef, abstract = nnx.split(nnx.eval_shape(make))
+  rng = np.random.default_rng(0)
+
+  def fill(leaf):
+    return jnp.asarray(rng.normal(size=leaf.shape) * D**-0.5, jnp.float32)
+
+  return nnx.merge(graphdef, jax.tree.map(fill, abstract))
 
 
 def _x(seed=0):
@@ -35,11 +44,17 @@ def _x(seed=0):
 
 
 def _apply(layer, x_LD, segments_L=SEGMENTS, positions_L=POSITIONS):
-  return layer(
+  return _call(
+    *nnx.split(layer),
     jnp.asarray(x_LD, jnp.float32)[None],
     jnp.asarray([segments_L]),
     jnp.asarray([positions_L]),
   )[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _call(graphdef, state, *args):
+  return nnx.merge(graphdef, state)(*args)
 
 
 def _rotated(x_H, position):
@@ -72,8 +87,9 @@ def _reference(layer, cfg, x_LD):
   return y_LD + w.get("bo_D", np.zeros(D))
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("N", "G"), [(4, 2), (6, 1), (3, 3)])
+@pytest.mark.parametrize(
+  ("N", "G", "bias"), [(4, 2, True), (6, 1, False), (3, 3, True)]
+)
 def test_attention_is_its_equation(N, G, bias):
   cfg = _config(N=N, G=G, attention_bias=bias)
   layer, x_LD = _layer(cfg), _x()
@@ -88,7 +104,7 @@ def test_each_token_sees_its_own_document_up_to_itself():
   def scalars(x_LD):
     return _apply(layer, x_LD) @ jnp.asarray(weights_D, jnp.float32)
 
-  jacobian_LMD = jax.jacrev(scalars)(jnp.asarray(_x(), jnp.float32))
+  jacobian_LMD = jax.jit(jax.jacrev(scalars))(jnp.asarray(_x(), jnp.float32))
   sees_LM = np.abs(jacobian_LMD).max(-1) > 0
   segments_L = np.asarray(SEGMENTS)
   same_LM = segments_L[:, None] == segments_L[None]
@@ -105,21 +121,20 @@ def test_positions_are_those_that_are_passed():
   # ... and how far its tokens are apart is not.
   stretched = np.asarray(POSITIONS) * 2
   moved = _apply(layer, x_LD, positions_L=stretched)
-  assert np.abs(moved - before)[[1, 2, 4, 5, 6]].max(-1).min() > 1e-3
-  np.testing.assert_allclose(moved[[0, 3]], before[[0, 3]], atol=1e-6)
+  later = np.asarray([1, 2, 4, 5, 6])
+  assert np.abs(moved - before)[later].max(-1).min() > 1e-3
+  first = np.asarray([0, 3])  # Alone so far, with nobody to be far from.
+  np.testing.assert_allclose(moved[first], before[first], atol=1e-6)
 
 
 def test_rope_scaling_reaches_the_scores():
   scaling = layers.RopeScaling(kind="linear", factor=2.0)
-  x_LD = _x()
-  scaled = _apply(_layer(_config(rope_scaling=scaling)), x_LD)
-  halved = np.asarray(POSITIONS) * 2
-  again = _apply(
-    _layer(_config(rope_scaling=scaling)), x_LD, positions_L=halved
-  )
+  scaled, x_LD = _layer(_config(rope_scaling=scaling)), _x()
   plain = _apply(_layer(_config()), x_LD)
-  np.testing.assert_allclose(again, plain, atol=1e-5)
-  assert np.abs(scaled - plain).max() > 1e-3
+  twice = np.asarray(POSITIONS) * 2
+  found = _apply(scaled, x_LD, positions_L=twice)
+  np.testing.assert_allclose(found, plain, atol=1e-5)
+  assert np.abs(_apply(scaled, x_LD) - plain).max() > 1e-3
 
 
 def test_bfloat16_softmax_is_in_float32():

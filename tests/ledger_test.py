@@ -1,0 +1,49 @@
+"""Tests for analogjax/ledger.py."""
+
+import json
+
+import jax
+import pytest
+
+from analogjax import ledger
+
+
+def test_totals_add_up_by_stage_and_over_restarts(tmp_path, monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(ledger.time, "monotonic", lambda: now[0])
+  cache = ledger.Ledger(tmp_path, "cache")
+  now[0] += 2
+  cache.append(tokens=10, flops=1e9, bytes=5)
+  now[0] += 3
+  cache.append(tokens=20)
+  now[0] += 50  # Between two runs: nobody's time.
+  again = ledger.Ledger(tmp_path, "cache")
+  now[0] += 1
+  again.append(tokens=1)
+  totals = ledger.totals(tmp_path)
+  assert totals == {
+    "cache": {
+      "seconds": 6.0,
+      "device_seconds": 6.0 * jax.device_count(),
+      "tokens": 31,
+      "flops": 1e9,
+      "bytes": 5,
+    }
+  }
+
+
+def test_entries_say_where_and_when(tmp_path):
+  ledger.Ledger(tmp_path, "measure").append(tokens=3)
+  (line,) = (tmp_path / ledger.FILE).read_text().splitlines()
+  entry = json.loads(line)
+  assert entry["stage"] == "measure" and entry["tokens"] == 3
+  assert entry["devices"] == jax.device_count()
+  assert entry["unix_time"] == pytest.approx(ledger.time.time(), abs=60)
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
+  ledger.Ledger(tmp_path, "cache").append(tokens=3)
+  with open(tmp_path / ledger.FILE, "a") as file:
+    file.write('{"stage": "cache", "sec')
+  assert ledger.totals(tmp_path)["cache"]["tokens"] == 3
+  assert ledger.totals(tmp_path / "nowhere") == {}

@@ -1,0 +1,368 @@
+"""Tests for analogjax/models/decoder.py."""
+
+import dataclasses
+import functools
+import re
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from analogjax import sharding
+from analogjax.models import decoder, families, hf_folder
+
+# Sizes that the meshes below divide and that are all different.
+CFG = decoder.DecoderConfig(
+  **dict(V=40, D=24, Y=3, N=4, G=2, H=6, F=32, max_positions=64),
+  **dict(rope_theta=100.0, rms_norm_eps=1e-5, tie_embeddings=False),
+  **dict(attention_bias=True, mlp_bias=True),
+)
+B, L = 8, 12
+# Two documents and padding, within it a hole that nobody may look through.
+SEGMENTS = [1, 1, 1, 1, 0, 2, 2, 2, 2, 2, 0, 0]
+POSITIONS = [0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 0, 0]
+
+
+@functools.cache
+def _params(cfg):
+  """Random numbers for every parameter, biases and norms too; on the host."""
+  rng = np.random.default_rng(0)
+
+  def fill(path, leaf):
+    name = jax.tree_util.keystr(path)
+    scale = 1.0 if "scale_D" in name or "embed_VD" in name else 0.3
+    x = rng.normal(size=leaf.shape, scale=scale)
+    return np.float32(np.abs(x) + 0.5 if "scale_D" in name else x)
+
+  return jax.tree_util.tree_map_with_path(
+    fill, decoder.abstract_parameters(cfg)
+  )
+
+
+def _batch(cfg=CFG):
+  tokens_BL = np.random.default_rng(1).integers(0, cfg.V, (B, L))
+  rows = (tokens_BL, [SEGMENTS] * B, [POSITIONS] * B)
+  return tuple(np.asarray(x, np.int32) for x in rows)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(cfg, sites, params, *rows):
+  return nnx.merge(decoder.graphdef(cfg), params)(*rows, sites=sites)
+
+
+def _hidden(cfg, params, *rows):
+  return _run(cfg, (), params, *rows)[0]
+
+
+def _loss(cfg, params, *rows):
+  """A scalar that every hidden state pulls in another direction."""
+  x_BLD = nnx.merge(decoder.graphdef(cfg), params)(*rows)[0]
+  w_LD = np.random.default_rng(2).normal(size=x_BLD.shape[1:])
+  loss = jnp.sum(x_BLD.astype(jnp.float32) * np.float32(w_LD)[None])
+  return loss / x_BLD.shape[0]
+
+
+# Who sees whom.
+
+
+def test_a_token_sees_its_own_document_up_to_itself_and_nothing_else():
+  # Each position has a token of its own, so the gradient with respect to a row
+  # of the embedding is that with respect to the input at that position.
+  tokens_L = np.random.default_rng(3).permutation(CFG.V)[:L]
+  rows = [np.asarray([x], np.int32) for x in (tokens_L, SEGMENTS, POSITIONS)]
+  w_D = np.float32(np.random.default_rng(4).normal(size=CFG.D))
+
+  @jax.jit
+  @jax.jacrev
+  def jacobian(params):
+    return nnx.merge(decoder.graphdef(CFG), params)(*rows)[0][0] @ w_D
+
+  jacobian_LVD = jacobian(_params(CFG))["embed_VD"].get_value()
+  effect_LM = np.abs(jacobian_LVD).max(-1)[:, tokens_L]
+  segments_L = np.asarray(SEGMENTS)
+  same_LM = segments_L[:, None] == segments_L[None]
+  sees_LM = same_LM & np.tri(L, dtype=bool)
+  assert (effect_LM[~sees_LM] == 0).all()  # Not small: none at all.
+  assert effect_LM[sees_LM].min() > 1e-4
+
+
+def test_packed_documents_are_what_they_are_alone():
+  tokens_BL, segments_BL, positions_BL = (x[:1] for x in _batch())
+  packed_LD = _hidden(CFG, _params(CFG), tokens_BL, segments_BL, positions_BL)[
+    0
+  ]
+  assert np.isfinite(packed_LD).all()
+  for document in (1, 2):
+    here_L = segments_BL[0] == document
+    length = here_L.sum()
+    alone = [np.zeros((1, L), np.int32) for _ in range(3)]
+    alone[0][0, :length] = tokens_BL[0, here_L]
+    alone[1][0, :length] = 1
+    # Packing restarts positions, so alone they count from 0, too.
+    alone[2][0, :length] = np.arange(length)
+    np.testing.assert_array_equal(positions_BL[0, here_L], np.arange(length))
+    alone_LD = _hidden(CFG, _params(CFG), *alone)[0]
+    np.testing.assert_allclose(
+      packed_LD[here_L], alone_LD[:length], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_positions_are_those_of_the_row():
+  tokens_BL, segments_BL, positions_BL = (x[:1] for x in _batch())
+  before = _hidden(CFG, _params(CFG), tokens_BL, segments_BL, positions_BL)
+  after = _hidden(CFG, _params(CFG), tokens_BL, segments_BL, 2 * positions_BL)
+  assert np.abs(after - before)[0, 6:10].max(-1).min() > 1e-3
+
+
+# Meshes.
+
+
+def _on_mesh(sizes, fn, cfg):
+  count = int(np.prod(list(sizes.values()))) if sizes else 1
+  mesh = sharding.make_mesh(sizes, jax.devices()[:count])
+  shardings = sharding.state_shardings(decoder.abstract_parameters(cfg), mesh)
+  with jax.set_mesh(mesh):
+    params = jax.device_put(_params(cfg), shardings)
+    return fn(params, *sharding.put_rows(_batch(cfg), mesh))
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+  return np.asarray(_on_mesh({}, functools.partial(_hidden, CFG), CFG))
+
+
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    dict(data=8),
+    dict(fsdp=8),
+    dict(data=2, fsdp=2, tensor=2),
+    dict(expert=2, tensor=2, fsdp=2),
+  ],
+)
+def test_a_mesh_changes_where_arrays_live_and_nothing_else(
+  sizes, on_one_device
+):
+  found = _on_mesh(sizes, functools.partial(_hidden, CFG), CFG)
+  rows = {shard.data.shape[0] for shard in found.addressable_shards}
+  assert rows == {B * sizes.get("tensor", 1) // 8}
+  scale = np.abs(on_one_device).max()
+  np.testing.assert_allclose(found, on_one_device, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_partitioner_copies_no_whole_array(capfd, tied):
+  cfg = dataclasses.replace(CFG, tie_embeddings=tied)
+
+  # Through the head too, whose gradient meets that of the lookup when tied.
+  @jax.jit
+  def step(params, *rows):
+    def loss(params):
+      model = nnx.merge(decoder.graphdef(cfg), params)
+      x_BLD, _ = model(*rows)
+      logits_BLV = jnp.einsum("BLD,VD->BLV", x_BLD, model.head_VD)
+      return jnp.mean(jax.nn.logsumexp(logits_BLV, axis=-1))
+
+    return jax.value_and_grad(loss)(params)
+
+  value, _ = _on_mesh(dict(data=2, fsdp=2, tensor=2), step, cfg)
+  assert np.isfinite(value)
+  # XLA says so on the process's own stderr, and nowhere else.
+  assert "Involuntary full remat" not in capfd.readouterr().err
+
+
+def test_parameters_are_made_in_place_and_are_the_same_on_any_mesh():
+  cfg = dataclasses.replace(CFG, Y=2, attention_bias=False, mlp_bias=False)
+  mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+  abstract = decoder.abstract_parameters(cfg)
+  shardings = sharding.state_shardings(abstract, mesh)
+  init = functools.partial(decoder.init_parameters, cfg, 7)
+  split = jax.jit(init, out_shardings=shardings)()
+  alone = jax.jit(init)()
+  # Not bit for bit: the compiler may fuse the scaling otherwise.
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-6), split, alone
+  )
+  jax.tree.map(
+    lambda x, s: np.testing.assert_equal(x.sharding, s), split, shardings
+  )
+  # Layers start out different from each other, and at the scale they need.
+  wq_YDNH = np.asarray(alone["blocks_Y"]["attention"]["wq_DNH"].get_value())
+  assert np.abs(wq_YDNH[0] - wq_YDNH[1]).min() > 0
+  assert wq_YDNH.std() == pytest.approx(cfg.D**-0.5, rel=0.1)
+  wo_YNHD = np.asarray(alone["blocks_Y"]["attention"]["wo_NHD"].get_value())
+  fan_in, branches = cfg.N * cfg.H, 2 * cfg.Y
+  assert wo_YNHD.std() == pytest.approx((fan_in * branches) ** -0.5, rel=0.1)
+
+
+# Compute dtype, rematerialisation, scan.
+
+
+def test_bfloat16_compute_is_near_float32(on_one_device):
+  cfg = dataclasses.replace(CFG, dtype="bfloat16")
+  found = _hidden(cfg, _params(CFG), *_batch())
+  assert found.dtype == jnp.bfloat16
+  error = np.abs(np.float32(found) - on_one_device)
+  # 8 bits of mantissa, three layers; it must not be float32 in disguise.
+  assert error.mean() < 0.02 * np.abs(on_one_device).mean()
+  assert error.mean() > 1e-4 * np.abs(on_one_device).mean()
+
+
+def _compiled_gradient(cfg):
+  gradient = jax.jit(jax.grad(functools.partial(_loss, cfg)))
+  return gradient.lower(_params(cfg), *_batch()).compile()
+
+
+def test_rematerialisation_saves_memory_and_changes_no_gradient():
+  deep = dataclasses.replace(CFG, Y=8)
+  gradients, temporary = {}, {}
+  for remat in ("none", "dots", "full"):
+    compiled = _compiled_gradient(dataclasses.replace(deep, remat=remat))
+    gradients[remat] = compiled(_params(deep), *_batch())
+    temporary[remat] = compiled.memory_analysis().temp_size_in_bytes
+  assert temporary["full"] < temporary["dots"] < temporary["none"]
+  for remat in ("dots", "full"):
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+      gradients[remat],
+      gradients["none"],
+    )
+
+
+def _program(cfg, sites=()):
+  def run(params, *rows):
+    return nnx.merge(decoder.graphdef(cfg), params)(*rows, sites=sites)
+
+  return str(jax.make_jaxpr(run)(_params(cfg), *_batch()))
+
+
+def test_the_program_does_not_grow_with_the_layers():
+  programs = [
+    _program(dataclasses.replace(CFG, Y=Y)).splitlines() for Y in (2, 9)
+  ]
+  assert len(programs[0]) == len(programs[1]) > 50
+
+
+# Activations by name.
+
+
+@pytest.fixture(scope="module")
+def theirs(make_llama, tmp_path_factory):
+  """A Llama of transformers, its decoder here, and what happens inside it."""
+  model = make_llama(num_hidden_layers=3, mlp_bias=True)
+  folder = tmp_path_factory.mktemp("llama")
+  model.save_pretrained(folder)
+  cfg = hf_folder.read_config(folder)
+  mesh = sharding.make_mesh({}, jax.devices()[:1])
+  params = hf_folder.read_parameters(folder, cfg, mesh)
+
+  tokens_BL = np.random.default_rng(5).integers(0, cfg.V, (2, L))
+  inside = {}
+
+  def keep(site):
+    def hook(module, args, out):
+      inside[site] = (out[0] if isinstance(out, tuple) else out).numpy()
+
+    return hook
+
+  for i, layer in enumerate(model.model.layers):
+    layer.self_attn.register_forward_hook(keep(f"block{i:02}.attn_out"))
+    layer.mlp.register_forward_hook(keep(f"block{i:02}.mlp_out"))
+  model.model.norm.register_forward_hook(
+    lambda module, args, out: inside.update(last=args[0].numpy())
+  )
+  with torch.no_grad():
+    out = model(torch.as_tensor(tokens_BL), output_hidden_states=True)
+  hidden = [x.numpy() for x in out.hidden_states]
+  for i in range(cfg.Y):
+    inside[f"block{i:02}.resid_pre"] = hidden[i]
+  # The last of transformers' hidden states is normalised already.
+  for i, x in enumerate([*hidden[1:-1], inside.pop("last")]):
+    inside[f"block{i:02}.resid_post"] = x
+  return cfg, params, tokens_BL, inside, hidden[-1]
+
+
+def test_activations_are_those_of_transformers(theirs):
+  cfg, params, tokens_BL, inside, last_BLD = theirs
+  sites = tuple(sorted(inside))
+  assert len(sites) == 3 * len(decoder.SITE_POINTS)
+  ones_BL = np.ones((2, L), np.int32)
+  positions_BL = np.tile(np.arange(L, dtype=np.int32), (2, 1))
+  rows = (np.int32(tokens_BL), ones_BL, positions_BL)
+  x_BLD, found = _run(cfg, sites, params, *rows)
+  assert set(found) == set(sites)
+  for site in sites:
+    np.testing.assert_allclose(found[site], inside[site], atol=1e-4)
+  np.testing.assert_allclose(x_BLD, last_BLD, atol=1e-4)
+  # Asking changes nothing.
+  np.testing.assert_allclose(
+    x_BLD, _hidden(cfg, params, *rows), rtol=1e-5, atol=1e-5
+  )
+
+
+def test_only_the_sites_asked_for_are_kept():
+  sites = ("block02.resid_post", "block0.attn_out")
+  _, kept = jax.eval_shape(
+    functools.partial(_run, CFG, sites), _params(CFG), *_batch()
+  )
+  assert {site: x.shape for site, x in kept.items()} == dict.fromkeys(
+    sites, (B, L, CFG.D)
+  )
+  # Nothing is stacked over the layers, whatever is asked for.
+  stacked = re.compile(rf"\[{CFG.Y},{B},{L},")
+  assert not stacked.search(_program(CFG, sites))
+  assert _hidden(CFG, _params(CFG), *_batch()).shape == (B, L, CFG.D)
+
+
+@pytest.mark.parametrize(
+  "site",
+  [
+    *("block03.resid_post", "block01.resid", "resid_post", "block01"),
+    *("block01.resid_post.x", "blockaa.mlp_out", "Block01.mlp_out", ""),
+  ],
+)
+def test_a_site_that_does_not_exist_is_named(site):
+  message = (
+    f"^site {re.escape(repr(site))}: expected 'blockNN.POINT' with NN below 3"
+    " and POINT one of resid_pre, attn_out, mlp_out, resid_post"
+  )
+  with pytest.raises(ValueError, match=message):
+    _run(CFG, (site,), _params(CFG), *_batch())
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    dict(tie_word_embeddings=True),
+    dict(attention_bias=True, num_key_value_heads=1),
+    dict(mlp_bias=True, num_key_value_heads=4, head_dim=6),
+  ],
+)
+def test_num_parameters_is_that_of_transformers(make_llama, changes):
+  model = make_llama(**changes)
+  config = model.config.to_dict()
+  cfg = families.from_hf_config(config, dtype="float32", where="config.json")
+  assert cfg.num_parameters == model.num_parameters()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (dict(V=0), "V=0 must be positive"),
+    (dict(Y=-1), "Y=-1 must be positive"),
+    (dict(G=3), "N=4 query heads not divisible by G=3"),
+    (dict(H=5), "H=5: rotary embedding needs an even width"),
+    (dict(dtype="float16"), "dtype: expected 'float32' or .* found 'float16'"),
+    (dict(remat="all"), "remat: expected 'none', .* found 'all'"),
+  ],
+)
+def test_a_bad_size_is_named(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(CFG, **changes)

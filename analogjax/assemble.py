@@ -236,6 +236,7 @@ def manifest(
     vocabulary_size=teacher.cfg.V,
     rows_per_object=sections.cache.rows_per_object,
     teacher_digest=teacher.digest,
+    teacher_dtype=teacher.cfg.dtype,
     tokenizer_digest=teacher.tokenizer_digest,
     pipeline=sections.data.pipeline,
     pipeline_fingerprint=rows.fingerprint,
@@ -261,6 +262,7 @@ def open_cache(
     seed=sections.cache.seed,
     sequence_length=sections.data.L,
     teacher_digest=teacher.digest,
+    teacher_dtype=teacher.cfg.dtype,
     tokenizer_digest=teacher.tokenizer_digest,
     pipeline=sections.data.pipeline,
   )

@@ -8,10 +8,13 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 _log = logging.getLogger(__name__)
 
+
+_CHECKSUMS = "checksums"
 
 # Out of memory, on the host or on a device.
 _NOT_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)
@@ -26,11 +29,12 @@ class Checkpoints:
 
   def __init__(self, folder: Path, *, keep: int | None):
     """Opens a folder; the newest `keep` stay (None: all, for readers)."""
-    policies = ocp.training.save_decision_policies
-    preserve = ocp.training.preservation_policies
+    # Any: orbax's policies do not have the types that its Checkpointer names.
+    policies: Any = ocp.training.save_decision_policies
+    preserve: Any = ocp.training.preservation_policies
     # The loop decides when; orbax's default would save on every call.
     self._checkpointer = ocp.training.Checkpointer(
-      folder.absolute(),
+      str(folder.absolute()),
       save_decision_policy=policies.FixedIntervalPolicy(1),
       preservation_policy=preserve.LatestN(keep)
       if keep
@@ -47,7 +51,10 @@ class Checkpoints:
       state: a tree of arrays.
       about: JSON facts: data position and fingerprints.
     """
-    self._checkpointer.save_async(step, state, custom_metadata=dict(about))
+    # Stored values carry no checksum of their own: a flipped bit would load.
+    sums = _checksums(state)
+    facts = {**about, _CHECKSUMS: sums}
+    self._checkpointer.save_async(step, state, custom_metadata=facts)
 
   def steps(self) -> list[int]:
     """Steps that were saved whole, oldest first."""
@@ -55,12 +62,20 @@ class Checkpoints:
 
   def about(self, step: int) -> dict[str, Any]:
     """The facts that were saved with a step."""
+    facts = self._facts(step)
+    del facts[_CHECKSUMS]
+    return facts
+
+  def _facts(self, step: int) -> dict[str, Any]:
     try:
-      return dict(self._checkpointer.metadata(step).custom_metadata)
+      facts: Any = self._checkpointer.metadata(step).custom_metadata or {}
     except _NOT_DAMAGE:
       raise
     except Exception as error:
       raise self._damaged(step, error) from error
+    if _CHECKSUMS not in facts:
+      raise self._damaged(step, ValueError("its metadata is missing"))
+    return dict(facts)
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
     """The state of a step, on the mesh of `shardings`, whatever it was on."""
@@ -76,12 +91,18 @@ class Checkpoints:
 
   def _load(self, step: int, target: Any) -> Any:
     try:
-      return self._checkpointer.load(step, target)
+      state = self._checkpointer.load(step, target)
     except _NOT_DAMAGE:
       raise
     # orbax, TensorStore and zstd raise what they like on damaged bytes.
     except Exception as error:
       raise self._damaged(step, error) from error
+    expected = self._facts(step)[_CHECKSUMS]
+    for name, found in _checksums(state).items():
+      if found != expected.get(name):
+        reason = f"the checksum of {name} is {found}, not {expected.get(name)}"
+        raise self._damaged(step, ValueError(reason))
+    return state
 
   def restore_latest(
     self,
@@ -128,7 +149,13 @@ class Checkpoints:
     self._checkpointer.reload()
 
   def _damaged(self, step: int, error: Exception) -> CheckpointError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    # What orbax says first is that no reader it has would do.
+    root = error
+    while root.__cause__ or root.__context__:
+      root = root.__cause__ or root.__context__
+    # TensorStore appends its spec as JSON.
+    text = str(root).split(" [tensorstore_spec", 1)[0]
+    reason = (text.splitlines() or [type(root).__name__])[0][:300].rstrip(".")
     return CheckpointError(
       f"{self._checkpointer.directory}: the checkpoint of step {step} is"
       f" damaged ({reason})."
@@ -137,6 +164,29 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for the save that is running."""
     self._checkpointer.close()
+
+
+def _checksums(state: Any) -> dict[str, int]:
+  """Path -> sum of the words of an array, modulo 2**32.
+
+  The same on every mesh; a change of one word, or of one bit, changes it.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  names = (
+    jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves
+  )
+  sums = jax.device_get(_sum_words([leaf for _, leaf in leaves]))
+  return {n: int(s) for n, s in zip(names, sums, strict=True)}
+
+
+@jax.jit
+def _sum_words(leaves: list[jax.Array]) -> list[jax.Array]:
+  def sum_words(x):
+    word = jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32
+    words = jax.lax.bitcast_convert_type(x, word)
+    return jnp.sum(words, dtype=jnp.uint32)
+
+  return [sum_words(x) for x in leaves]
 
 
 def _targets(abstract: Any, shardings: Any) -> Any:

@@ -19,23 +19,25 @@ import jax.numpy as jnp
 
 from analogjax import sharding
 
+Scalar = jax.Array | float  # On devices, or fetched.
+
 
 class Targets(NamedTuple):
   """What the student is compared with at each of [B, L] positions."""
 
-  labels_BL: jax.Array  # int32 next token.
-  weights_BL: jax.Array  # float32 loss weight, 0 where nothing is predicted.
-  ids_BLK: jax.Array  # int32 of the teacher's record; K = 0 without a teacher.
-  p_BLK: jax.Array  # float32 weights of those ids; each position sums to one.
+  labels_BL: sharding.Array  # int32 next token.
+  weights_BL: sharding.Array  # float32; 0 where nothing is predicted.
+  ids_BLK: sharding.Array  # int32, the teacher's record; K = 0: no teacher.
+  p_BLK: sharding.Array  # float32 of those ids; each position sums to one.
 
 
 class LossSums(NamedTuple):
   """Sums over all weighted positions, float32 scalars."""
 
-  hard: jax.Array  # Cross-entropy to the next token, nats.
-  teacher: jax.Array  # Cross-entropy to the teacher's record, nats.
-  correct: jax.Array  # Positions whose next token is the likeliest.
-  weight: jax.Array  # Sum of the weights: divide by it.
+  hard: Scalar  # Cross-entropy to the next token, nats.
+  teacher: Scalar  # Cross-entropy to the teacher's record, nats.
+  correct: Scalar  # Positions whose next token is the likeliest.
+  weight: Scalar  # Sum of the weights: divide by it.
 
 
 def mixed_cross_entropy(

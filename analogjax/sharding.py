@@ -13,8 +13,11 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
+
+Array = jax.Array | np.ndarray  # On devices, or still on the host.
 
 # A letter that is absent is replicated.
 _SPLIT = {"N": "tensor", "G": "tensor", "F": "tensor", "V": "tensor"}

@@ -1,6 +1,6 @@
 """The pure functions that the stages compile."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx, struct
 import jax
@@ -60,7 +60,11 @@ def teacher_step(
     whole = jnp.moveaxis(piece, 0, 1)
     return whole.reshape(B, L + pad, *piece.shape[3:])[:, :L]
 
-  return jax.tree.map(join, pieces)
+  records = jax.tree.map(join, pieces)
+  # Where nothing is predicted the label is a filler.
+  is_label_BL = batch.targets.weights_BL > 0
+  label_logprob_BL = jnp.where(is_label_BL, records.label_logprob_BL, 0.0)
+  return records._replace(label_logprob_BL=label_logprob_BL)
 
 
 def train_step(
@@ -90,9 +94,10 @@ def train_step(
 
   (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params: Any = optax.apply_updates(state.params, updates)
   new_state = TrainState(
     step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
+    params=params,
     opt_state=opt_state,
   )
   weight = jnp.maximum(sums.weight, 1.0)
@@ -125,11 +130,11 @@ def eval_step(
 class Comparison(NamedTuple):
   """Sums over weighted positions of one model against the teacher."""
 
-  hard: jax.Array  # Cross-entropy to the next token, nats.
-  kl: jax.Array  # Forward KL(teacher || model), dense, nats.
-  agree: jax.Array  # Positions where both find the same token likeliest.
-  correct: jax.Array  # Positions whose next token is the likeliest.
-  weight: jax.Array  # Sum of the weights: divide by it.
+  hard: losses.Scalar  # Cross-entropy to the next token, nats.
+  kl: losses.Scalar  # Forward KL(teacher || model), dense, nats.
+  agree: losses.Scalar  # Positions where both find the same token likeliest.
+  correct: losses.Scalar  # Positions whose next token is the likeliest.
+  weight: losses.Scalar  # Sum of the weights: divide by it.
 
 
 def compare_step(

@@ -71,46 +71,50 @@ def get_config() -> ConfigDict:
     kind="threshold",
     tau=0.04,  # Probability; about 15 ids and 31 bytes a token.
     seed=0,
-    num_rows=512,  # Rows to train on.
+    num_rows=320,  # Rows to train on.
     held_out_rows=32,  # Rows to measure on.
     batch_rows=8,  # Rows per teacher step.
     rows_per_object=32,  # Rows.
     chunk=64,  # Tokens of a row whose logits are held at once.
   )
 
-  optimizer = dict(
-    name="adamw",
-    learning_rate=3e-3,  # Peak, per step.
-    warmup_steps=20,  # Steps.
-    schedule="wsd",
-    decay_steps=60,  # Steps, the last ones.
-    final_fraction=0.1,  # Of the peak.
-    b1=0.9,  # No unit, as are the next two.
-    b2=0.95,
-    eps=1e-8,
-    weight_decay=0.1,  # Per unit of learning rate.
-    clip_norm=1.0,  # Global norm of the gradient.
-  )
-  pretrain = dict(
-    init_from="",  # Random.
-    rows="pipeline",
-    alpha=0.0,  # Weight of the teacher against hard labels: none.
-    num_steps=300,  # Steps.
-    batch_rows=8,  # Rows per step.
-    seed=0,
-    loss_chunk=32,  # Tokens of a row whose logits are held at once.
-    optimizer=optimizer,
-    checkpoint_every_steps=100,  # Steps.
-    keep_checkpoints=2,  # Checkpoints.
-    eval_every_steps=100,  # Steps.
-    log_every_steps=10,  # Steps.
-  )
-  control = {**pretrain, "init_from": "pretrain", "rows": "cache", "seed": 1}
+  # A function, so that no two phases share one dict and its overrides.
+  def phase(**differs):
+    values = dict(
+      init_from="pretrain",
+      rows="cache",
+      alpha=0.0,  # Weight of the teacher against hard labels.
+      num_steps=160,  # Steps: two passes over the cached rows.
+      batch_rows=4,  # Rows per step.
+      seed=1,
+      loss_chunk=16,  # Tokens of a row whose logits are held at once.
+      optimizer=dict(
+        name="adamw",
+        learning_rate=3e-3,  # Peak, per step.
+        warmup_steps=10,  # Steps.
+        schedule="wsd",
+        decay_steps=60,  # Steps, the last ones.
+        final_fraction=0.1,  # Of the peak.
+        b1=0.9,  # No unit, as are the next two.
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,  # Per unit of learning rate.
+        clip_norm=1.0,  # Global norm of the gradient.
+      ),
+      checkpoint_every_steps=40,  # Steps.
+      keep_checkpoints=2,  # Checkpoints.
+      eval_every_steps=40,  # Steps.
+      log_every_steps=10,  # Steps.
+    )
+    return {**values, **differs}
+
+  pretrain = phase(init_from="", rows="pipeline", num_steps=120, seed=0)
+  pretrain["optimizer"]["decay_steps"] = 0  # The phases after it go on.
   cfg.train = dict(
     phases=("pretrain", "control", "distill"),
     pretrain=pretrain,
-    control=control,
-    distill={**control, "alpha": 0.9},  # 0.9 teacher, 0.1 hard labels.
+    control=phase(),  # Hard labels alone.
+    distill=phase(alpha=0.9),  # 0.9 teacher, 0.1 hard labels.
   )
 
   cfg.measure = dict(

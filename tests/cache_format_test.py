@@ -45,13 +45,14 @@ def cache(tmp_path_factory):
     vocabulary_size=V,
     rows_per_object=5,
     teacher_digest="t",
+    teacher_dtype="float32",
     tokenizer_digest="t",
     pipeline="a:b",
     pipeline_fingerprint="f",
     software={},
   )
   logits_BLV = rng.normal(size=(5, L, V)) * 3
-  logits_BLV[0, 0, 5] = 60  # No tail is left beside this one.
+  logits_BLV[0, 0, 5:7] = 200, 199.5  # No tail is left beside these.
   records = sampling.draw(
     jnp.asarray(logits_BLV, jnp.float32),
     jnp.asarray(rows.tokens_BL),
@@ -92,7 +93,7 @@ def test_the_reader_of_the_page_reads_what_ours_reads(cache, read_row):
     read_row(folder_of(cache), 5)
 
 
-@pytest.mark.parametrize("array", ["segments", "ids"])
+@pytest.mark.parametrize("array", ["segments", "ids", "codes"])
 def test_the_reader_of_the_page_refuses_damage(
   cache, read_row, tmp_path, array
 ):

@@ -11,10 +11,9 @@ import concurrent.futures
 from typing import Any, NamedTuple, TypeVar
 
 import grain
-import jax
 import numpy as np
 
-from analogjax import losses
+from analogjax import losses, sharding
 from analogjax.data import logit_cache, pipeline, rows as rows_lib
 
 _T = TypeVar("_T")
@@ -23,9 +22,9 @@ _T = TypeVar("_T")
 class Batch(NamedTuple):
   """One global batch; axis 0 is split over the mesh."""
 
-  tokens_BL: jax.Array  # int32 inputs.
-  segments_BL: jax.Array  # int32 document of each token, 0 is padding.
-  positions_BL: jax.Array  # int32 position within the document.
+  tokens_BL: sharding.Array  # int32 inputs.
+  segments_BL: sharding.Array  # int32 document of each token, 0 is padding.
+  positions_BL: sharding.Array  # int32 position within the document.
   targets: losses.Targets
 
 

@@ -32,6 +32,7 @@ _IDENTITY = (
   "sequence_length",
   "vocabulary_size",
   "teacher_digest",
+  "teacher_dtype",
   "tokenizer_digest",
   "pipeline",
   "pipeline_fingerprint",
@@ -60,6 +61,7 @@ class Manifest:
   vocabulary_size: int  # V of teacher and tokenizer.
   rows_per_object: int  # Rows in one stored object: the unit of a commit.
   teacher_digest: str  # hf_folder.folder_digest of the teacher.
+  teacher_dtype: str  # Its compute dtype.
   tokenizer_digest: str  # SHA-256 of its tokenizer.json.
   pipeline: str  # config.data.pipeline.
   pipeline_fingerprint: str  # RowSource.fingerprint.
@@ -102,7 +104,7 @@ class LogitCache:
   def committed(self) -> np.ndarray:
     """Which rows are there, bool [R]."""
     digests = self._read("digest", slice(0, self.manifest.num_rows))
-    return digests.any(axis=-1)
+    return np.any(digests, axis=-1)
 
   def digests(self, indices: Sequence[int]) -> np.ndarray:
     """Digests of the rows, uint8 [B, 32]; zeros where not committed."""
@@ -162,7 +164,7 @@ class LogitCache:
         " on where it was."
       ) from error
 
-  def read(self, indices: Sequence[int]) -> Entries:
+  def read(self, indices: Sequence[int] | np.ndarray) -> Entries:
     """The rows and what the teacher says about them.
 
     Raises:
@@ -172,7 +174,7 @@ class LogitCache:
     index = np.asarray(indices)
     fields = {name: self._start_read(name, index) for name in self._arrays}
     digests = self._finish("digest", fields["digest"], index)
-    for row, there in zip(index, digests.any(-1), strict=True):
+    for row, there in zip(index, np.any(digests, -1), strict=True):
       if not there:
         raise CacheError(
           f"{self.location}: row {row} is not committed. Run 'analogjax cache'"
@@ -336,12 +338,18 @@ def read_manifest(location: str | Path) -> Manifest | None:
     raise CacheError(f"{url}/zarr.json: not JSON: {error}.") from error
   if attributes.get("format") != FORMAT:
     raise CacheError(f"{url}: a Zarr group, but not an analogjax logit cache.")
-  if attributes["format_version"] != FORMAT_VERSION:
+  version = attributes.get("format_version")
+  if version != FORMAT_VERSION:
     raise CacheError(
-      f"{url}: logit cache of format version {attributes['format_version']},"
-      f" this analogjax reads version {FORMAT_VERSION}."
+      f"{url}: logit cache of format version {version}, this analogjax reads"
+      f" version {FORMAT_VERSION}."
     )
   names = [field.name for field in dataclasses.fields(Manifest)]
+  if missing := sorted(set(names) - set(attributes)):
+    raise CacheError(
+      f"{url}/zarr.json: the manifest has no {', '.join(missing)}; it is"
+      " damaged."
+    )
   return Manifest(**{name: attributes[name] for name in names})
 
 

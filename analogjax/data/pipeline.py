@@ -53,7 +53,7 @@ class RowSource(abc.ABC):
   random_access: bool
 
   @abc.abstractmethod
-  def read(self, indices: Sequence[int]) -> Rows:
+  def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
     """The rows at `indices`.
 
     A stream takes consecutive indices, not before what was already passed, and
@@ -141,7 +141,7 @@ class _IndexedRows(RowSource):
     # grain gives a dataset that repeats for ever this length.
     self.num_rows = None if length == sys.maxsize else length
 
-  def read(self, indices: Sequence[int]) -> Rows:
+  def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
     read = []
     for index in indices:
       assert index >= 0, f"row {index} asked for."
@@ -188,7 +188,7 @@ class _StreamedRows(RowSource):
     self._index = 0
     self._start = json_state.to_json(self._iterator.get_state())
 
-  def read(self, indices: Sequence[int]) -> Rows:
+  def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
     if not len(indices):
       return _concatenate([], self._L, self._V)
     first, before = indices[0], self._index

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from analogjax import sharding
+
 # Codes of a slot: how its probability is stored in one byte.
 EMPTY = 0
 TAIL = 1
@@ -32,10 +34,10 @@ _BLOCK = 64  # Ids per block of the two-level search.
 class Records(NamedTuple):
   """What the cache keeps of the teacher, for [B, L] positions."""
 
-  ids_BLK: jax.Array  # int32; 0 in empty slots.
-  codes_BLK: jax.Array  # uint8: EMPTY, TAIL, or a head probability.
-  entropy_BL: jax.Array  # float32, of the teacher, nats.
-  label_logprob_BL: jax.Array  # float32, teacher's log p of the next token.
+  ids_BLK: sharding.Array  # int32; 0 in empty slots.
+  codes_BLK: sharding.Array  # uint8: EMPTY, TAIL, or a head probability.
+  entropy_BL: sharding.Array  # float32, of the teacher, nats.
+  label_logprob_BL: sharding.Array  # float32, log p of the next token.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,10 @@ def _pick(p_BLV, uniform_BLC, sampler):
 
   num_heads_BL1 = heads_BLJ[..., -1:]
   tail_BL1 = tails_BLJ[..., -1:]
-  num_tails_BL1 = jnp.floor(tail_BL1 / sampler.tau).astype(jnp.int32)
+  # Without a head the tail is 1, and 1 / tau often whole. Then rounding, which
+  # every mesh does differently, must not decide how many are drawn.
+  num_tails_BL1 = jnp.floor(tail_BL1 / sampler.tau * (1 + 1e-5))
+  num_tails_BL1 = num_tails_BL1.astype(jnp.int32)
   # Rounding could let h + n exceed the slots by one when p = tau often.
   num_tails_BL1 = jnp.clip(num_tails_BL1, 1, K - num_heads_BL1)
   num_tails_BL1 = jnp.where(tail_BL1 > 0, num_tails_BL1, 0)

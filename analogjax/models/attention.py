@@ -4,6 +4,8 @@ Shape letters (docs/glossary.md): B batch, L query position, M key position,
 D model width, N query heads, G key/value heads, H head width.
 """
 
+from typing import Literal
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -72,7 +74,7 @@ class Attention(nnx.Module):
     return y_BLD
 
 
-def _implementation(dtype: str) -> str:
+def _implementation(dtype: str) -> Literal["cudnn", "xla"]:
   # cuDNN's kernel takes 16-bit inputs alone.
   fused = jax.default_backend() == "gpu" and dtype == "bfloat16"
   return "cudnn" if fused else "xla"

@@ -76,7 +76,7 @@ def from_hf_config(config: dict[str, Any], *, dtype: str, where: str):
   """
 
   def size(field):
-    return _number(config, field, where, int)
+    return _integer(config, field, where)
 
   model_type = config.get("model_type")
   if model_type not in TABLES:
@@ -113,17 +113,25 @@ def from_hf_config(config: dict[str, Any], *, dtype: str, where: str):
   )
 
 
-def _number(fields: dict[str, Any], field: str, where: str, kind=float):
-  """A positive number out of a JSON object, as `kind`."""
+def _number(fields: dict[str, Any], field: str, where: str) -> float:
+  return float(_positive(fields, field, where, "number"))
+
+
+def _integer(fields: dict[str, Any], field: str, where: str) -> int:
+  return int(_positive(fields, field, where, "integer"))
+
+
+def _positive(fields: dict[str, Any], field: str, where: str, noun: str):
+  """A positive number or integer out of a JSON object."""
   value = fields.get(field)
   if value is None:
     raise ValueError(f"{where}: field {field!r} is missing.")
-  if not isinstance(value, int | float) or value <= 0 or kind(value) != value:
-    noun = "integer" if kind is int else "number"
+  ok = isinstance(value, int | float) and value > 0
+  if not ok or (noun == "integer" and value != int(value)):
     raise ValueError(
       f"{where}: field {field!r} is {value!r}; expected a positive {noun}."
     )
-  return kind(value)
+  return value
 
 
 def _rope_scaling(rope: dict[str, Any], where: str):
@@ -149,7 +157,7 @@ def _rope_scaling(rope: dict[str, Any], where: str):
     factor=factor,
     low_freq_factor=_number(rope, "low_freq_factor", where),
     high_freq_factor=_number(rope, "high_freq_factor", where),
-    original_max_positions=_number(rope, positions, where, int),
+    original_max_positions=_integer(rope, positions, where),
   )
 
 

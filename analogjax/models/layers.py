@@ -73,7 +73,7 @@ def rotary_frequencies(
   keep = scaling.original_max_positions / wavelengths
   keep = np.clip((keep - low) / (high - low), 0.0, 1.0)
   blend = keep + (1 - keep) / scaling.factor
-  return np.float32(frequencies * blend)
+  return (frequencies * blend).astype(np.float32)
 
 
 def rotate(

@@ -47,6 +47,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     about[phase] = {"step": step, "fingerprints": fingerprints}
   inputs = {
     "teacher_digest": teacher.digest,
+    "teacher_dtype": teacher.cfg.dtype,
     "held_out_rows": held_out.manifest.num_rows,
     "pipeline_fingerprint": held_out.manifest.pipeline_fingerprint,
     "students": about,
@@ -103,10 +104,11 @@ def _add(a: float, b: float) -> float:
 
 
 def _means(total: steps.Comparison) -> dict[str, float]:
+  weight = float(total.weight)
   return {
-    "cross_entropy_nats": total.hard / total.weight,
-    "kl_to_teacher_nats": total.kl / total.weight,
-    "top1_agreement": total.agree / total.weight,
-    "accuracy": total.correct / total.weight,
-    "label_tokens": total.weight,
+    "cross_entropy_nats": float(total.hard) / weight,
+    "kl_to_teacher_nats": float(total.kl) / weight,
+    "top1_agreement": float(total.agree) / weight,
+    "accuracy": float(total.correct) / weight,
+    "label_tokens": weight,
   }

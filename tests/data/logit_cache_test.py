@@ -25,6 +25,7 @@ MANIFEST = logit_cache.Manifest(
   vocabulary_size=V,
   rows_per_object=4,
   teacher_digest="a teacher",
+  teacher_dtype="float32",
   tokenizer_digest="a tokenizer",
   pipeline="lab.pipeline:rows",
   pipeline_fingerprint="a pipeline",
@@ -251,6 +252,7 @@ def test_a_kill_during_creation_is_made_good(tmp_path, monkeypatch):
     ("sequence_length", 16),
     ("vocabulary_size", 101),
     ("teacher_digest", "another teacher"),
+    ("teacher_dtype", "bfloat16"),
     ("tokenizer_digest", "another tokenizer"),
     ("pipeline", "lab.pipeline:others"),
     ("pipeline_fingerprint", "another pipeline"),
@@ -539,7 +541,9 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
   """On a file system of one megabyte, in a mount namespace of its own."""
   mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@"'
   prefix = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path)]
-  if not shutil.which("unshare") or subprocess.run([*prefix, "true"]).returncode:
+  if (
+    not shutil.which("unshare") or subprocess.run([*prefix, "true"]).returncode
+  ):
     pytest.skip("may not mount a small file system (unshare -rm) to fill it")
   done = fill_the_disk(prefix, str(tmp_path), limit=0)
   assert done.returncode == 0, done.stderr

@@ -28,13 +28,16 @@ def test_rms_norm_by_hand():
   np.testing.assert_allclose(y_BLD[0, 0], expected, rtol=1e-6)
 
 
-def test_rms_norm_computes_in_float32():
+def test_rms_norm_rounds_to_bfloat16_once():
   norm = layers.RMSNorm(512, eps=0.0)
-  # In bfloat16 the mean of squares would stand still at 256 ones.
-  x_BLD = jnp.ones((1, 1, 512), jnp.bfloat16) * 1.5
+  x_BLD = jnp.asarray(_random(1, 1, 512), jnp.bfloat16)
   y_BLD = norm(x_BLD)
   assert y_BLD.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(np.float32(y_BLD), 1.0)
+  exact_D = np.float64(x_BLD[0, 0])
+  exact_D /= np.sqrt(np.mean(exact_D**2))
+  # Half a unit of the 8th bit; squares in bfloat16 would give several.
+  error_D = np.abs(np.float64(y_BLD[0, 0]) / exact_D - 1)
+  assert error_D.max() < 2**-8 * 1.001
 
 
 def test_mlp_is_its_equation():

@@ -1,0 +1,491 @@
+"""Tests for analogjax/steps.py."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from analogjax import optim, sharding, steps
+from analogjax.data import batches, logit_cache, rows as rows_lib, sampling
+from analogjax.models import decoder
+
+B, L, V = 8, 10, 64
+CHUNK = 4  # Does not divide L.
+SAMPLER = sampling.Threshold(tau=0.2)
+NUM_STEPS = 3
+
+STUDENT = decoder.DecoderConfig(
+  V=V,
+  D=16,
+  Y=2,
+  N=4,
+  G=2,
+  H=4,
+  F=32,
+  max_positions=L,
+  rope_theta=1e4,
+  rms_norm_eps=1e-5,
+  tie_embeddings=True,
+  attention_bias=True,
+  mlp_bias=False,
+)
+OPTIMIZER = optim.make_optimizer(
+  optim.OptimizerConfig(
+    name="adamw",
+    learning_rate=1e-2,
+    warmup_steps=1,
+    schedule="constant",
+    decay_steps=0,
+    final_fraction=1.0,
+    b1=0.9,
+    b2=0.99,
+    eps=1e-6,
+    weight_decay=0.1,
+    clip_norm=1.0,
+  ),
+  NUM_STEPS,
+)
+
+ALONE = dict(data=1)
+MESHES = (ALONE, dict(data=8), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2))
+
+
+def make_mesh(axes):
+  number = int(np.prod(list(axes.values())))
+  return sharding.make_mesh(axes, jax.devices()[:number])
+
+
+def mesh_id(axes):
+  return "-".join(f"{axis}{size}" for axis, size in axes.items())
+
+
+@functools.cache
+def parameters(seed, sharpness=1.0):
+  """Random parameters on the host; a sharp head gives a peaked teacher."""
+  params = jax.jit(decoder.init_parameters, static_argnums=(0, 1))(
+    STUDENT, seed
+  )
+  params["embed_VD"][...] = sharpness * params["embed_VD"][...]
+  return jax.device_get(params)
+
+
+def teacher_params():
+  return parameters(1, 30.0)
+
+
+@functools.cache
+def make_batch():
+  """Rows with very different numbers of tokens, and records of a teacher."""
+  rng = np.random.default_rng(0)
+  segments_BL = np.zeros((B, L), np.int32)
+  for b in range(B):
+    segments_BL[b, : b + 3] = 1
+    segments_BL[b, 4 : b + 3] = 2
+  rows = rows_lib.Rows(
+    tokens_BL=rng.integers(0, V, (B, L)).astype(np.int32),
+    segments_BL=segments_BL,
+    positions_BL=logit_cache.default_positions(segments_BL),
+    weights_BL=(segments_BL > 0) * np.float32(1),
+  )
+  p_BLK = rng.dirichlet(np.full(5, 0.5), (B, L)).astype(np.float32)
+  ids_BLK = rng.integers(0, V, (B, L, 5)).astype(np.int32)
+  entries = logit_cache.Entries(rows, ids_BLK, p_BLK, np.zeros((B, L)))
+  return batches.from_entries(entries)
+
+
+def keys(seed=0):
+  digests_B32 = np.random.default_rng(1).integers(0, 256, (B, 32), np.uint8)
+  return sampling.row_keys(digests_B32, seed)
+
+
+@functools.cache
+def logprobs(model):
+  """Dense log-probabilities [B, L, V] in float64, one device."""
+  params = teacher_params() if model == "teacher" else parameters(0)
+  batch = make_batch()
+  hidden = jax.jit(
+    functools.partial(steps._hidden, graphdef=decoder.graphdef(STUDENT))
+  )
+  x_BLD, head_VD = map(np.float64, hidden(params, batch))
+  logits_BLV = np.einsum("BLD,VD->BLV", x_BLD, head_VD)
+  top_BL1 = logits_BLV.max(-1, keepdims=True)
+  shifted_BLV = logits_BLV - top_BL1
+  return shifted_BLV - np.log(np.exp(shifted_BLV).sum(-1, keepdims=True))
+
+
+@functools.cache
+def train(index):
+  """NUM_STEPS of Adam on a mesh: the state, and the metrics by step."""
+  mesh = make_mesh(MESHES[index])
+
+  def init(params):
+    zero = jnp.zeros((), jnp.int32)
+    return steps.TrainState(zero, params, OPTIMIZER.init(params))
+
+  with jax.set_mesh(mesh):
+    abstract = jax.eval_shape(init, parameters(0))
+    shardings = sharding.state_shardings(abstract, mesh)
+    state = jax.jit(init, out_shardings=shardings)(parameters(0))
+    step = jax.jit(
+      functools.partial(
+        steps.train_step,
+        graphdef=decoder.graphdef(STUDENT),
+        tx=OPTIMIZER,
+        alpha=0.7,
+        chunk=CHUNK,
+      ),
+      donate_argnums=0,
+      out_shardings=(shardings, NamedSharding(mesh, P())),
+    )
+    batch = sharding.put_rows(make_batch(), mesh)
+    metrics, before = [], state
+    with jax.transfer_guard("disallow"):
+      for _ in range(NUM_STEPS):
+        state, values = step(state, batch)
+        metrics.append(values)
+    metrics = [jax.tree.map(float, values) for values in metrics]
+  return state, metrics, step._cache_size(), before, shardings
+
+
+@pytest.mark.parametrize("index", range(1, 4), ids=lambda i: mesh_id(MESHES[i]))
+def test_a_mesh_changes_where_arrays_live_and_nothing_else(index):
+  alone, alone_metrics, *_ = train(0)
+  split, split_metrics, *_ = train(index)
+  for one, many in zip(alone_metrics, split_metrics, strict=True):
+    assert one.keys() == many.keys()
+    for name in one:
+      np.testing.assert_allclose(one[name], many[name], rtol=1e-5, err_msg=name)
+  assert alone_metrics[0]["loss_nats"] > alone_metrics[-1]["loss_nats"]
+  compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(
+    compare, jax.device_get(alone.params), jax.device_get(split.params)
+  )
+  assert int(split.step) == NUM_STEPS
+
+
+@pytest.mark.parametrize("index", range(4), ids=lambda i: mesh_id(MESHES[i]))
+def test_the_state_is_donated_and_compiled_once(index):
+  state, _, programs, before, shardings = train(index)
+  assert programs == 1
+  leaves = jax.tree.leaves(before.params)
+  assert leaves and all(leaf.is_deleted() for leaf in leaves)
+  jax.tree.map(
+    lambda leaf, wanted: (
+      leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
+      or pytest.fail(f"{leaf.sharding} is not {wanted}")
+    ),
+    state,
+    shardings,
+  )
+
+
+def test_params_and_moments_lie_where_the_table_says():
+  """By hand, on (2, 2, 2): D over fsdp; N, G, F and V over tensor."""
+  state = train(3)[0]
+  wanted = {
+    "embed_VD": P("tensor", "fsdp"),
+    "final_norm/scale_D": P("fsdp"),
+    "blocks_Y/attention/wq_DNH": P(None, "fsdp", "tensor", None),
+    "blocks_Y/attention/wo_NHD": P(None, "tensor", None, "fsdp"),
+    "blocks_Y/attention/bk_GH": P(None, "tensor", None),
+    "blocks_Y/mlp/wdown_FD": P(None, "tensor", "fsdp"),
+    "blocks_Y/mlp_norm/scale_D": P(None, "fsdp"),
+  }
+  found = dict.fromkeys(wanted, 0)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for end, spec in wanted.items():
+      if name.removesuffix("/value").endswith(end):
+        found[end] += 1
+        assert leaf.sharding.spec == spec, name
+        shard = leaf.addressable_shards[0].data
+        ways = 2 ** sum(axis is not None for axis in spec)
+        assert shard.size * ways == leaf.size, name
+  # The parameter and its two moments.
+  assert found == dict.fromkeys(wanted, 3)
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=lambda i: mesh_id(MESHES[i]))
+def test_losses_are_means_over_the_tokens_of_the_whole_batch(index):
+  """Each of 8 devices has a row of its own, with 1 to 8 predictions."""
+  metrics = train(index)[1][0]
+  targets = make_batch().targets
+  logq_BLV = logprobs("student")
+  hard_BL = -np.take_along_axis(logq_BLV, targets.labels_BL[..., None], -1)
+  hard_BL = hard_BL[..., 0]
+  logq_BLK = np.take_along_axis(logq_BLV, targets.ids_BLK, axis=-1)
+  teacher_BL = -(logq_BLK * targets.p_BLK).sum(-1)
+  w_BL = targets.weights_BL
+  count_B = w_BL.sum(-1)
+  assert count_B.min() > 0 and count_B.max() >= 4 * count_B.min()
+
+  def mean(values_BL):
+    return (values_BL * w_BL).sum() / w_BL.sum()
+
+  assert metrics["label_tokens"] == w_BL.sum()
+  for name, values_BL in (
+    ("hard_label_nats", hard_BL),
+    ("teacher_nats", teacher_BL),
+    ("loss_nats", 0.7 * teacher_BL + 0.3 * hard_BL),
+  ):
+    np.testing.assert_allclose(metrics[name], mean(values_BL), rtol=1e-5)
+    mean_of_means = ((values_BL * w_BL).sum(-1) / count_B).mean()
+    assert abs(mean_of_means / mean(values_BL) - 1) > 1e-4
+
+
+def on_mesh(axes, fn, params, *rows):
+  """fn(params, *rows) with parameters and rows laid out over a mesh."""
+  mesh = make_mesh(axes)
+  with jax.set_mesh(mesh):
+    shardings = sharding.state_shardings(params, mesh)
+    params = jax.device_put(params, shardings)
+    out = jax.jit(fn)(params, *sharding.put_rows(rows, mesh))
+    return jax.device_get(out)
+
+
+@functools.cache
+def records(index):
+  step = functools.partial(
+    steps.teacher_step,
+    graphdef=decoder.graphdef(STUDENT),
+    sampler=SAMPLER,
+    chunk=CHUNK,
+  )
+  return on_mesh(MESHES[index], step, teacher_params(), make_batch(), keys())
+
+
+def test_teacher_step_draws_from_the_whole_rows_logits():
+  """Chunked over L, with a last chunk that is padded, or in one piece."""
+  found = records(0)
+  logp_BLV = logprobs("teacher")
+  labels_BL = make_batch().targets.labels_BL
+  whole = jax.jit(sampling.draw, static_argnums=4)(
+    np.float32(logp_BLV), labels_BL, keys(), 0, SAMPLER
+  )
+  # The logits differ by rounding (1e-6), which may flip an id or a code that
+  # is on the edge: fewer than one in a hundred.
+  for name in ("ids_BLK", "codes_BLK"):
+    same = getattr(found, name) == np.asarray(getattr(whole, name))
+    assert same.mean() >= 0.99, name
+  p_BLV = np.exp(logp_BLV)
+  np.testing.assert_allclose(
+    found.entropy_BL, -(p_BLV * logp_BLV).sum(-1), atol=2e-5
+  )
+  label_BL1 = np.take_along_axis(logp_BLV, labels_BL[..., None], axis=-1)
+  np.testing.assert_allclose(
+    found.label_logprob_BL, label_BL1[..., 0], atol=5e-5
+  )
+  # The teacher is no flat one, or the draws would show little.
+  assert 0.3 < found.entropy_BL.mean() < 3
+
+
+@pytest.mark.parametrize("index", [2, 3], ids=lambda i: mesh_id(MESHES[i]))
+def test_teacher_step_on_another_mesh(index):
+  """Ids and codes flip where rounding decides: fewer than 1 in 100."""
+  alone, split = records(0), records(index)
+  for name in ("ids_BLK", "codes_BLK"):
+    same = getattr(alone, name) == getattr(split, name)
+    assert same.mean() >= 0.99, (name, same.mean())
+  np.testing.assert_allclose(alone.entropy_BL, split.entropy_BL, atol=2e-5)
+  np.testing.assert_allclose(
+    alone.label_logprob_BL, split.label_logprob_BL, atol=5e-5
+  )
+
+
+@functools.cache
+def comparison(index):
+  def compare(params, batch):
+    return steps.compare_step(
+      params["teacher"],
+      {"student": params["student"], "itself": params["teacher"]},
+      batch,
+      teacher_graphdef=decoder.graphdef(STUDENT),
+      graphdef=decoder.graphdef(STUDENT),
+      chunk=CHUNK,
+    )
+
+  params = {"teacher": teacher_params(), "student": parameters(0)}
+  return on_mesh(MESHES[index], compare, params, make_batch())
+
+
+def test_compare_step_equals_dense_numpy():
+  targets = make_batch().targets
+  w_BL = targets.weights_BL
+  logp_BLV = logprobs("teacher")
+  for name in ("teacher", "student"):
+    found, logq_BLV = comparison(0)[name], logprobs(name)
+    kl_BL = (np.exp(logp_BLV) * (logp_BLV - logq_BLV)).sum(-1)
+    hard_BL1 = -np.take_along_axis(logq_BLV, targets.labels_BL[..., None], -1)
+    best_BL = logq_BLV.argmax(-1)
+    np.testing.assert_allclose(
+      found.hard, (hard_BL1[..., 0] * w_BL).sum(), 1e-5
+    )
+    np.testing.assert_allclose(found.kl, (kl_BL * w_BL).sum(), 1e-5, atol=1e-6)
+    assert found.agree == ((best_BL == logp_BLV.argmax(-1)) * w_BL).sum()
+    assert found.correct == ((best_BL == targets.labels_BL) * w_BL).sum()
+    assert found.weight == w_BL.sum()
+
+
+def test_a_teacher_agrees_with_itself():
+  """Listed first, or as one of the models."""
+  for name in ("teacher", "itself"):
+    found = comparison(0)[name]
+    assert found.kl == 0 and found.agree == found.weight > 0
+  assert comparison(0)["student"].kl > 1
+  assert comparison(0)["student"].agree < comparison(0)["student"].weight
+
+
+@pytest.mark.parametrize("index", [2, 3], ids=lambda i: mesh_id(MESHES[i]))
+def test_compare_step_on_another_mesh(index):
+  alone, split = comparison(0), comparison(index)
+  assert alone.keys() == split.keys()
+  for name, one in alone.items():
+    np.testing.assert_allclose(split[name], one, rtol=1e-5, atol=1e-6)
+
+
+def test_eval_step_adds_up_what_train_step_divides():
+  step = functools.partial(
+    steps.eval_step, graphdef=decoder.graphdef(STUDENT), chunk=CHUNK
+  )
+  sums = on_mesh(ALONE, step, parameters(0), make_batch())
+  metrics = train(0)[1][0]
+  assert sums.weight == metrics["label_tokens"]
+  for name in ("hard", "teacher"):
+    metric = metrics["hard_label_nats" if name == "hard" else "teacher_nats"]
+    np.testing.assert_allclose(
+      getattr(sums, name) / sums.weight, metric, rtol=1e-5
+    )
+
+
+# The gradient of a cached step.
+
+
+def keep_gradient():
+  """An optimizer whose state after a step is that step's gradient."""
+  return optax.GradientTransformation(
+    init=lambda params: jax.tree.map(jnp.zeros_like, params),
+    update=lambda grads, state, params: (
+      jax.tree.map(jnp.zeros_like, grads),
+      grads,
+    ),
+  )
+
+
+@functools.cache
+def gradient_step():
+  step = functools.partial(
+    steps.train_step,
+    graphdef=decoder.graphdef(STUDENT),
+    tx=keep_gradient(),
+    alpha=0.9,
+    chunk=L,
+  )
+  return jax.jit(step)
+
+
+def gradient(ids_BLK, p_BLK):
+  """Leaf by leaf, float64, the gradient of train_step on these records."""
+  batch = make_batch()
+  targets = batch.targets._replace(ids_BLK=ids_BLK, p_BLK=np.float32(p_BLK))
+  params = parameters(0)
+  zero = jnp.zeros((), jnp.int32)
+  state = steps.TrainState(zero, params, keep_gradient().init(params))
+  state, _ = gradient_step()(state, batch._replace(targets=targets))
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state.opt_state))
+  return {
+    jax.tree_util.keystr(path): np.float64(leaf).ravel()
+    for path, leaf in leaves
+  }
+
+
+def p_value(samples_NX, estimate_X, wanted_X):
+  """Chance of an error this large in the mean of the samples.
+
+  The squared error of an unbiased mean over its expectation is a weighted sum
+  of chi-squares; Satterthwaite's approximation gives it one number of degrees
+  of freedom, from the samples' own covariance.
+  """
+  N = len(samples_NX)
+  centred_NX = samples_NX - samples_NX.mean(0)
+  gram_NN = centred_NX @ centred_NX.T / (N - 1)
+  variance = np.trace(gram_NN)
+  freedom = variance**2 / (gram_NN**2).sum()
+  ratio = ((estimate_X - wanted_X) ** 2).sum() / (variance / N)
+  return stats.chi2.sf(ratio * freedom, freedom)
+
+
+def test_the_expected_gradient_of_a_cached_step_is_the_dense_teachers():
+  """Records drawn with 300 independent seeds, against K = V.
+
+  Every leaf's mean must lie within its standard error, and the gradient of
+  the renormalised top K, with as many ids or more, must not: it is biased.
+  """
+  N, alpha = 300, 1e-3
+  logp_BLV = np.float32(logprobs("teacher"))
+  p_BLV = np.exp(logprobs("teacher"))
+  every_BLV = np.broadcast_to(np.arange(V, dtype=np.int32), (B, L, V))
+  wanted = gradient(every_BLV, p_BLV)
+
+  draw = jax.jit(sampling.draw, static_argnums=4)
+  labels_BL = make_batch().targets.labels_BL
+  K = SAMPLER.num_slots
+  samples = []
+  for seed in range(N):
+    out = draw(logp_BLV, labels_BL, keys(seed), 0, SAMPLER)
+    p_BLK = sampling.decode(np.asarray(out.codes_BLK), SAMPLER.tau)
+    samples.append(gradient(np.asarray(out.ids_BLK), p_BLK))
+
+  top_BLK = np.argsort(-p_BLV, axis=-1)[..., :K].astype(np.int32)
+  top_p_BLK = np.take_along_axis(p_BLV, top_BLK, axis=-1)
+  topk = gradient(top_BLK, top_p_BLK / top_p_BLK.sum(-1, keepdims=True))
+
+  assert len(wanted) > 10
+  for name in wanted:
+    samples_NX = np.stack([sample[name] for sample in samples])
+    sampled = p_value(samples_NX, samples_NX.mean(0), wanted[name])
+    print(name, sampled, p_value(samples_NX, topk[name], wanted[name]))
+    biased = p_value(samples_NX, topk[name], wanted[name])
+    assert sampled > alpha / len(wanted), (name, sampled)
+    assert biased < 1e-9, (name, biased)
+
+
+def test_a_batch_without_weight_has_no_gradient():
+  """All padding: the loss is 0, and so is the gradient; not NaN."""
+  batch = make_batch()
+  targets = batch.targets._replace(
+    weights_BL=np.zeros((B, L), np.float32),
+    ids_BLK=np.zeros((B, L, SAMPLER.num_slots), np.int32),
+    p_BLK=np.zeros((B, L, SAMPLER.num_slots), np.float32),
+  )
+  params = parameters(0)
+  zero = jnp.zeros((), jnp.int32)
+  state = steps.TrainState(zero, params, keep_gradient().init(params))
+  state, metrics = gradient_step()(state, batch._replace(targets=targets))
+  assert metrics["loss_nats"] == 0 and metrics["grad_norm"] == 0
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_no_records_no_metric_of_a_teacher():
+  """K = 0: what the pretrain phase and the control are trained on."""
+  batch = make_batch()
+  none = np.zeros((B, L, 0))
+  targets = batch.targets._replace(
+    ids_BLK=none.astype(np.int32), p_BLK=none.astype(np.float32)
+  )
+  params = parameters(0)
+  zero = jnp.zeros((), jnp.int32)
+  state = steps.TrainState(zero, params, keep_gradient().init(params))
+  step = functools.partial(
+    steps.train_step,
+    graphdef=decoder.graphdef(STUDENT),
+    tx=keep_gradient(),
+    alpha=0.0,
+    chunk=CHUNK,
+  )
+  _, metrics = jax.eval_shape(step, state, batch._replace(targets=targets))
+  assert set(metrics) == set(train(0)[1][0]) - {"teacher_nats"}

@@ -150,9 +150,9 @@ class Checkpoints:
 
   def _damaged(self, step: int, error: Exception) -> CheckpointError:
     # What orbax says first is that no reader it has would do.
-    root = error
-    while root.__cause__ or root.__context__:
-      root = root.__cause__ or root.__context__
+    root: BaseException = error
+    while inner := root.__cause__ or root.__context__:
+      root = inner
     # TensorStore appends its spec as JSON.
     text = str(root).split(" [tensorstore_spec", 1)[0]
     reason = (text.splitlines() or [type(root).__name__])[0][:300].rstrip(".")

@@ -285,7 +285,9 @@ def print_plan(plan: Mapping[str, Any], console: rich.console.Console) -> None:
 
 
 def _table(first: str, *columns: str) -> rich.table.Table:
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+  table = rich.table.Table(
+    box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+  )
   table.add_column(first, no_wrap=True)
   for column in columns:
     table.add_column(column, justify="right")

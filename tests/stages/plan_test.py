@@ -40,7 +40,13 @@ def folder(tmp_path):
 
 
 def load(*overrides):
-  return config_files.load(DEMO, [tuple(o.split("=", 1)) for o in overrides])
+  """The demo with sizes of its own, so that the demo can be tuned."""
+  phases = ("pretrain", "control", "distill")
+  sizes = ["cache.num_rows=512", "cache.held_out_rows=32"]
+  sizes += [f"train.{name}.num_steps=300" for name in phases]
+  sizes += [f"train.{name}.batch_rows=8" for name in phases]
+  pairs = [tuple(o.split("=", 1)) for o in (*sizes, *overrides)]
+  return config_files.load(DEMO, pairs)
 
 
 def make(*overrides, **mesh):
@@ -48,7 +54,7 @@ def make(*overrides, **mesh):
   return plan.make_plan(sections, TEACHER, ONE_DEVICE | mesh)
 
 
-def test_numbers_of_the_demo_by_hand():
+def test_numbers_by_hand():
   p = make()
   assert p["teacher"]["parameters"] == 134_515_008
   assert p["student"]["parameters"] == 3_342_912
@@ -85,7 +91,7 @@ def test_cache_bytes_are_those_of_its_arrays(tmp_path, V):
   manifest = logit_cache.Manifest(
     **dict(kind="threshold", tau=0.04, seed=0, num_rows=544, software={}),
     **dict(sequence_length=256, rows_per_object=32, vocabulary_size=V),
-    **dict.fromkeys((*names, "pipeline_fingerprint"), ""),
+    **dict.fromkeys((*names, "teacher_dtype", "pipeline_fingerprint"), ""),
   )
   logit_cache.create(tmp_path / "cache", manifest)
   group = zarr.open_group(tmp_path / "cache", mode="r")

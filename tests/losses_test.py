@@ -220,28 +220,25 @@ def test_logits_of_magnitude_10_000():
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_the_gradient_scales_with_the_cotangent(dtype):
-  """By 1 / 1017, which bfloat16 would round by 0.3 %, all one way."""
+  """By 1 / 1020, which bfloat16 would round by 0.4 %, all one way."""
   x_BLD, head_VD = make_model()
   x_BLD = x_BLD.astype(dtype)
   targets = make_targets(6)
-  scale = np.float32(1 / 1017)
+  scale = np.float32(1 / 1020)
 
-  @jax.jit
-  def both(x_BLD, head_VD):
-    def loss(x_BLD, head_VD):
-      return losses.mixed_cross_entropy(x_BLD, head_VD, targets, 0.3, chunk=4)
+  def loss(x_BLD, head_VD):
+    return losses.mixed_cross_entropy(x_BLD, head_VD, targets, 0.3, chunk=4)
 
-    _, vjp, _ = jax.vjp(loss, x_BLD, head_VD, has_aux=True)
-    return vjp(jnp.float32(1)), vjp(scale)
-
-  ones, scaled = both(x_BLD, head_VD)
+  # Not jitted: XLA may keep more bits than it is told to.
+  _, vjp, _ = jax.vjp(loss, x_BLD, head_VD, has_aux=True)
+  ones, scaled = vjp(jnp.float32(1)), vjp(scale)
   rtol = 1e-6 if dtype == np.float32 else 2**-8
   for one, other in zip(ones, scaled, strict=True):
     one, other = np.float64(one), np.float64(other)
     np.testing.assert_allclose(other, one * scale, rtol=rtol, atol=1e-12)
-    # Rounding is to both sides: what is left is no common factor.
+    # Rounding of each value averages to 0.15 %; the scale's own would not.
     factor = (other * one).sum() / (one * one).sum()
-    np.testing.assert_allclose(factor, scale, rtol=5e-4)
+    np.testing.assert_allclose(factor, scale, rtol=2e-3)
 
 
 def test_targets_and_alpha_have_no_gradient():

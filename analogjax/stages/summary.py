@@ -36,13 +36,14 @@ def _collect(sections: config.Sections, workdir: Path) -> dict[str, Any]:
   teacher = assemble.open_teacher(sections, workdir)
   student = assemble.student_config(sections).num_parameters
   spent = ledger.totals(workdir)
+  models = ("teacher", *sections.measure.phases)
   return {
     "parameters": {
       "teacher": teacher.cfg.num_parameters,
       "student": student,
       "ratio": student / teacher.cfg.num_parameters,
     },
-    "models": fidelity["output"],
+    "models": {name: fidelity["output"][name] for name in models},
     "cache": {
       "tokens": tokens,
       "tau": cache.manifest.tau,

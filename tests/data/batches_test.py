@@ -265,6 +265,17 @@ def long_stream():
   )
 
 
+MADE = []  # Elements of `counted` that were made.
+
+
+def counted():
+  def make(i):
+    MADE.append(i)
+    return to_row(i)
+
+  return grain.MapDataset.range(40).map(make).to_iter_dataset()
+
+
 def packed():
   """Documents of several lengths, in rows: an iterator with a real state."""
   lengths = [3, 9, 1, 14, 2, 6, 19, 5, 4, 8]
@@ -355,6 +366,17 @@ def test_a_restart_goes_on_exactly(open_order, function, step):
   last = open_order(function)
   last.restore(position)
   np.testing.assert_array_equal(last.read(15).tokens_BL, wanted[15])
+
+
+def test_a_restart_does_not_read_what_was_read(open_order):
+  before = open_order("counted")
+  for step in range(6):
+    before.read(step)
+  after = open_order("counted")
+  MADE.clear()
+  after.restore(before.position(6))
+  assert first_tokens(after.read(6)) == [24, 25, 26, 27]
+  assert min(MADE) == 24
 
 
 def test_nothing_saved_starts_at_the_beginning(open_order):

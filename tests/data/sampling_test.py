@@ -297,6 +297,38 @@ def test_the_least_and_the_largest_offset_stay_inside(monkeypatch):
     assert ids_K[codes_K == sampling.TAIL][drawn] == wanted
 
 
+def test_no_point_falls_into_an_empty_block():
+  """A parallel sum may grow by an ulp at a block that adds nothing to it."""
+  J = 2048
+  rng = np.random.default_rng(0)
+  p_J = rng.gamma(0.2, size=J) + 1e-4
+  p_J[rng.permutation(J)[: J // 2]] = 0
+  p_JI = np.zeros((J, 64), np.float32)
+  p_JI[:, 7] = p_J / p_J.sum()
+  ends_J = np.asarray(jax.jit(jnp.cumsum)(p_JI[:, 7]))
+  grown = np.flatnonzero((p_JI[1:, 7] == 0) & (np.diff(ends_J) > 0))
+  assert len(grown), "no sum grows: choose another seed"
+  # At tau = 1 there is one point, at the offset: put it on these steps, and an
+  # ulp to their left and right.
+  at = ends_J[grown]
+  offsets_L = np.concatenate([at, np.nextafter(at, 0), np.nextafter(at, 1)])
+  p_BLV = jnp.tile(p_JI.ravel(), (1, len(offsets_L), 1))
+  uniform_BLC = jnp.tile(offsets_L[None, :, None], (1, 1, 3))
+  ids_BLK, codes_BLK = jax.jit(sampling._pick, static_argnums=2)(
+    p_BLV, uniform_BLC, sampling.Threshold(tau=1.0)
+  )
+  assert (np.asarray(codes_BLK)[0, :, 0] == sampling.TAIL).all()
+  assert (p_JI.ravel()[np.asarray(ids_BLK)[0, :, 0]] > 0).all()
+
+
+def test_rounding_takes_no_draw_away():
+  """A tail of 1 is 25 times tau, however the sum of its terms is rounded."""
+  logits_BLV = 0.3 * np.random.default_rng(2).normal(size=(8, 12, 150))
+  assert softmax64(logits_BLV).max() < TAU
+  codes_BLK = draw(logits_BLV).codes_BLK
+  assert ((codes_BLK == sampling.TAIL).sum(-1) == 25).all()
+
+
 def some_rows(B=8, L=12, V=150):
   rng = np.random.default_rng(7)
   logits_BLV = rng.normal(scale=3, size=(B, L, V)).astype(np.float32)

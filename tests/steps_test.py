@@ -295,10 +295,9 @@ def test_teacher_step_draws_from_the_whole_rows_logits():
   assert 0.3 < found.entropy_BL.mean() < 3
 
 
-@pytest.mark.parametrize("index", [2, 3], ids=lambda i: mesh_id(MESHES[i]))
-def test_teacher_step_on_another_mesh(index):
+def test_teacher_step_on_another_mesh():
   """Ids and codes flip where rounding decides: fewer than 1 in 100."""
-  alone, split = records(0), records(index)
+  alone, split = records(0), records(3)
   for name in ("ids_BLK", "codes_BLK"):
     same = getattr(alone, name) == getattr(split, name)
     assert same.mean() >= 0.99, (name, same.mean())
@@ -351,9 +350,8 @@ def test_a_teacher_agrees_with_itself():
   assert comparison(0)["student"].agree < comparison(0)["student"].weight
 
 
-@pytest.mark.parametrize("index", [2, 3], ids=lambda i: mesh_id(MESHES[i]))
-def test_compare_step_on_another_mesh(index):
-  alone, split = comparison(0), comparison(index)
+def test_compare_step_on_another_mesh():
+  alone, split = comparison(0), comparison(3)
   assert alone.keys() == split.keys()
   for name, one in alone.items():
     np.testing.assert_allclose(split[name], one, rtol=1e-5, atol=1e-6)
@@ -402,7 +400,11 @@ def gradient_step():
 def gradient(ids_BLK, p_BLK):
   """Leaf by leaf, float64, the gradient of train_step on these records."""
   batch = make_batch()
-  targets = batch.targets._replace(ids_BLK=ids_BLK, p_BLK=np.float32(p_BLK))
+  # Filled up to one K, so that one program serves all.
+  fill = ((0, 0), (0, 0), (0, V - ids_BLK.shape[-1]))
+  targets = batch.targets._replace(
+    ids_BLK=np.pad(ids_BLK, fill), p_BLK=np.pad(np.float32(p_BLK), fill)
+  )
   state = start(keep_gradient())
   state, _ = gradient_step()(state, batch._replace(targets=targets))
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state.opt_state))
@@ -467,8 +469,8 @@ def test_a_batch_without_weight_has_no_gradient():
   batch = make_batch()
   targets = batch.targets._replace(
     weights_BL=np.zeros((B, L), np.float32),
-    ids_BLK=np.zeros((B, L, SAMPLER.num_slots), np.int32),
-    p_BLK=np.zeros((B, L, SAMPLER.num_slots), np.float32),
+    ids_BLK=np.zeros((B, L, V), np.int32),
+    p_BLK=np.zeros((B, L, V), np.float32),
   )
   state = start(keep_gradient())
   state, metrics = gradient_step()(state, batch._replace(targets=targets))

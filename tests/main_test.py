@@ -294,6 +294,8 @@ def test_process_with_a_missing_config():
 
 FAKE_STAGE = """
 import os, signal, sys, types
+# A shell starts its background jobs, these tests among them, with it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 stage = types.ModuleType("cache")
 def run(cfg, workdir):
   {body}

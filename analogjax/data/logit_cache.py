@@ -217,15 +217,17 @@ class LogitCache:
 
   def bytes_by_array(self) -> dict[str, int]:
     """Bytes on a local disk, everything counted, by array."""
-    folder = Path(self.location.removeprefix("file://"))
-    return {
-      name: sum(
-        path.stat().st_size
-        for path in (folder / name).rglob("*")
-        if path.is_file()
-      )
-      for name in self._arrays
-    }
+    return {name: self._bytes_below(name) for name in self._arrays}
+
+  def object_bytes(self, start: int) -> int:
+    """Bytes on a local disk of the object that begins at row `start`."""
+    i = start // self.manifest.rows_per_object
+    return sum(self._bytes_below(f"{name}/c/{i}") for name in self._arrays)
+
+  def _bytes_below(self, path: str) -> int:
+    folder = Path(self.location.removeprefix("file://"), path)
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in files)
 
   def _read(self, name, index):
     return self._finish(name, self._start_read(name, index), index)

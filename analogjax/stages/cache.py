@@ -102,7 +102,6 @@ class _Filler:
         except pipeline.EndOfRows as end:
           self._cut_short(end.num_rows)
           return
-        before = _total_bytes(self._cache)
         records = []
         for start in range(0, len(hole), self._batch_rows):
           part = slice(start, start + self._batch_rows)
@@ -116,7 +115,7 @@ class _Filler:
         self._ledger.append(
           tokens=len(hole) * L,
           flops=len(hole) * self._flops_per_row,
-          bytes=_total_bytes(self._cache) - before,
+          bytes=self._cache.object_bytes(hole.start),
         )
 
   def _records(self, rows: Rows, first_row: int) -> sampling.Records:
@@ -174,7 +173,3 @@ def _say_fewer(name: str, found: int, wanted: int) -> None:
 def _fill_up(field: np.ndarray, rows: int) -> np.ndarray:
   missing = rows - len(field)
   return np.concatenate([field, np.repeat(field[-1:], missing, axis=0)])
-
-
-def _total_bytes(cache: logit_cache.LogitCache) -> int:
-  return sum(cache.bytes_by_array().values())

@@ -264,7 +264,9 @@ def test_a_damaged_installation_is_refused(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="installed without a list of its files"):
     docstrings.corpus(("damaged",))
   (info / "RECORD").write_text("damaged/a.py,,\n")
-  with pytest.raises(ValueError, match=r"lacks its file damaged/a\.py"):
+  # From Python 3.12 on, files that are listed and missing are left out.
+  said = r"lacks its file damaged/a\.py|installed without a list of its files"
+  with pytest.raises(ValueError, match=said):
     docstrings.corpus(("damaged",))
   (tmp_path / "damaged").mkdir()
   (tmp_path / "damaged" / "a.py").write_text("def f(:\n")

@@ -152,6 +152,16 @@ def test_default_positions_and_weights_cost_no_byte(full):
   assert sizes["ids"] > 6 * L * K
 
 
+def test_the_bytes_of_objects_add_up(full):
+  folder, _, _ = full
+  cache = logit_cache.open_cache(folder)
+  about = sum(p.stat().st_size for p in folder.glob("*/zarr.json"))
+  starts = range(0, 6, cache.manifest.rows_per_object)
+  objects = [cache.object_bytes(start) for start in starts]
+  assert min(objects) > 0
+  assert sum(objects) == sum(cache.bytes_by_array().values()) - about
+
+
 def test_default_positions_by_hand():
   segments_BL = np.int32([[1, 1, 2, 2, 2, 1, 0, 0], [0, 0, 3, 3, 0, 3, 3, 3]])
   np.testing.assert_array_equal(

@@ -15,7 +15,7 @@ import analogjax
 from analogjax import checkpoint, progress, sharding
 from analogjax.config import Sections
 from analogjax.data import logit_cache, pipeline
-from analogjax.models import decoder, gguf, hf_folder, sizes
+from analogjax.models import decoder, gguf, hf_folder, layers, sizes
 
 CACHE, HELD_OUT, TEACHER, EXPORT = "cache", "held_out", "teacher", "export"
 
@@ -44,6 +44,8 @@ def make_mesh(sections: Sections) -> Mesh:
 def student_config(sections: Sections) -> decoder.DecoderConfig:
   fields = {f.name for f in dataclasses.fields(decoder.DecoderConfig)}
   values = dataclasses.asdict(sections.student)
+  if values["rope_scaling"] is not None:
+    values["rope_scaling"] = layers.RopeScaling(**values["rope_scaling"])
   return decoder.DecoderConfig(
     **{name: value for name, value in values.items() if name in fields}
   )

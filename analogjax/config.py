@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from analogjax import config_types
 from analogjax.config_types import FreeForm, listed, suggest
+from analogjax.models import layers
 from analogjax.optim import OptimizerConfig
 
 
@@ -82,6 +83,20 @@ class TeacherConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScalingConfig:
+  """How rotary frequencies are stretched beyond `original_max_positions`."""
+
+  kind: Annotated[str, "llama3 or linear"]
+  factor: Annotated[float, "long wavelengths become this much longer"]
+  low_freq_factor: Annotated[float, "llama3: original / wavelength, stretched"]
+  high_freq_factor: Annotated[float, "llama3: original / wavelength, kept"]
+  original_max_positions: Annotated[int, "context before stretching, tokens"]
+
+  def __post_init__(self):
+    layers.RopeScaling(**dataclasses.asdict(self))  # Has the rules.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentConfig:
   """The small decoder; letters as in docs/glossary.md."""
 
@@ -95,6 +110,9 @@ class StudentConfig:
   F: Annotated[int, "feed-forward width"]
   max_positions: Annotated[int, "longest context, tokens"]
   rope_theta: Annotated[float, "base of the rotary embedding"]
+  rope_scaling: Annotated[
+    RopeScalingConfig | None, "stretched context, or None"
+  ]
   rms_norm_eps: Annotated[float, "added to the mean square"]
   tie_embeddings: Annotated[bool, "the head is the embedding"]
   attention_bias: Annotated[bool, "biases on q, k, v and output"]

@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     F=192,  # Feed-forward width.
     max_positions=2048,  # Tokens.
     rope_theta=1e4,  # Base, no unit.
+    rope_scaling=None,  # Not stretched.
     rms_norm_eps=1e-5,  # Added to the mean square.
     tie_embeddings=True,
     attention_bias=False,

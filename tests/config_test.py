@@ -46,7 +46,8 @@ def values():
     teacher=dict(path="/models/t", sha256="", gguf=None, dtype="float32"),
     student=dict(
       **dict(seed=0, V=100, D=8, Y=2, N=4, G=2, H=4, F=16, max_positions=64),
-      **dict(rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=True),
+      **dict(rope_theta=1e4, rope_scaling=None),
+      **dict(rms_norm_eps=1e-5, tie_embeddings=True),
       **dict(attention_bias=False, mlp_bias=False, dtype="float32"),
       **dict(remat="none", size_window="refuse"),
     ),
@@ -246,6 +247,18 @@ def test_gguf_is_a_section_or_none(values):
   assert config.to_sections(ConfigDict(values)).teacher.gguf.sha256 == digest
   put(values, "teacher.gguf.file", "")
   assert message(values).startswith("teacher.gguf.file: expected a text that ")
+
+
+def test_rope_scaling_is_a_section_or_none(values):
+  scaling = dict(kind="llama3", factor=8.0, original_max_positions=64)
+  scaling |= dict(low_freq_factor=1.0, high_freq_factor=4.0)
+  values["student"]["rope_scaling"] = scaling
+  found = config.to_sections(ConfigDict(values)).student.rope_scaling
+  assert found == config.RopeScalingConfig(**scaling)
+  put(values, "student.rope_scaling.factor", 0.5)
+  assert message(values).startswith(
+    "student.rope_scaling.factor: expected 1 or more, found 0.5."
+  )
 
 
 def test_schema_describes_every_field(values):

@@ -414,11 +414,15 @@ def demo_value(cfg, path):
   for phase in phases:
     node = cfg
     for name in path.replace("<phase>", phase).split("."):
+      if node is None:
+        break  # A section that the demo does not have.
       node = node[name]
     if isinstance(node, dict):
       values.append("see the file")
     elif isinstance(node, tuple):
       values.append(f"`{','.join(node)}`")
+    elif node is None:
+      values.append("none")
     else:
       values.append(f"`{json.dumps(node)}`")
   return ", ".join(values if len(set(values)) > 1 else values[:1])

@@ -148,17 +148,18 @@ def _rope_scaling(rope: dict[str, Any], where: str):
       f"{where}: rope type {kind!r} is not supported; expected 'default',"
       " 'linear' or 'llama3'."
     )
-  factor = _number(rope, "factor", where)
-  if kind == "linear":
-    return layers.RopeScaling(kind=kind, factor=factor)
-  positions = "original_max_position_embeddings"
-  return layers.RopeScaling(
-    kind=kind,
-    factor=factor,
-    low_freq_factor=_number(rope, "low_freq_factor", where),
-    high_freq_factor=_number(rope, "high_freq_factor", where),
-    original_max_positions=_integer(rope, positions, where),
-  )
+  values: dict[str, Any] = {"factor": _number(rope, "factor", where)}
+  if kind == "llama3":
+    positions = "original_max_position_embeddings"
+    values |= {
+      "low_freq_factor": _number(rope, "low_freq_factor", where),
+      "high_freq_factor": _number(rope, "high_freq_factor", where),
+      "original_max_positions": _integer(rope, positions, where),
+    }
+  try:
+    return layers.RopeScaling(kind=kind, **values)
+  except ValueError as error:
+    raise ValueError(f"{where}: rope scaling, {error}") from None
 
 
 def to_hf_config(cfg: decoder.DecoderConfig, *, dtype: str) -> dict[str, Any]:

@@ -40,14 +40,20 @@ class RopeScaling:
   def __post_init__(self):
     if self.kind not in ("llama3", "linear"):
       raise ValueError(
-        f"rope_scaling: expected 'llama3' or 'linear', found {self.kind!r}."
+        f"kind: expected 'llama3' or 'linear', found {self.kind!r}."
       )
     if self.factor < 1:
-      raise ValueError(f"rope_scaling.factor={self.factor} is below 1.")
+      raise ValueError(f"factor: expected 1 or more, found {self.factor}.")
     if self.high_freq_factor <= self.low_freq_factor:
       raise ValueError(
-        f"rope_scaling.high_freq_factor={self.high_freq_factor} must be above"
-        f" low_freq_factor={self.low_freq_factor}."
+        "high_freq_factor: expected more than"
+        f" low_freq_factor={self.low_freq_factor}, found"
+        f" {self.high_freq_factor}."
+      )
+    if self.original_max_positions < 1:
+      raise ValueError(
+        "original_max_positions: expected a positive number, found"
+        f" {self.original_max_positions}."
       )
 
 

@@ -97,11 +97,11 @@ def test_frequencies_are_precise_far_into_the_context():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    (dict(kind="yarn"), "rope_scaling: expected 'llama3' or 'linear'.*'yarn'"),
-    (dict(factor=0.5), r"rope_scaling\.factor=0\.5 is below 1"),
+    (dict(kind="yarn"), "kind: expected 'llama3' or 'linear'.*'yarn'"),
+    (dict(factor=0.5), r"factor: expected 1 or more, found 0\.5"),
     (
       dict(low_freq_factor=4.0),
-      r"high_freq_factor=4\.0 must be above low_freq_factor=4\.0",
+      r"high_freq_factor: expected more than low_freq_factor=4\.0, found 4\.0",
     ),
   ],
 )

@@ -228,6 +228,8 @@ class TrainConfig:
       # Names of folders, and of sections beside `phases`.
       ok = re.fullmatch("[a-z][a-z0-9_]*", name) is not None
       _check(ok, "phases", "names of letters a-z, digits and _", name)
+      # A row of the closing table already.
+      _check(name != "teacher", "phases", "another name than that", name)
       if name not in self.phase:
         raise ValueError(
           f"phases: {name!r} has no section train.{name}."

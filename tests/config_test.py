@@ -179,6 +179,7 @@ def test_wrong_type_is_named(values, path, bad, expected):
     ("student.max_positions", 15, "expected at least data.L=16, found 15."),
     ("teacher.dtype", "fp8", "expected 'float32' or 'bfloat16', found 'fp8'."),
     ("teacher.sha256", "ABC", "expected 64 lower-case hex digits or ''"),
+    ("train.phases", ("teacher",), "expected another name than that"),
     ("teacher.path", "", "expected a folder, as teacher.gguf is None"),
     ("data.L", 1, "expected at least 2 tokens, found 1."),
     ("data.pipeline", "my_lab.data.rows", "expected 'package.module:function'"),

@@ -35,6 +35,22 @@ def dying_save(self, step, *args):
     os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.Checkpoints.save = dying_save
 """,
+  "before the first checkpoint": """
+from analogjax import checkpoint
+def dying_save(self, step, *args):
+  os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.Checkpoints.save = dying_save
+""",
+  "a checkpoint just saved, the next step not begun": """
+from analogjax import checkpoint
+save = checkpoint.Checkpoints.save
+def dying_save(self, step, *args):
+  save(self, step, *args)
+  if step == 8:
+    self._checkpointer.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.Checkpoints.save = dying_save
+""",
   "between two phases": """
 from analogjax.stages import train
 loop = train._Phase._loop

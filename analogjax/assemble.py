@@ -14,10 +14,12 @@ from jax.sharding import Mesh
 import analogjax
 from analogjax import checkpoint, progress, sharding
 from analogjax.config import Sections
-from analogjax.data import logit_cache, pipeline
+from analogjax.data import cache_format, logit_cache, pipeline, store
 from analogjax.models import decoder, gguf, hf_folder, layers, sizes
 
 CACHE, HELD_OUT, TEACHER, EXPORT = "cache", "held_out", "teacher", "export"
+
+DISTILLKIT = "distillkit"  # In place of a pipeline: rows that were imported.
 
 _SOFTWARE = ("jax", "flax", "grain", "tensorstore", "tokenizers")
 
@@ -222,32 +224,67 @@ def _leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
   return leaves
 
 
+def cache_place(sections: Sections, workdir: Path, name: str) -> store.Place:
+  """Where the cache of this name lies: CACHE or HELD_OUT."""
+  root = sections.cache.location or workdir
+  return store.place(root, sections.cache.s3_endpoint) / name
+
+
 def manifest(
   sections: Sections,
   teacher: Teacher,
-  rows: pipeline.RowSource,
+  fingerprint: str,
   num_rows: int,
-) -> logit_cache.Manifest:
-  """The manifest that this config gives a cache."""
-  return logit_cache.Manifest(
-    kind=sections.cache.kind,
-    tau=sections.cache.tau,
-    seed=sections.cache.seed,
+  *,
+  held_out: bool,
+) -> cache_format.Manifest:
+  """The manifest that this config gives a cache of rows with a fingerprint."""
+  return cache_format.Manifest(
+    **_recorded(sections, held_out=held_out),
+    **_origin(sections, teacher, held_out=held_out),
     num_rows=num_rows,
-    sequence_length=sections.data.L,
-    vocabulary_size=teacher.cfg.V,
     rows_per_object=sections.cache.rows_per_object,
-    teacher_digest=teacher.digest,
-    teacher_dtype=teacher.cfg.dtype,
-    tokenizer_digest=teacher.tokenizer_digest,
-    pipeline=sections.data.pipeline,
-    pipeline_fingerprint=rows.fingerprint,
+    pipeline_fingerprint=fingerprint,
     software=software_versions(),
   )
 
 
+def _recorded(sections: Sections, *, held_out: bool) -> dict[str, Any]:
+  """Fields of a manifest: what is kept of the teacher's distribution."""
+  cache = sections.cache
+  sampled = not held_out and not cache.import_path
+  return {
+    "kind": cache.kind,
+    # Of the parameters of all kinds, the one that counts.
+    "tau": cache.tau if cache.kind == "threshold" else None,
+    "num_draws": cache.num_draws if cache.kind == "random" else None,
+    "top_k": cache.top_k if cache.kind == "topk" else None,
+    "temperature": cache.temperature,
+    # What is measured on is recorded once, everywhere.
+    "num_replicas": cache.num_replicas if sampled else 1,
+    "capture": cache.capture if sampled else "all",
+    "capture_rate": cache.capture_rate if sampled else 1.0,
+    "seed": cache.seed,
+  }
+
+
+def _origin(
+  sections: Sections, teacher: Teacher, *, held_out: bool
+) -> dict[str, Any]:
+  """Fields of a manifest: where rows and distribution come from."""
+  imported = sections.cache.import_path and not held_out
+  return {
+    "sequence_length": sections.data.L,
+    "vocabulary_size": teacher.cfg.V,
+    "teacher_digest": teacher.digest,
+    "teacher_dtype": teacher.cfg.dtype,
+    "tokenizer_digest": teacher.tokenizer_digest,
+    "pipeline": DISTILLKIT if imported else sections.data.pipeline,
+  }
+
+
 def open_cache(
-  sections: Sections, teacher: Teacher, folder: Path
+  sections: Sections, teacher: Teacher, workdir: Path, name: str
 ) -> logit_cache.LogitCache:
   """A complete cache that this config and this teacher made.
 
@@ -255,20 +292,8 @@ def open_cache(
     ValueError: rows are missing, or the manifest says otherwise. The manifest
       is the truth; a config that disagrees is refused, with both values.
   """
-  cache = logit_cache.open_cache(folder)
-  # The pipeline is not opened here: its rows are in the cache.
-  wanted = dataclasses.replace(
-    cache.manifest,
-    kind=sections.cache.kind,
-    tau=sections.cache.tau,
-    seed=sections.cache.seed,
-    sequence_length=sections.data.L,
-    teacher_digest=teacher.digest,
-    teacher_dtype=teacher.cfg.dtype,
-    tokenizer_digest=teacher.tokenizer_digest,
-    pipeline=sections.data.pipeline,
-  )
-  logit_cache.check_manifest(cache, wanted)
+  cache = logit_cache.open_cache(cache_place(sections, workdir, name))
+  check_cache(sections, teacher, cache)
   if holes := cache.holes():
     raise ValueError(
       f"{cache.location}: {sum(map(len, holes))} of"
@@ -276,6 +301,20 @@ def open_cache(
       f" {holes[0].start}; run 'analogjax cache'."
     )
   return cache
+
+
+def check_cache(
+  sections: Sections, teacher: Teacher, cache: logit_cache.LogitCache
+) -> None:
+  """Refuses a cache that another config or teacher made; names what differs."""
+  # The pipeline is not opened here: its rows are in the cache.
+  held_out = cache.location.name == HELD_OUT
+  wanted = dataclasses.replace(
+    cache.manifest,
+    **_recorded(sections, held_out=held_out),
+    **_origin(sections, teacher, held_out=held_out),
+  )
+  cache_format.check(cache.location, cache.manifest, wanted)
 
 
 def software_versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ Files, overrides and the saved config are in config_files.py.
 
 from collections.abc import Mapping
 import dataclasses
+import math
 import re
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from analogjax import config_types
 from analogjax.config_types import FreeForm, listed, suggest
+from analogjax.data import store
 from analogjax.models import layers
 from analogjax.optim import OptimizerConfig
 
@@ -153,27 +155,59 @@ class DataConfig:
 class CacheConfig:
   """What the logit cache holds, and how it is written."""
 
-  kind: Annotated[str, "kind of record: threshold"]
-  tau: Annotated[float, "sampling threshold, a probability of 0.001 to 1"]
-  seed: Annotated[int, "of the sampling offsets"]
+  kind: Annotated[str, "kind of record: threshold, random or topk"]
+  tau: Annotated[float, "threshold: a probability of 0.001 to 1"]
+  num_draws: Annotated[int, "random: draws a position, 1 to 255"]
+  top_k: Annotated[int, "topk: likeliest ids a position, 1 to 1024"]
+  temperature: Annotated[float, "teacher's logits are divided by it"]
+  num_replicas: Annotated[int, "independent records of each row; one a pass"]
+  capture: Annotated[str, "positions with a record: all, random or entropy"]
+  capture_rate: Annotated[float, "random: probability; entropy: per nat"]
+  seed: Annotated[int, "of all draws"]
   num_rows: Annotated[int, "rows to train on"]
   held_out_rows: Annotated[int, "rows to measure on"]
-  batch_rows: Annotated[int, "rows per teacher step; divides rows_per_object"]
+  batch_rows: Annotated[int, "rows per teacher step"]
   rows_per_object: Annotated[int, "rows in one stored object"]
-  chunk: Annotated[int, "tokens whose logits are held at once"]
+  chunk: Annotated[int, "tokens of a row whose logits are held at once"]
+  location: Annotated[str, "s3://, gs:// or folder; '': in the workdir"]
+  s3_endpoint: Annotated[str, "URL of an S3 that is not Amazon's, or ''"]
+  write_ahead: Annotated[int, "objects that wait in memory to be written"]
+  import_path: Annotated[
+    str, "DistillKit's parquet files; '': the teacher runs"
+  ]
+  import_codec: Annotated[
+    FreeForm, "its codec; empty: the one beside the files"
+  ]
 
   def __post_init__(self):
-    _check_choice(self, "kind", "threshold")
+    _check_choice(self, "kind", "threshold", "random", "topk")
     # Below 1e-3 a record has more slots and finer codes than its format holds.
     _check(1e-3 <= self.tau <= 1, "tau", "0.001 <= tau <= 1", self.tau)
+    draws, top_k = self.num_draws, self.top_k
+    _check(1 <= draws <= 255, "num_draws", "1 <= num_draws <= 255", draws)
+    _check(1 <= top_k <= 1024, "top_k", "1 <= top_k <= 1024", top_k)
+    _check_choice(self, "capture", "all", "random", "entropy")
+    most = 1 if self.capture == "random" else math.inf
+    ok = 0 < self.capture_rate <= most
+    expected = "above 0" + (", and at most 1" if most == 1 else "")
+    _check(ok, "capture_rate", expected, self.capture_rate)
+    _check(self.temperature > 0, "temperature", "> 0", self.temperature)
     _check_seed(self)
-    _check_counts(self, "num_rows", "held_out_rows", "batch_rows")
-    _check_counts(self, "rows_per_object", "chunk")
+    _check_counts(self, "num_replicas", "num_rows", "held_out_rows")
+    _check_counts(self, "batch_rows", "rows_per_object", "chunk", "write_ahead")
     _check(
       self.rows_per_object % self.batch_rows == 0,
       "batch_rows",
       f"a divisor of rows_per_object={self.rows_per_object}",
       self.batch_rows,
+    )
+    try:
+      store.place(self.location or "workdir", self.s3_endpoint)
+    except store.StoreError as error:  # Which names the field with its section.
+      raise ValueError(str(error).removeprefix("cache.")) from None
+    expected = "'topk', as cache.import_path is set"
+    _check(
+      not self.import_path or self.kind == "topk", "kind", expected, self.kind
     )
 
 
@@ -314,6 +348,14 @@ class Sections:
         f"at most cache.num_rows={self.cache.num_rows}",
         phase.batch_rows,
       )
+      # Both need losses that are not built yet.
+      expected = "0, as no loss takes records of cache."
+      field = f"train.{name}.alpha"
+      learns = phase.alpha > 0
+      ok = not (learns and self.cache.kind == "topk")
+      _check(ok, field, f"{expected}kind 'topk' yet", phase.alpha)
+      ok = not (learns and self.cache.temperature != 1)
+      _check(ok, field, f"{expected}temperature other than 1 yet", phase.alpha)
     ran = f"a phase of train.phases ({listed(self.train.phases)})"
     for name in self.measure.phases:
       _check(name in self.train.phases, "measure.phases", ran, name)

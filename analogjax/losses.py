@@ -27,6 +27,9 @@ class Targets(NamedTuple):
 
   labels_BL: sharding.Array  # int32 next token.
   weights_BL: sharding.Array  # float32; 0 where nothing is predicted.
+  # float32, of the teacher's record: the weights, and where only a part of the
+  # positions has one, over the probability that this one was captured; else 0.
+  teacher_weights_BL: sharding.Array
   ids_BLK: sharding.Array  # int32, the teacher's record; K = 0: no teacher.
   p_BLK: sharding.Array  # float32 of those ids; each position sums to one.
 
@@ -87,7 +90,7 @@ def _mixed(x_BLD, head_VD, targets, alpha, chunk):
 
   pieces = _split((x_BLD, targets), chunk)
   sums, _ = jax.lax.scan(body, LossSums(*(jnp.zeros(()),) * 4), pieces)
-  return _mix(sums, alpha), sums
+  return _mix(sums.teacher, sums.hard, alpha), sums
 
 
 def _mixed_forward(x_BLD, head_VD, targets, alpha, chunk):
@@ -98,7 +101,9 @@ def _mixed_forward(x_BLD, head_VD, targets, alpha, chunk):
     new, lse_BS = _sums(logits_BSV, piece)
     # The gradient q - p, with the hard label as an entry beside the teacher's.
     d_BSV = jnp.exp(logits_BSV - lse_BS[..., None])
-    d_BSV = d_BSV * piece.weights_BL[..., None]
+    d_BSV = (
+      d_BSV * _mix(piece.teacher_weights_BL, piece.weights_BL, alpha)[..., None]
+    )
     d_BSV = _subtract_at(d_BSV, *_entries(piece, alpha))
     d_BSV = sharding.constrain(d_BSV.astype(x_BSD.dtype), "BLV")
     head = head_VD.astype(x_BSD.dtype)
@@ -112,7 +117,10 @@ def _mixed_forward(x_BLD, head_VD, targets, alpha, chunk):
   start = LossSums(*(jnp.zeros(()),) * 4), jnp.zeros(head_VD.shape)
   (sums, dhead_VD), dx = jax.lax.scan(body, start, pieces)
   dx_BLD = jnp.moveaxis(dx, 0, 1).reshape(x_BLD.shape)
-  return (_mix(sums, alpha), sums), (dx_BLD, dhead_VD.astype(head_VD.dtype))
+  return (_mix(sums.teacher, sums.hard, alpha), sums), (
+    dx_BLD,
+    dhead_VD.astype(head_VD.dtype),
+  )
 
 
 def _mixed_backward(chunk, residuals, cotangents):
@@ -157,7 +165,7 @@ def _sums(logits_BSV, piece):
   correct_BS = label_BS >= jnp.max(logits_BSV, axis=-1)
   sums = LossSums(
     hard=jnp.sum((lse_BS - label_BS) * w_BS),
-    teacher=jnp.sum((lse_BS - teacher_BS) * w_BS),
+    teacher=jnp.sum((lse_BS - teacher_BS) * piece.teacher_weights_BL),
     correct=jnp.sum(correct_BS * w_BS),
     weight=jnp.sum(w_BS),
   )
@@ -168,11 +176,10 @@ def _entries(piece, alpha):
   """The record and the hard label as one sparse target: ids and weights."""
   ids = jnp.concatenate([piece.ids_BLK, piece.labels_BL[..., None]], axis=-1)
   shares = [
-    piece.p_BLK * alpha,
-    jnp.full(piece.labels_BL.shape + (1,), 1 - alpha),
+    piece.p_BLK * (alpha * piece.teacher_weights_BL)[..., None],
+    ((1 - alpha) * piece.weights_BL)[..., None],
   ]
-  p = jnp.concatenate(shares, axis=-1) * piece.weights_BL[..., None]
-  return ids, p
+  return ids, jnp.concatenate(shares, axis=-1)
 
 
 def _take(logits_BSV, ids_BSK):
@@ -184,7 +191,5 @@ def _subtract_at(d_BSV, ids_BSK, p_BSK):
   return subtract(d_BSV, ids_BSK, p_BSK)
 
 
-def _mix(sums: LossSums, alpha) -> jax.Array:
-  # Without a teacher's record (K = 0) alpha is 0, and what `teacher` holds,
-  # the bare log-sum-exp, has no meaning.
-  return alpha * sums.teacher + (1 - alpha) * sums.hard
+def _mix(teacher, hard, alpha):
+  return alpha * teacher + (1 - alpha) * hard

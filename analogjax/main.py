@@ -7,6 +7,8 @@ to be good, so that help and wrong arguments are answered at once.
 Environment (read here only):
   ANALOGJAX_TRACEBACK=1: errors of the user come with their traceback.
   ANALOGJAX_COMPILATION_CACHE=DIR: compiled programs are kept there.
+  ANALOGJAX_COORDINATOR=HOST:PORT, ANALOGJAX_NUM_PROCESSES=N and
+  ANALOGJAX_PROCESS_ID=I: this process is number I of N.
 """
 
 from collections.abc import Sequence
@@ -32,6 +34,12 @@ COMMANDS = {
   "run": "cache, train, measure and export in order",
 }
 NOT_BUILT = ("release", "verify")
+# What `cache` can do instead of filling it: flag -> (module, function).
+CACHE_ACTIONS = {
+  "--inspect": ("inspect_cache", "run"),
+  "--verify": ("verify_cache", "run"),
+  "--repair": ("cache", "repair"),
+}
 RUN_STAGES = ("cache", "train", "measure", "export", "summary")
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
@@ -50,9 +58,11 @@ class Arguments(NamedTuple):
   """What was asked for."""
 
   command: str
-  config: str
+  config: str | None  # None: the one that the workdir keeps.
   workdir: Path | None  # None: plan without one.
   overrides: tuple[tuple[str, str], ...]  # (dotted path, text), in order.
+  action: str = ""  # One of CACHE_ACTIONS.
+  rows: int = 0  # --verify=N: rows that the teacher sees again.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,6 +111,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     UsageError: an unknown, missing or repeated argument; says what is near.
   """
   words, flags, overrides = [], {}, []
+  actions: list[tuple[str, str]] = []
   rest = list(argv)
   while rest:
     word = rest.pop(0)
@@ -108,6 +119,9 @@ def parse(argv: Sequence[str]) -> Arguments:
       words.append(word)
       continue
     flag, equals, value = word.partition("=")
+    if flag in CACHE_ACTIONS:
+      actions.append((flag, value))
+      continue
     if flag not in ("--config", "--workdir") and not (
       flag.startswith("--config.") and flag != "--config."
     ):
@@ -143,28 +157,85 @@ def parse(argv: Sequence[str]) -> Arguments:
       " --config.a.b=VALUE."
     )
   needed = ["--config"] if command == "plan" else ["--config", "--workdir"]
+  if actions:
+    if command != "cache" or len(actions) > 1:
+      raise UsageError(
+        f"{actions[-1][0]} is for `cache`, one of {', '.join(CACHE_ACTIONS)} at"
+        " a time."
+      )
+    needed = ["--workdir"]  # Which keeps the config.
   for flag in needed:
     if flag not in flags:
       raise UsageError(f"{command} needs {flag}=PATH.\n{USAGE}")
-  workdir = Path(flags["--workdir"]) if "--workdir" in flags else None
-  return Arguments(command, flags["--config"], workdir, tuple(overrides))
+  if overrides and "--config" not in flags:
+    raise UsageError(f"{overrides[0][0]} is set, but there is no --config.")
+  action, value = actions[0] if actions else ("", "")
+  if value and (action != "--verify" or not value.isdecimal()):
+    raise UsageError(
+      f"{action}={value}: expected {action}"
+      + (" or --verify=ROWS, a number." if action == "--verify" else ".")
+    )
+  return Arguments(
+    command=command,
+    config=flags.get("--config"),
+    workdir=Path(flags["--workdir"]) if "--workdir" in flags else None,
+    overrides=tuple(overrides),
+    action=action,
+    rows=int(value or 0),
+  )
 
 
 def _run(args: Arguments) -> None:
   from analogjax import config_files
 
-  cfg = config_files.load(args.config, args.overrides)
-  if args.workdir is not None:
-    config_files.save_resolved(cfg, args.workdir)
+  _join_cluster()
+  if args.config is None:
+    assert args.workdir is not None
+    cfg = config_files.read_resolved(args.workdir)
+  else:
+    cfg = config_files.load(args.config, args.overrides)
+    looking = args.action and args.action != "--repair"
+    if args.workdir is not None and not looking:
+      config_files.save_resolved(cfg, args.workdir)
   cache = os.environ.get("ANALOGJAX_COMPILATION_CACHE")
   if cache and args.command != "plan":
     import jax
 
     jax.config.update("jax_compilation_cache_dir", cache)
+  if args.action:
+    module, function = CACHE_ACTIONS[args.action]
+    call = getattr(
+      importlib.import_module(f"analogjax.stages.{module}"), function
+    )
+    more = {"rows": args.rows} if args.action == "--verify" else {}
+    call(cfg, args.workdir, **more)
+    return
   stages = RUN_STAGES if args.command == "run" else (args.command,)
   for stage in stages:
     module = importlib.import_module(f"analogjax.stages.{stage}")
     module.run(cfg, args.workdir)
+
+
+def _join_cluster() -> None:
+  """Makes this process one of several, where the environment says so."""
+  address = os.environ.get("ANALOGJAX_COORDINATOR")
+  if not address:
+    return
+  numbers = {}
+  for name in ("ANALOGJAX_NUM_PROCESSES", "ANALOGJAX_PROCESS_ID"):
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+      raise ValueError(
+        f"{name}={value!r}: expected a number, as ANALOGJAX_COORDINATOR is set."
+      )
+    numbers[name] = int(value)
+  import jax
+
+  jax.distributed.initialize(
+    coordinator_address=address,
+    num_processes=numbers["ANALOGJAX_NUM_PROCESSES"],
+    process_id=numbers["ANALOGJAX_PROCESS_ID"],
+  )
 
 
 def _message(error: ValueError | OSError) -> str:
@@ -187,7 +258,8 @@ def _near_flag(flag: str) -> str:
   if flag.count(".") and flag.startswith("--"):
     # A misspelt --config.: the rest may well be right.
     return f"Did you mean --config.{flag.partition('.')[2]}?"
-  return _near(flag, ["--config", "--workdir", "--help", "--version"])
+  known = ["--config", "--workdir", *CACHE_ACTIONS, "--help", "--version"]
+  return _near(flag, known)
 
 
 def _near(word: str, known: list[str]) -> str:
@@ -206,6 +278,9 @@ def _help() -> str:
       "  --config=FILE     python file with get_config(), e.g. configs/demo.py",
       "  --workdir=DIR     where the run writes; plan needs none",
       "  --config.a.b=c    sets one field of the config; its type is checked",
+      "  --inspect         with cache: what it holds, as a table and a picture",
+      "  --verify[=ROWS]   with cache: every byte; ROWS are computed anew, too",
+      "  --repair          with cache: computes damaged rows again",
       "  --help, --version",
       "",
       "`--flag value` does as well, unless the value begins with --. A run",

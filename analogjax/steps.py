@@ -26,7 +26,10 @@ def teacher_step(
   keys_B2: jax.Array,
   *,
   graphdef: nnx.GraphDef,
-  sampler: sampling.Threshold,
+  sampler: sampling.Sampler,
+  capture: sampling.Capture,
+  num_replicas: int,
+  temperature: float,
   chunk: int,
 ) -> sampling.Records:
   """The teacher's records for one batch of rows.
@@ -37,10 +40,13 @@ def teacher_step(
     keys_B2: uint32 keys from `sampling.row_keys`.
     graphdef: of the teacher.
     sampler: which ids are kept.
+    capture: which positions have a record.
+    num_replicas: M, independent draws of each record.
+    temperature: the records are of softmax(logits / temperature).
     chunk: positions of a row whose logits exist at a time, [B, S, V].
   """
   x_BLD, head_VD = _hidden(params, batch, graphdef)
-  B, L, _ = x_BLD.shape
+  L = x_BLD.shape[1]
   chunk = min(chunk, L)
   pad = -L % chunk
   # Chunks run along L, so rows stay on the devices that hold them.
@@ -50,21 +56,58 @@ def teacher_step(
   def body(_, start):
     x_BSD = jax.lax.dynamic_slice_in_dim(x_BLD, start, chunk, axis=1)
     labels_BS = jax.lax.dynamic_slice_in_dim(labels_BL, start, chunk, axis=1)
-    logits_BSV = losses.unembed(x_BSD, head_VD)
-    return None, sampling.draw(logits_BSV, labels_BS, keys_B2, start, sampler)
+    return None, sampling.draw(
+      _logits(x_BSD, head_VD, params, graphdef),
+      labels_BS,
+      keys_B2,
+      start,
+      sampler,
+      capture=capture,
+      num_replicas=num_replicas,
+      temperature=temperature,
+    )
 
   starts = jnp.arange(0, L + pad, chunk)
   _, pieces = jax.lax.scan(body, None, starts)
 
   def join(piece):
-    whole = jnp.moveaxis(piece, 0, 1)
-    return whole.reshape(B, L + pad, *piece.shape[3:])[:, :L]
+    # [L / S, B, M, S, K] -> [B, M, L, K], [L / S, B, S] -> [B, L].
+    axis = 2 if piece.ndim == 5 else 1
+    whole = jnp.moveaxis(piece, 0, axis)
+    shape = *whole.shape[:axis], L + pad, *whole.shape[axis + 2 :]
+    return jax.lax.slice_in_dim(whole.reshape(shape), 0, L, axis=axis)
 
   records = jax.tree.map(join, pieces)
   # Where nothing is predicted the label is a filler.
   is_label_BL = batch.targets.weights_BL > 0
   label_logprob_BL = jnp.where(is_label_BL, records.label_logprob_BL, 0.0)
   return records._replace(label_logprob_BL=label_logprob_BL)
+
+
+def expected_ids_step(
+  params: nnx.State,
+  batch: batches.Batch,
+  *,
+  graphdef: nnx.GraphDef,
+  chunk: int,
+) -> jax.Array:
+  """How often the teacher expects each id in these rows, float32 [V]."""
+  x_BLD, head_VD = _hidden(params, batch, graphdef)
+  L = x_BLD.shape[1]
+  chunk = min(chunk, L)
+  pad = -L % chunk
+  x_BLD = jnp.pad(x_BLD, ((0, 0), (0, pad), (0, 0)))
+  is_token_BL = jnp.pad(batch.segments_BL > 0, ((0, 0), (0, pad)))
+
+  def body(mass_V, start):
+    x_BSD = jax.lax.dynamic_slice_in_dim(x_BLD, start, chunk, axis=1)
+    is_token_BS = jax.lax.dynamic_slice_in_dim(is_token_BL, start, chunk, 1)
+    p_BSV = jax.nn.softmax(_logits(x_BSD, head_VD, params, graphdef))
+    mass_V += jnp.sum(jnp.where(is_token_BS[..., None], p_BSV, 0), (0, 1))
+    return mass_V, None
+
+  starts = jnp.arange(0, L + pad, chunk)
+  return jax.lax.scan(body, jnp.zeros(head_VD.shape[0]), starts)[0]
 
 
 def train_step(
@@ -157,9 +200,9 @@ def compare_step(
     chunk: positions of a row whose logits exist at a time.
   """
   assert "teacher" not in params
-  models = {"teacher": _hidden(teacher_params, batch, teacher_graphdef)}
-  for name, weights in params.items():
-    models[name] = _hidden(weights, batch, graphdef)
+  parts = {"teacher": (teacher_params, teacher_graphdef)}
+  parts |= {name: (weights, graphdef) for name, weights in params.items()}
+  models = {name: _hidden(p, batch, g) for name, (p, g) in parts.items()}
   L = batch.tokens_BL.shape[1]
   chunk = min(chunk, L)
   pad = -L % chunk
@@ -173,7 +216,8 @@ def compare_step(
     labels_BS1 = cut(batch.targets.labels_BL, start)[..., None]
     out = {}
     for name, (x_BLD, head_VD) in models.items():
-      logq_BSV = jax.nn.log_softmax(losses.unembed(cut(x_BLD, start), head_VD))
+      logits_BSV = _logits(cut(x_BLD, start), head_VD, *parts[name])
+      logq_BSV = jax.nn.log_softmax(logits_BSV)
       best_BS = jnp.argmax(logq_BSV, axis=-1)
       if name == "teacher":
         logp_BSV, teacher_best_BS = logq_BSV, best_BS
@@ -191,6 +235,12 @@ def compare_step(
   zeros = {name: Comparison(*(jnp.zeros(()),) * 5) for name in models}
   sums, _ = jax.lax.scan(body, zeros, jnp.arange(0, L + pad, chunk))
   return sums
+
+
+def _logits(x_BSD, head_VD, params, graphdef):
+  """Of a model that is measured or sampled; the losses know no soft cap."""
+  logits_BSV = losses.unembed(x_BSD, head_VD)
+  return nnx.merge(graphdef, params).cap(logits_BSV)
 
 
 def _hidden(params, batch, graphdef):

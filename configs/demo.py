@@ -71,13 +71,24 @@ def get_config() -> ConfigDict:
 
   cfg.cache = dict(
     kind="threshold",
-    tau=0.04,  # Probability; 33 bytes a token in all on this text.
+    tau=0.04,  # Probability.
+    num_draws=50,  # Used by kind random, draws a position.
+    top_k=16,  # Used by kind topk, ids a position.
+    temperature=1.0,  # Of the teacher, no unit.
+    num_replicas=1,  # Draws of each record.
+    capture="all",  # Every position has a record.
+    capture_rate=1.0,  # Used by other kinds of capture.
     seed=0,
     num_rows=320,  # Rows to train on.
     held_out_rows=32,  # Rows to measure on.
     batch_rows=8,  # Rows per teacher step.
     rows_per_object=32,  # Rows.
     chunk=64,  # Tokens of a row whose logits are held at once.
+    location="",  # In the workdir.
+    s3_endpoint="",  # Amazon's, if location begins with s3://.
+    write_ahead=2,  # Objects.
+    import_path="",  # Not imported: the teacher runs.
+    import_codec={},
   )
 
   # A function, so that no two phases share one dict and its overrides.

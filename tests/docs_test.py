@@ -11,6 +11,7 @@ blocks of sh and in `code` are parsed, and their configs loaded.
 """
 
 import importlib
+import importlib.util
 import inspect
 import json
 from pathlib import Path
@@ -27,7 +28,7 @@ import pytest
 import tokenizers
 
 from analogjax import config, config_files, main
-from analogjax.data import pipeline
+from analogjax.data import logit_cache, pipeline
 from analogjax.models import hf_folder
 
 ROOT = Path(__file__).parents[1]
@@ -121,6 +122,15 @@ def desk(tmp_path, monkeypatch):
   for name, count in (("train", 3), ("held_out", 2)):
     ids = np.arange(count * 4096 + 5) % 1000  # 0 ends a document.
     ids.astype("<u4").tofile(tmp_path / f"tokens_{name}.bin")
+  spec = importlib.util.spec_from_file_location(
+    "kit", ROOT / "tests/data/conftest.py"
+  )
+  assert spec is not None and spec.loader is not None
+  kit = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(kit)
+  m = kit.manifest(num_rows=8)
+  cache = logit_cache.create(tmp_path / "runs/demo/cache", m)
+  kit.write_all(cache, kit.rows(m), kit.records(m))
   (tmp_path / "books").mkdir()
   (tmp_path / "books/a.txt").write_text("a book of nothing much\n" * 9)
   vocabulary = {"<|endoftext|>": 0, "a": 1, "book": 2, "?": 3}
@@ -166,7 +176,8 @@ def check_analogjax(arguments):
     assert arguments[0] in main.COMMANDS, arguments
   else:
     args = main.parse(arguments)
-    config_files.load(args.config, args.overrides)
+    if args.config is not None:
+      config_files.load(args.config, args.overrides)
 
 
 def check_make(arguments):

@@ -9,6 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "analogjax"
 
 LAYERS = (
   {"sharding"},
+  {"hosts"},
   {
     *("models", "data", "losses", "optim", "checkpoint"),
     *("metrics", "ledger", "progress"),
@@ -17,20 +18,21 @@ LAYERS = (
   {"fidelity", "release", "safety"},
   {"config", "config_files", "config_types"},
   {"assemble"},
+  {"recorder", "importer"},
   {"stages"},
   {"main", "__main__"},
 )
 # These are one vocabulary each: their modules may use each other, without
 # cycles.
-MAY_IMPORT_SIBLINGS = LAYERS[1] | LAYERS[4]
-KNOW_THE_USER = LAYERS[4] | {"stages", "main", "__main__"}
+MAY_IMPORT_SIBLINGS = LAYERS[2] | LAYERS[5]
+KNOW_THE_USER = LAYERS[5] | {"stages", "main", "__main__"}
 ENVIRONMENT = {"environ", "getenv", "putenv", "unsetenv"}
 
 # Calls that only build a value or register a type.
 HARMLESS = set(
   """
-  bool cast dict enumerate float frozenset int len list max min range set slice
-  sorted str sum tuple zip
+  bool cast dict enumerate float frozenset int len list max min range round set
+  slice sorted str sum tuple zip
   collections.namedtuple dataclasses.field field functools.partial
   jax.custom_jvp jax.custom_vjp jax.jit jax.tree_util.register_dataclass
   logging.getLogger math.log math.sqrt np.dtype

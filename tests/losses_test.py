@@ -1,6 +1,7 @@
 """Tests for analogjax/losses.py."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,11 @@ B, L, D, V = 3, 12, 8, 53
 
 
 def make_targets(K, seed=0):
-  """Records with a duplicate id and a negative weight in every position."""
+  """Records with a duplicate id and a negative weight in every position.
+
+  Of the positions with a weight, the teacher has none at some and more at
+  others, as where only a part of them was captured.
+  """
   rng = np.random.default_rng(seed)
   p_BLK = rng.dirichlet(np.full(max(K, 1), 0.5), (B, L))[..., :K]
   ids_BLK = rng.integers(0, V, (B, L, K))
@@ -26,9 +31,12 @@ def make_targets(K, seed=0):
     np.testing.assert_allclose(p_BLK.sum(-1), 1)
   weights_BL = rng.uniform(0, 2, (B, L)) * (rng.random((B, L)) < 0.7)
   weights_BL[1] = 0  # A row of padding.
+  inclusion_BL = rng.integers(60, 256, (B, L)) / 255
+  captured_BL = rng.random((B, L)) < inclusion_BL
   return losses.Targets(
     labels_BL=rng.integers(0, V, (B, L)).astype(np.int32),
     weights_BL=weights_BL.astype(np.float32),
+    teacher_weights_BL=np.float32(weights_BL / inclusion_BL * captured_BL),
     ids_BLK=ids_BLK.astype(np.int32),
     p_BLK=p_BLK.astype(np.float32),
   )
@@ -53,20 +61,22 @@ def oracle(x_BLD, head_VD, targets, alpha):
       teacher_BLV[b, i, id_] += p
   label_BLV = np.eye(head_VD.shape[0])[targets.labels_BL]
   w_BL = targets.weights_BL.astype(np.float64)
+  teacher_w_BL = targets.teacher_weights_BL.astype(np.float64)
   if targets.ids_BLK.shape[-1]:
     teacher_BL = -(teacher_BLV * logq_BLV).sum(-1)
   else:  # No teacher: the bare log-sum-exp, which has no meaning.
     teacher_BL = (top_BL1 + lse_BL1)[..., 0]
   hard_BL = -(label_BLV * logq_BLV).sum(-1)
-  mixed_BLV = alpha * teacher_BLV + (1 - alpha) * label_BLV
-  d_BLV = w_BL[..., None] * (np.exp(logq_BLV) - mixed_BLV)
+  q_BLV = np.exp(logq_BLV)
+  d_BLV = alpha * teacher_w_BL[..., None] * (q_BLV - teacher_BLV)
+  d_BLV += (1 - alpha) * w_BL[..., None] * (q_BLV - label_BLV)
   sums = losses.LossSums(
     hard=(w_BL * hard_BL).sum(),
-    teacher=(w_BL * teacher_BL).sum(),
+    teacher=(teacher_w_BL * teacher_BL).sum(),
     correct=(w_BL * (logits_BLV.argmax(-1) == targets.labels_BL)).sum(),
     weight=w_BL.sum(),
   )
-  value = (w_BL * (alpha * teacher_BL + (1 - alpha) * hard_BL)).sum()
+  value = alpha * sums.teacher + (1 - alpha) * sums.hard
   dx_BLD = np.einsum("BLV,VD->BLD", d_BLV, head_VD)
   dhead_VD = np.einsum("BLV,BLD->VD", d_BLV, x_BLD)
   return value, sums, dx_BLD, dhead_VD, d_BLV
@@ -124,6 +134,7 @@ def test_by_hand():
   targets = losses.Targets(
     labels_BL=np.array([[1]], np.int32),
     weights_BL=np.array([[2]], np.float32),
+    teacher_weights_BL=np.array([[2]], np.float32),
     ids_BLK=np.array([[[0, 1]]], np.int32),
     p_BLK=np.array([[[0.5, 0.5]]], np.float32),
   )
@@ -149,7 +160,7 @@ def test_a_dense_record_of_the_student_itself_has_no_gradient():
   )
   entropy_BL = -(p_BLV * np.log(p_BLV)).sum(-1)
   np.testing.assert_allclose(
-    value, (entropy_BL * targets.weights_BL).sum(), rtol=1e-5
+    value, (entropy_BL * targets.teacher_weights_BL).sum(), rtol=1e-5
   )
   for grad in grads:
     np.testing.assert_allclose(grad, np.zeros_like(grad), atol=3e-6)
@@ -172,11 +183,66 @@ def test_masked_positions_count_for_nothing():
   assert mask_BL.any() and (np.asarray(before[1][0])[mask_BL] == 0).all()
 
 
+def test_a_teachers_weight_of_zero_leaves_the_hard_label():
+  """Positions that were not captured have no record, only a label."""
+  x_BLD, head_VD = make_model()
+  targets = make_targets(4)
+  left_BL = (targets.weights_BL > 0) & (targets.teacher_weights_BL == 0)
+  assert left_BL.any() and not left_BL.all()
+  other = make_targets(4, seed=8)
+  changed = targets._replace(
+    ids_BLK=np.where(left_BL[..., None], other.ids_BLK, targets.ids_BLK),
+    p_BLK=np.where(left_BL[..., None], 0, targets.p_BLK),
+  )
+  before, after = (
+    value_and_grad(x_BLD, head_VD, t, np.float32(0.3), 5)
+    for t in (targets, changed)
+  )
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  dx_BLD = np.asarray(before[1][0])
+  assert (dx_BLD[left_BL] != 0).all()  # Of the labels.
+  _, (dx_BLD, _) = value_and_grad(x_BLD, head_VD, targets, np.float32(1), 5)
+  assert not np.asarray(dx_BLD)[left_BL].any()
+
+
+def test_the_gradient_of_captured_positions_is_unbiased():
+  """Over all captures, weighted by 1 / q, it is the gradient of all positions.
+
+  Two positions in each of two rows may be captured, with probabilities that
+  differ: 16 outcomes, each with its probability, instead of a sample.
+  """
+  x_BLD, head_VD = make_model()
+  full = make_targets(4)
+  full = full._replace(teacher_weights_BL=full.weights_BL)
+  inclusion_BL = np.ones((B, L))
+  places = [(0, 2), (0, 7), (2, 0), (2, 5)]
+  weights_BL = full.weights_BL.copy()
+  for place, q in zip(places, [17 / 255, 0.4, 0.6, 254 / 255], strict=True):
+    inclusion_BL[place], weights_BL[place] = q, 1.5
+  full = full._replace(weights_BL=weights_BL, teacher_weights_BL=weights_BL)
+  alpha = np.float32(0.7)
+  wanted = value_and_grad(x_BLD, head_VD, full, alpha, 5)
+  mean, total = None, 0.0
+  for outcome in itertools.product([False, True], repeat=len(places)):
+    captured_BL = np.ones((B, L), bool)
+    captured_BL[tuple(zip(*places, strict=True))] = outcome
+    chance = np.where(captured_BL, inclusion_BL, 1 - inclusion_BL).prod()
+    teacher_BL = np.float32(weights_BL / inclusion_BL * captured_BL)
+    targets = full._replace(teacher_weights_BL=teacher_BL)
+    found = value_and_grad(x_BLD, head_VD, targets, alpha, 5)
+    found = jax.tree.map(lambda a, c=chance: c * np.float64(a), found)
+    mean = found if mean is None else jax.tree.map(np.add, mean, found)
+    total += chance
+  np.testing.assert_allclose(total, 1)
+  near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(near, mean, wanted)
+
+
 def test_bfloat16_hidden_states():
   """Sums stay float32; the gradients are those of logits' bfloat16 gradient.
 
   Logits are accumulated in float32 from the rounded inputs, so the value is
-  exact to float32. d(logits) is rounded to bfloat16, 8 bits, once.
+  exact to float32. d(logits) is rounded to bfloat16, 8 bits, and so is d(x).
   """
   x_BLD, head_VD = make_model()
   x_BLD = x_BLD.astype(ml_dtypes.bfloat16)
@@ -192,6 +258,7 @@ def test_bfloat16_hidden_states():
   assert grads[0].dtype == jnp.bfloat16
   rounding = 2.0**-8
   size_BLD = np.abs(d_BLV) @ np.abs(rounded_VD.astype(np.float64))
+  size_BLD += np.abs(dx_BLD)
   error_BLD = np.abs(np.float64(grads[0]) - dx_BLD)
   assert (error_BLD <= rounding * size_BLD + 1e-6).all()
   size_VD = np.einsum(
@@ -307,6 +374,7 @@ def test_memory_does_not_grow_with_the_logits():
     targets = losses.Targets(
       labels_BL=shape(B, L, dtype=jnp.int32),
       weights_BL=shape(B, L),
+      teacher_weights_BL=shape(B, L),
       ids_BLK=shape(B, L, K, dtype=jnp.int32),
       p_BLK=shape(B, L, K),
     )
@@ -317,6 +385,6 @@ def test_memory_does_not_grow_with_the_logits():
   short, long = 64, 512
   growth = temporary_bytes(long) - temporary_bytes(short)
   # Hidden states and targets twice: in the order of rows and of chunks.
-  per_position = 4 * (2 * D + 2 * (2 * K + 2)) + 4 * D
+  per_position = 4 * (2 * D + 2 * (2 * K + 3)) + 4 * D
   assert growth <= B * (long - short) * per_position
   assert per_position < 0.03 * 4 * V

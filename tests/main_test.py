@@ -24,16 +24,17 @@ def stages(monkeypatch):
   calls = []
 
   def make(name):
-    def run(cfg, workdir):
-      calls.append((name, cfg, workdir))
+    def run(cfg, workdir, **more):
+      calls.append((name, cfg, workdir, *more.items()))
       fake.does()
 
     return run
 
   fake = types.SimpleNamespace(calls=calls, does=lambda: None)
-  for name in ("plan", *main.RUN_STAGES):
+  for name in ("plan", *main.RUN_STAGES, "inspect_cache", "verify_cache"):
     module = types.ModuleType(name)
     module.run = make(name)
+    module.repair = make(f"repair of {name}")
     monkeypatch.setitem(sys.modules, f"analogjax.stages.{name}", module)
   return fake
 
@@ -109,6 +110,33 @@ def test_only_the_first_equals_sign_splits():
     (["plan", "x", "--config=a"], "unexpected argument 'x' after plan"),
     (["release", "--config=a"], "release is not built yet"),
     (["verify", "bundle/"], "verify is not built yet"),
+    (["cache", "--inspect"], "cache needs --workdir=PATH."),
+    (["cache", "--repair", "--config=a"], "cache needs --workdir=PATH."),
+    (["train", "--inspect", "--workdir=w"], "--inspect is for `cache`, one of"),
+    (["plan", "--config=a", "--verify=3"], "--verify is for `cache`, one of"),
+    (
+      ["cache", "--workdir=w", "--verify", "--repair"],
+      "--repair is for `cache`, one of --inspect, --verify, --repair at a time",
+    ),
+    (
+      ["cache", "--workdir=w", "--inspect=3"],
+      "--inspect=3: expected --inspect.",
+    ),
+    (["cache", "--workdir=w", "--repair=all"], "--repair=all: expected --repa"),
+    (
+      ["cache", "--workdir=w", "--verify=all"],
+      "--verify=all: expected --verify or --verify=ROWS, a number.",
+    ),
+    (["cache", "--workdir=w", "--verify=-1"], "--verify=-1: expected --verify"),
+    (
+      ["cache", "--workdir=w", "--verify", "9"],
+      "unexpected argument '9' after cache",
+    ),
+    (
+      ["cache", "--workdir=w", "--inspect", "--config.cache.tau=0.1"],
+      "cache.tau is set, but there is no --config.",
+    ),
+    (["cache", "--inspct", "--workdir=w"], "unknown flag --inspct. "),
   ],
 )
 def test_wrong_arguments_are_named(argv, expected, capsys):
@@ -129,6 +157,7 @@ def test_help_names_every_command(argv, capsys):
   assert main.main(argv) == 0
   text = capsys.readouterr().out
   assert all(f"  {command} " in text for command in main.COMMANDS)
+  assert all(f"  {flag}" in text for flag in main.CACHE_ACTIONS)
   assert all(len(line) <= 80 for line in text.splitlines())
 
 
@@ -155,6 +184,47 @@ def test_run_calls_the_stages_in_order(stages, tmp_path):
   assert call("run", tmp_path) == 0
   names = [name for name, _, _ in stages.calls]
   assert names == ["cache", "train", "measure", "export", "summary"]
+
+
+@pytest.mark.parametrize(
+  ("flag", "expected"),
+  [
+    ("--inspect", ("inspect_cache",)),
+    ("--verify", ("verify_cache", ("rows", 0))),
+    ("--verify=12", ("verify_cache", ("rows", 12))),
+    ("--repair", ("repair of cache",)),
+  ],
+)
+def test_what_cache_can_do_instead_takes_the_config_of_the_workdir(
+  stages, tmp_path, flag, expected
+):
+  assert call("cache", tmp_path, "--config.cache.tau=0.1") == 0
+  saved = (tmp_path / "config.json").read_bytes()
+  assert main.main(["cache", flag, f"--workdir={tmp_path}"]) == 0
+  assert (tmp_path / "config.json").read_bytes() == saved
+  _, (name, cfg, where, *more) = stages.calls
+  assert (name, *more) == expected
+  assert cfg.cache.tau == 0.1 and where == tmp_path
+
+
+@pytest.mark.parametrize("flag", ["--inspect", "--verify"])
+def test_looking_with_another_config_leaves_the_saved_one(
+  stages, tmp_path, flag
+):
+  assert call("cache", tmp_path) == 0
+  saved = (tmp_path / "config.json").read_bytes()
+  assert call("cache", tmp_path, flag, "--config.cache.tau=0.1") == 0
+  assert stages.calls[1][1].cache.tau == 0.1
+  assert (tmp_path / "config.json").read_bytes() == saved
+
+
+@pytest.mark.parametrize("flag", ["--inspect", "--verify=3", "--repair"])
+def test_a_workdir_without_a_config(stages, tmp_path, capsys, flag):
+  assert main.main(["cache", flag, f"--workdir={tmp_path}"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("analogjax cache: error: ") and "config" in error
+  assert str(tmp_path) in error and error.count("\n") == 1
+  assert stages.calls == [] and list(tmp_path.iterdir()) == []
 
 
 def test_plan_without_a_workdir_writes_nothing(stages, tmp_path, monkeypatch):
@@ -260,6 +330,40 @@ def test_compilation_cache_comes_from_the_environment(
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "jit")
   finally:
     jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_cluster_comes_from_the_environment(stages, tmp_path, monkeypatch):
+  joined = []
+  monkeypatch.setattr(
+    jax.distributed, "initialize", lambda **given: joined.append(given)
+  )
+  assert call("cache", tmp_path) == 0
+  assert joined == []
+  monkeypatch.setenv("ANALOGJAX_COORDINATOR", "host0:8476")
+  monkeypatch.setenv("ANALOGJAX_NUM_PROCESSES", "4")
+  monkeypatch.setenv("ANALOGJAX_PROCESS_ID", "3")
+  assert call("cache", tmp_path) == 0
+  assert joined == [
+    dict(coordinator_address="host0:8476", num_processes=4, process_id=3)
+  ]
+
+
+@pytest.mark.parametrize("value", [None, "", "two", "-1"])
+@pytest.mark.parametrize("name", ["NUM_PROCESSES", "PROCESS_ID"])
+def test_a_cluster_without_numbers(
+  stages, tmp_path, monkeypatch, capsys, name, value
+):
+  monkeypatch.setenv("ANALOGJAX_COORDINATOR", "host0:8476")
+  for each in ("NUM_PROCESSES", "PROCESS_ID"):
+    monkeypatch.setenv(f"ANALOGJAX_{each}", "1")
+  if value is None:
+    monkeypatch.delenv(f"ANALOGJAX_{name}")
+  else:
+    monkeypatch.setenv(f"ANALOGJAX_{name}", value)
+  assert call("cache", tmp_path) == 2
+  error = capsys.readouterr().err
+  assert f"error: ANALOGJAX_{name}={value or ''!r}: expected a number" in error
+  assert stages.calls == []
 
 
 # Real processes.

@@ -99,7 +99,20 @@ def make_batch():
   )
   p_BLK = rng.dirichlet(np.full(5, 0.5), (B, L)).astype(np.float32)
   ids_BLK = rng.integers(0, V, (B, L, 5)).astype(np.int32)
-  entries = logit_cache.Entries(rows, ids_BLK, p_BLK, np.zeros((B, L)))
+  # About a third of the positions was not captured; the others weigh more.
+  inclusion_BL = rng.integers(100, 256, (B, L)) / np.float32(255)
+  captured_BL = rng.random((B, L)) < inclusion_BL
+  entries = logit_cache.Entries(
+    rows=rows,
+    ids_BLK=ids_BLK,
+    p_BLK=p_BLK * captured_BL[..., None],
+    log_tail_BL=None,
+    num_head_BL=captured_BL * 5,
+    num_BL=captured_BL * 5,
+    capture_weights_BL=captured_BL / inclusion_BL,
+    entropy_BL=np.zeros((B, L), np.float32),
+    label_logprob_BL=np.zeros((B, L), np.float32),
+  )
   return batches.from_entries(entries)
 
 
@@ -230,22 +243,23 @@ def test_losses_are_means_over_the_tokens_of_the_whole_batch(index):
   hard_BL = hard_BL[..., 0]
   logq_BLK = np.take_along_axis(logq_BLV, targets.ids_BLK, axis=-1)
   teacher_BL = -(logq_BLK * targets.p_BLK).sum(-1)
-  w_BL = targets.weights_BL
+  w_BL, teacher_w_BL = targets.weights_BL, targets.teacher_weights_BL
+  assert (teacher_w_BL[w_BL > 0] == 0).any() and (teacher_w_BL > w_BL).any()
   count_B = w_BL.sum(-1)
   assert count_B.min() > 0 and count_B.max() >= 4 * count_B.min()
-
-  def mean(values_BL):
-    return (values_BL * w_BL).sum() / w_BL.sum()
+  hard_BL, teacher_BL = hard_BL * w_BL, teacher_BL * teacher_w_BL
 
   assert metrics["label_tokens"] == w_BL.sum()
-  for name, values_BL in (
+  for name, sum_BL in (
     ("hard_label_nats", hard_BL),
     ("teacher_nats", teacher_BL),
     ("loss_nats", 0.7 * teacher_BL + 0.3 * hard_BL),
   ):
-    np.testing.assert_allclose(metrics[name], mean(values_BL), rtol=1e-5)
-    mean_of_means = ((values_BL * w_BL).sum(-1) / count_B).mean()
-    assert abs(mean_of_means / mean(values_BL) - 1) > 1e-4
+    # One count for all: of the labels, wherever there is a record.
+    mean = sum_BL.sum() / w_BL.sum()
+    np.testing.assert_allclose(metrics[name], mean, rtol=1e-5)
+    mean_of_means = (sum_BL.sum(-1) / count_B).mean()
+    assert abs(mean_of_means / mean - 1) > 1e-4
 
 
 def on_mesh(axes, fn, params, *rows):
@@ -258,6 +272,9 @@ def on_mesh(axes, fn, params, *rows):
     return jax.device_get(out)
 
 
+DRAW = dict(capture=sampling.Capture(), num_replicas=2, temperature=1.0)
+
+
 @functools.cache
 def records(index):
   step = functools.partial(
@@ -265,6 +282,7 @@ def records(index):
     graphdef=decoder.graphdef(STUDENT),
     sampler=SAMPLER,
     chunk=CHUNK,
+    **DRAW,
   )
   return on_mesh(MESHES[index], step, teacher_params(), make_batch(), keys())
 
@@ -274,12 +292,12 @@ def test_teacher_step_draws_from_the_whole_rows_logits():
   found = records(0)
   logp_BLV = logprobs("teacher")
   labels_BL = make_batch().targets.labels_BL
-  whole = jax.jit(sampling.draw, static_argnums=4)(
-    np.float32(logp_BLV), labels_BL, keys(), 0, SAMPLER
+  whole = jax.jit(functools.partial(sampling.draw, sampler=SAMPLER, **DRAW))(
+    np.float32(logp_BLV), labels_BL, keys(), 0
   )
   # The logits differ by rounding (1e-6), which may flip an id or a code that
   # is on the edge: fewer than one in a hundred.
-  for name in ("ids_BLK", "codes_BLK"):
+  for name in ("ids_BMLK", "codes_BMLK"):
     same = getattr(found, name) == np.asarray(getattr(whole, name))
     assert same.mean() >= 0.99, name
   p_BLV = np.exp(logp_BLV)
@@ -298,7 +316,7 @@ def test_teacher_step_draws_from_the_whole_rows_logits():
 def test_teacher_step_on_another_mesh():
   """Ids and codes flip where rounding decides: fewer than 1 in 100."""
   alone, split = records(0), records(3)
-  for name in ("ids_BLK", "codes_BLK"):
+  for name in ("ids_BMLK", "codes_BMLK"):
     same = getattr(alone, name) == getattr(split, name)
     assert same.mean() >= 0.99, (name, same.mean())
   np.testing.assert_allclose(alone.entropy_BL, split.entropy_BL, atol=2e-5)
@@ -403,7 +421,9 @@ def gradient(ids_BLK, p_BLK):
   # Filled up to one K, so that one program serves all.
   fill = ((0, 0), (0, 0), (0, V - ids_BLK.shape[-1]))
   targets = batch.targets._replace(
-    ids_BLK=np.pad(ids_BLK, fill), p_BLK=np.pad(np.float32(p_BLK), fill)
+    teacher_weights_BL=batch.targets.weights_BL,  # A record everywhere.
+    ids_BLK=np.pad(ids_BLK, fill),
+    p_BLK=np.pad(np.float32(p_BLK), fill),
   )
   state = start(keep_gradient())
   state, _ = gradient_step()(state, batch._replace(targets=targets))
@@ -442,14 +462,14 @@ def test_the_expected_gradient_of_a_cached_step_is_the_dense_teachers():
   every_BLV = np.broadcast_to(np.arange(V, dtype=np.int32), (B, L, V))
   wanted = gradient(every_BLV, p_BLV)
 
-  draw = jax.jit(sampling.draw, static_argnums=4)
+  draw = jax.jit(functools.partial(sampling.draw, sampler=SAMPLER, **DRAW))
   labels_BL = make_batch().targets.labels_BL
   K = SAMPLER.num_slots
   samples = []
   for seed in range(N):
-    out = draw(logp_BLV, labels_BL, keys(seed), 0, SAMPLER)
-    p_BLK = sampling.decode(np.asarray(out.codes_BLK), SAMPLER.tau)
-    samples.append(gradient(np.asarray(out.ids_BLK), p_BLK))
+    out = jax.device_get(draw(logp_BLV, labels_BL, keys(seed), 0))
+    p_BMLK = sampling.decode(out.codes_BMLK, SAMPLER)
+    samples.append(gradient(out.ids_BMLK[:, 0], p_BMLK[:, 0]))
 
   top_BLK = np.argsort(-p_BLV, axis=-1)[..., :K].astype(np.int32)
   top_p_BLK = np.take_along_axis(p_BLV, top_BLK, axis=-1)
@@ -469,6 +489,7 @@ def test_a_batch_without_weight_has_no_gradient():
   batch = make_batch()
   targets = batch.targets._replace(
     weights_BL=np.zeros((B, L), np.float32),
+    teacher_weights_BL=np.zeros((B, L), np.float32),
     ids_BLK=np.zeros((B, L, V), np.int32),
     p_BLK=np.zeros((B, L, V), np.float32),
   )

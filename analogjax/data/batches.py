@@ -30,21 +30,22 @@ class Batch(NamedTuple):
 
 def row_order(
   step: int, *, batch_rows: int, num_rows: int, seed: int
-) -> np.ndarray:
-  """Indices of the rows in the batch of this step (counted from 0).
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows in the batch of this step (counted from 0), and the pass of each.
 
   Each pass over the rows is a permutation of its own; a batch may hold the end
   of one pass and the beginning of the next.
   """
   first = step * batch_rows
-  order = []
+  order, passes = [], []
   for position in range(first, first + batch_rows):
     epoch, i = divmod(position, num_rows)
     shuffled = grain.experimental.index_shuffle(
       i, max_index=num_rows - 1, seed=_epoch_seed(seed, epoch), rounds=4
     )
     order.append(shuffled)
-  return np.asarray(order)
+    passes.append(epoch)
+  return np.asarray(order), np.asarray(passes)
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
@@ -55,12 +56,16 @@ def from_rows(rows: rows_lib.Rows) -> Batch:
   """A batch with hard labels alone."""
   B, L = rows.tokens_BL.shape
   none = np.zeros((B, L, 0))
-  return _batch(rows, none.astype(np.int32), none.astype(np.float32))
+  return _batch(
+    rows, none.astype(np.int32), none.astype(np.float32), np.zeros((B, L))
+  )
 
 
 def from_entries(entries: logit_cache.Entries) -> Batch:
   """A batch with hard labels and the teacher's records."""
-  return _batch(entries.rows, entries.ids_BLK, entries.p_BLK)
+  return _batch(
+    entries.rows, entries.ids_BLK, entries.p_BLK, entries.capture_weights_BL
+  )
 
 
 def labels(rows: rows_lib.Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +83,7 @@ def labels(rows: rows_lib.Rows) -> tuple[np.ndarray, np.ndarray]:
   return labels_BL, weights_BL
 
 
-def _batch(rows, ids_BLK, p_BLK) -> Batch:
+def _batch(rows, ids_BLK, p_BLK, capture_weights_BL) -> Batch:
   labels_BL, weights_BL = labels(rows)
   return Batch(
     tokens_BL=rows.tokens_BL,
@@ -87,6 +92,7 @@ def _batch(rows, ids_BLK, p_BLK) -> Batch:
     targets=losses.Targets(
       labels_BL=labels_BL,
       weights_BL=weights_BL,
+      teacher_weights_BL=weights_BL * capture_weights_BL.astype(np.float32),
       ids_BLK=ids_BLK,
       p_BLK=p_BLK,
     ),
@@ -106,7 +112,10 @@ def in_order(
     entries = cache.read(np.minimum(wanted, num_rows - 1))
     batch = from_entries(entries)
     weights_BL = batch.targets.weights_BL * (wanted < num_rows)[:, None]
-    targets = batch.targets._replace(weights_BL=weights_BL)
+    teacher_BL = batch.targets.teacher_weights_BL * (wanted < num_rows)[:, None]
+    targets = batch.targets._replace(
+      weights_BL=weights_BL, teacher_weights_BL=teacher_BL
+    )
     yield batch._replace(targets=targets), entries
 
 
@@ -150,7 +159,7 @@ class PipelineOrder:
       if num_rows is None:  # Repeats for ever, in an order of its own.
         first = step * self._batch_rows
         return self._source.read(range(first, first + self._batch_rows))
-      return self._source.read(row_order(step, num_rows=num_rows, **order))
+      return self._source.read(row_order(step, num_rows=num_rows, **order)[0])
     pieces, missing = [], self._batch_rows
     while missing:
       wanted = range(self._next_row, self._next_row + missing)

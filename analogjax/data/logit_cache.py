@@ -5,83 +5,33 @@ opens; docs/cache_format.md describes it. Rows are addressed by index. A row is
 committed when its digest is there, which is written last, so a cache may be
 killed at any moment and filled up later by any number of processes.
 
-Shape letters (docs/glossary.md): R rows of the cache, B rows of a batch, L
-position, K slots of a record.
+Shape letters (docs/glossary.md): R rows of the cache, B rows of a batch, M
+replicas, L position, K slots of a record, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import concurrent.futures
 import dataclasses
-import json
-import os
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
 
-from analogjax.data import rows as rows_lib, sampling
-
-FORMAT = "analogjax.logit_cache"
-FORMAT_VERSION = 1
-
-# What has to agree before rows of one cache can stand beside each other.
-_IDENTITY = (
-  "kind",
-  "tau",
-  "seed",
-  "sequence_length",
-  "vocabulary_size",
-  "teacher_digest",
-  "teacher_dtype",
-  "tokenizer_digest",
-  "pipeline",
-  "pipeline_fingerprint",
-  "rows_per_object",
+from analogjax.data import (
+  cache_format,
+  record_codec,
+  rows as rows_lib,
+  sampling,
+  store,
 )
+from analogjax.data.cache_format import CacheError, Manifest
 
-# Chunks of these that hold nothing but the fill value are not stored: weights
-# and positions cost no byte where the pipeline leaves them at their default,
-# and rows without a digest are the holes.
-_MAY_BE_ABSENT = ("position_offsets", "weights", "digest")
+# Arrays of a row that every replica shares.
+_SHARED = ("weights", "inclusion", "entropy", "label_logprob")
 
-
-class CacheError(ValueError):
-  """A cache that cannot be used, or not be used like this."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
-  """The truth about a cache; attributes of its Zarr group."""
-
-  kind: str  # "threshold".
-  tau: float
-  seed: int  # Of the sampling offsets.
-  num_rows: int
-  sequence_length: int  # L, tokens.
-  vocabulary_size: int  # V of teacher and tokenizer.
-  rows_per_object: int  # Rows in one stored object: the unit of a commit.
-  teacher_digest: str  # hf_folder.folder_digest of the teacher.
-  teacher_dtype: str  # Its compute dtype.
-  tokenizer_digest: str  # SHA-256 of its tokenizer.json.
-  pipeline: str  # config.data.pipeline.
-  pipeline_fingerprint: str  # RowSource.fingerprint.
-  software: dict[str, str]  # Versions that wrote it; recorded, not compared.
-
-  @property
-  def sampler(self) -> sampling.Threshold:
-    return sampling.Threshold(tau=self.tau)
-
-  def to_attributes(self) -> dict[str, Any]:
-    fields = dataclasses.asdict(self)
-    return {
-      "format": FORMAT,
-      "format_version": FORMAT_VERSION,
-      "temperature": 1.0,
-      # Record i of a row is the distribution of token i + 1.
-      "predicts_offset": 1,
-      "head_levels": sampling.head_levels(self.tau).tolist(),
-      **fields,
-    }
+Stored = dict[str, np.ndarray]  # What lies in the arrays, by name, [B, ...].
 
 
 class Entries(NamedTuple):
@@ -89,34 +39,56 @@ class Entries(NamedTuple):
 
   rows: rows_lib.Rows
   ids_BLK: np.ndarray  # int32.
-  p_BLK: np.ndarray  # float32; each position sums to one.
-  entropy_BL: np.ndarray  # float32, of the teacher, nats.
+  p_BLK: np.ndarray  # float32; sum to one at each captured position.
+  log_tail_BL: np.ndarray | None  # float32, topk only: mass outside, log.
+  num_head_BL: np.ndarray  # int32, slots with a value of their own; first.
+  num_BL: np.ndarray  # int32, slots in use.
+  # float32, 1 / probability that the position was captured; 0: it was not.
+  capture_weights_BL: np.ndarray
+  entropy_BL: np.ndarray  # float32, of the recorded distribution, nats.
+  label_logprob_BL: np.ndarray  # float32, of the next token, temperature 1.
 
 
 class LogitCache:
   """An open cache; make one with `create` or `open_cache`."""
 
-  def __init__(self, location: str, manifest: Manifest, arrays: dict[str, Any]):
-    self.location = location
+  def __init__(
+    self,
+    where: store.Place,
+    manifest: Manifest,
+    arrays: dict[str, Any],
+    order_V: np.ndarray,
+  ):
+    self.location = where
     self.manifest = manifest
+    self.order_V = order_V  # All ids, the likeliest first.
     self._arrays = arrays
+    self._layout = manifest.layout
+    self._rank_V = np.argsort(order_V)
+    self._entropy_levels = record_codec.entropy_levels().astype(np.float32)
+    self._label_levels = record_codec.label_logprob_levels().astype(np.float32)
+
+  def __len__(self) -> int:
+    return self.manifest.num_rows
 
   def committed(self) -> np.ndarray:
     """Which rows are there, bool [R]."""
-    digests = self._read("digest", slice(0, self.manifest.num_rows))
-    return np.any(digests, axis=-1)
+    return np.any(self.digests(range(len(self))), axis=-1)
 
-  def digests(self, indices: Sequence[int]) -> np.ndarray:
+  def digests(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
     """Digests of the rows, uint8 [B, 32]; zeros where not committed."""
-    return self._read("digest", np.asarray(indices))
+    index = np.asarray(indices)
+    return self._finish("digest", self._start_read("digest", index, 0), index)
+
+  def objects(self) -> list[range]:
+    """The rows of each stored object."""
+    size, end = self.manifest.rows_per_object, len(self)
+    return [range(i, min(i + size, end)) for i in range(0, end, size)]
 
   def holes(self) -> list[range]:
     """The objects that still have to be written, as ranges of rows."""
     done = self.committed()
-    size = self.manifest.rows_per_object
-    starts = range(0, self.manifest.num_rows, size)
-    objects = [range(i, min(i + size, len(done))) for i in starts]
-    return [o for o in objects if not done[o.start : o.stop].all()]
+    return [o for o in self.objects() if not done[o.start : o.stop].all()]
 
   def write(
     self, start: int, rows: rows_lib.Rows, records: sampling.Records
@@ -131,135 +103,288 @@ class LogitCache:
     Raises:
       CacheError: the disk or the object store refused (it is full, say).
     """
-    m = self.manifest
-    assert start % m.rows_per_object == 0, start
-    part = slice(start, start + len(rows.tokens_BL))
-    offsets_BL = rows.positions_BL - default_positions(rows.segments_BL)
-    values = {
+    self.write_stored(start, self.encode(rows, records))
+
+  def encode(self, rows: rows_lib.Rows, records: sampling.Records) -> Stored:
+    """The rows and their records as they are stored."""
+    digests = rows_lib.rows_digests(rows)
+    is_token_BL = rows.segments_BL > 0
+    stored = {
       "tokens": rows.tokens_BL,
       "segments": rows.segments_BL,
-      "position_offsets": offsets_BL,
-      "weights": np.where(rows.segments_BL > 0, rows.weights_BL, 1),
-      "ids": records.ids_BLK,
-      "codes": records.codes_BLK,
-      "entropy": records.entropy_BL,
-      "label_logprob": records.label_logprob_BL,
+      "position_offsets": rows.positions_BL
+      - default_positions(rows.segments_BL),
+      "weights": np.where(is_token_BL, rows.weights_BL, 1),
+      "inclusion": records.inclusion_BL,
+      "entropy": record_codec.encode_entropy(np.asarray(records.entropy_BL)),
+      "label_logprob": record_codec.encode_label_logprob(
+        np.asarray(records.label_logprob_BL)
+      ),
+      **record_codec.encode(records, self._layout, self._rank_V),
+      "digest": digests,
     }
+    for name, value in stored.items():
+      stored[name] = np.asarray(value, self._arrays[name].dtype.numpy_dtype)
+    M = self.manifest.num_replicas
+    by_replica = [self._record_digests(stored, m) for m in range(M)]
+    stored["record_digest"] = np.stack(by_replica, axis=1)
+    return stored
+
+  def write_stored(self, start: int, stored: Stored) -> None:
+    """Writes what `encode` or `read_stored` gave; see `write`."""
+    assert start % self.manifest.rows_per_object == 0, start
+    part = slice(start, start + len(stored["digest"]))
     try:
-      writes = []
-      for name, value in values.items():
-        array = self._arrays[name]
-        dtype = array.dtype.numpy_dtype
-        writes.append(array[part].write(np.asarray(value).astype(dtype)))
+      writes = [
+        self._arrays[name][part].write(value)
+        for name, value in stored.items()
+        if name != "digest"
+      ]
       for write in writes:
         write.result()
       # The commit: readers look at the digest first.
-      digests_B32 = rows_lib.rows_digests(rows)
-      self._arrays["digest"][part].write(digests_B32).result()
-    except (ValueError, OSError) as error:
+      self._arrays["digest"][part].write(stored["digest"]).result()
+    except store.ERRORS as error:
       raise CacheError(
         f"{self.location}: writing rows {part.start} to {part.stop - 1} of"
-        f" the logit cache failed: {_reason(error)}. The rows before are"
+        f" the logit cache failed: {store.reason(error)}. The rows before are"
         " safe; free some space (or mend the store) and run again, it goes"
         " on where it was."
       ) from error
 
-  def read(self, indices: Sequence[int] | np.ndarray) -> Entries:
+  def read(
+    self,
+    indices: Sequence[int] | np.ndarray,
+    replica: int | np.ndarray = 0,
+  ) -> Entries:
     """The rows and what the teacher says about them.
+
+    Args:
+      indices: rows, in any order.
+      replica: which of the independent draws; one for all rows, or [B].
 
     Raises:
       CacheError: a row that is not committed, or whose bytes do not match
         their checksum or digest; names the row.
     """
     index = np.asarray(indices)
-    fields = {name: self._start_read(name, index) for name in self._arrays}
-    digests = self._finish("digest", fields["digest"], index)
+    try:
+      return self._decode(self._read(index, replica))
+    except record_codec.LayoutError as error:
+      raise CacheError(
+        f"{self.location}: the records of rows {index.min()} to {index.max()}"
+        f" have a wrong layout: {error}.{_REPAIR}"
+      ) from error
+
+  def decode(self, stored: Stored, replica: int) -> Entries:
+    """What `read` would give of what `encode` gave."""
+    names = (*self._layout.arrays(), "record_digest")
+    one = {name: stored[name][:, replica] for name in names}
+    return self._decode({**stored, **one})
+
+  def _decode(self, stored: Stored) -> Entries:
+    """Entries from the arrays at one replica."""
+    rows = _to_rows(stored)
+    of_layout = {name: stored[name] for name in self._layout.arrays()}
+    decoded = record_codec.decode(of_layout, self._layout, self.order_V)
+    inclusion_BL = stored["inclusion"].astype(np.float32)
+    captured_BL = inclusion_BL > 0
+    return Entries(
+      rows=rows,
+      ids_BLK=decoded.ids_BLK,
+      p_BLK=decoded.p_BLK,
+      log_tail_BL=decoded.log_tail_BL,
+      num_head_BL=decoded.num_head_BL,
+      num_BL=decoded.num_BL,
+      capture_weights_BL=np.divide(
+        np.float32(255),
+        inclusion_BL,
+        out=np.zeros_like(inclusion_BL),
+        where=captured_BL,
+      ),
+      entropy_BL=self._entropy_levels[stored["entropy"]],
+      label_logprob_BL=self._label_levels[stored["label_logprob"]],
+    )
+
+  def read_stored(self, index: np.ndarray) -> Stored:
+    """What lies in the arrays, all replicas, checked; see `read`."""
+    M = self.manifest.num_replicas
+    pieces = [self._read(index, m) for m in range(M)]
+    stored = dict(pieces[0])
+    for name in (*self._layout.arrays(), "record_digest"):
+      stored[name] = np.stack([piece[name] for piece in pieces], axis=1)
+    return stored
+
+  def resized(self, num_rows: int) -> "LogitCache":
+    """The same cache with room for, or cut to, this many rows."""
+    manifest = dataclasses.replace(self.manifest, num_rows=num_rows)
+    order = _order_digest(self.order_V)
+    # Killed in between, the manifest must not name rows that no array has.
+    if num_rows < len(self):
+      cache_format.write_group(self.location, manifest, order)
+    for array in self._arrays.values():
+      rest = [None] * (array.ndim - 1)
+      array.resize(exclusive_max=[num_rows, *rest]).result()
+    cache_format.write_group(self.location, manifest, order)
+    return open_cache(self.location)
+
+  def bytes_by_array(self, objects: Sequence[range]) -> dict[str, int]:
+    """Bytes of these objects in the store, indexes included, by array."""
+    total = {}
+    for name, array in self._arrays.items():
+      zeros = "/0" * (array.ndim - 1)
+      M = self.manifest.num_replicas if array.ndim == 3 else 1
+      rows = self.manifest.rows_per_object
+      keys = [f"{name}/c/{o.start // rows}{zeros}" for o in objects]
+      total[name] = store.object_bytes(self.location, keys, rows * M)
+    return total
+
+  def _read(self, index: np.ndarray, replica: int | np.ndarray) -> Stored:
+    """The arrays at one replica of each row, digests compared."""
+    with ts.Batch() as batch:
+      futures = {
+        name: self._start_read(name, index, replica, batch)
+        for name in self._arrays
+      }
+    digests = self._finish("digest", futures["digest"], index)
     for row, there in zip(index, np.any(digests, -1), strict=True):
       if not there:
         raise CacheError(
           f"{self.location}: row {row} is not committed. Run 'analogjax cache'"
           " to fill the holes."
         )
-    got = {name: self._finish(name, f, index) for name, f in fields.items()}
-    segments_BL = got["segments"].astype(np.int32)
-    weights_BL = np.where(segments_BL > 0, got["weights"], 0)
-    rows = rows_lib.Rows(
-      tokens_BL=got["tokens"].astype(np.int32),
-      segments_BL=segments_BL,
-      positions_BL=got["position_offsets"] + default_positions(segments_BL),
-      weights_BL=weights_BL.astype(np.float32),
-    )
-    found = rows_lib.rows_digests(rows)
-    for row, wrong in zip(index, (found != digests).any(-1), strict=True):
-      if wrong:
-        raise CacheError(
-          f"{self.location}: the tokens, segments or positions of row {row} do"
-          f" not match its digest.{self._advice(row)}"
-        )
-    return Entries(
-      rows=rows,
-      ids_BLK=got["ids"].astype(np.int32),
-      p_BLK=sampling.decode(got["codes"], self.manifest.tau),
-      entropy_BL=got["entropy"].astype(np.float32),
-    )
+    stored = {
+      name: self._finish(name, future, index)
+      for name, future in futures.items()
+    }
+    wrong = (rows_lib.rows_digests(_to_rows(stored)) != digests).any(-1)
+    if wrong.any():
+      raise CacheError(
+        f"{self.location}: the tokens, segments or positions of row"
+        f" {index[wrong.argmax()]} do not match its digest.{_REPAIR}"
+      )
+    found = self._record_digests(stored)
+    wrong = (found != stored["record_digest"]).any(-1)
+    if wrong.any():
+      raise CacheError(
+        f"{self.location}: what the teacher said about row"
+        f" {index[wrong.argmax()]} does not match its digest.{_REPAIR}"
+      )
+    return stored
 
-  def resized(self, num_rows: int) -> "LogitCache":
-    """The same cache with room for, or cut to, this many rows."""
-    manifest = dataclasses.replace(self.manifest, num_rows=num_rows)
-    # Killed in between, the manifest must not name rows that no array has.
-    if num_rows < self.manifest.num_rows:
-      _write_group(self.location, manifest)
-    for array in self._arrays.values():
-      rest = [None] * (array.ndim - 1)
-      array.resize(exclusive_max=[num_rows, *rest]).result()
-    _write_group(self.location, manifest)
-    return open_cache(self.location)
+  def _record_digests(self, stored: Stored, replica: int | None = None):
+    """Digests of the records of one replica, uint8 [B, 16].
 
-  def bytes_by_array(self) -> dict[str, int]:
-    """Bytes on a local disk, everything counted, by array."""
-    return {name: self._bytes_below(name) for name in self._arrays}
+    Args:
+      stored: arrays, with an axis of replicas if `replica` says which.
+      replica: None if there is no such axis.
+    """
+    of_layout = {
+      name: stored[name] if replica is None else stored[name][:, replica]
+      for name in self._layout.arrays()
+    }
+    counts = record_codec.used(of_layout)
+    size = cache_format.RECORD_DIGEST_BYTES
+    out = np.zeros((len(stored["digest"]), size), np.uint8)
+    for b, row_digest in enumerate(stored["digest"]):
+      parts = {name: a[b, : counts[name][b]] for name, a in of_layout.items()}
+      parts |= {name: stored[name][b] for name in _SHARED}
+      digest = record_codec.record_digest(row_digest.tobytes(), parts, size)
+      out[b] = np.frombuffer(digest, np.uint8)
+    return out
 
-  def object_bytes(self, start: int) -> int:
-    """Bytes on a local disk of the object that begins at row `start`."""
-    i = start // self.manifest.rows_per_object
-    return sum(self._bytes_below(f"{name}/c/{i}") for name in self._arrays)
-
-  def _bytes_below(self, path: str) -> int:
-    folder = Path(self.location.removeprefix("file://"), path)
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return sum(file.stat().st_size for file in files)
-
-  def _read(self, name, index):
-    return self._finish(name, self._start_read(name, index), index)
-
-  def _start_read(self, name, index):
-    return self._arrays[name][index].read()
+  def _start_read(self, name, index, replica, batch=None):
+    array = self._arrays[name]
+    if array.ndim == 3:
+      replica = np.broadcast_to(replica, index.shape)
+      return array.vindex[index, replica].read(batch=batch)
+    return array[index].read(batch=batch)
 
   def _finish(self, name, future, index):
     try:
       return np.asarray(future.result())
-    except (ValueError, OSError) as error:
+    except store.ERRORS as error:
       row = self._first_unreadable(name, index)
       raise CacheError(
         f"{self.location}: array {name!r} cannot be read at row {row}:"
-        f" {_reason(error)}.{self._advice(row)}"
+        f" {store.reason(error)}.{_REPAIR}"
       ) from error
 
   def _first_unreadable(self, name, index) -> int:
-    rows = np.arange(self.manifest.num_rows)[index]
-    for row in rows:
+    for row in index:
       try:
         self._arrays[name][int(row)].read().result()
-      except (ValueError, OSError):
+      except store.ERRORS:
         return int(row)
-    return int(rows[0])  # The store has recovered since.
+    return int(index[0])  # The store has recovered since.
 
-  def _advice(self, row: int) -> str:
-    stored = f"digest/c/{row // self.manifest.rows_per_object}/0"
-    return (
-      f" To write the rows of this object again, delete {stored} in the cache"
-      " and run 'analogjax cache'."
-    )
+
+_REPAIR = (
+  " 'analogjax cache --repair' computes the damaged rows again; 'analogjax"
+  " cache --verify' lists them."
+)
+
+
+class Writer:
+  """Writes objects in the background, a few at a time, in order.
+
+  Encoding and writing overlap with what the caller does meanwhile. At most
+  `depth` objects are held in memory beside the one that the caller fills.
+  """
+
+  def __init__(self, cache: LogitCache, *, depth: int = 2):
+    self._cache, self._depth = cache, depth
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._pending: list[tuple[concurrent.futures.Future, Callable]] = []
+
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, *_) -> None:
+    # What has begun ends, so that the store sees no half-made request.
+    self._pool.shutdown(cancel_futures=True)
+
+  def submit(
+    self,
+    start: int,
+    make: Callable[[], Stored],
+    committed: Callable[[], None],
+  ) -> None:
+    """Writes make() at `start`; calls `committed` here once it is safe.
+
+    Raises:
+      CacheError: this object, or one before, could not be written.
+    """
+
+    def work():
+      self._cache.write_stored(start, make())
+
+    self._pending.append((self._pool.submit(work), committed))
+    self._wait(self._depth)
+
+  def finish(self) -> None:
+    """Until all that was submitted is written; raises as `submit` does."""
+    self._wait(0)
+
+  def _wait(self, most: int) -> None:
+    while self._pending:
+      future, committed = self._pending[0]
+      if len(self._pending) <= most and not future.done():
+        return
+      self._pending.pop(0)
+      future.result()
+      committed()
+
+
+def _to_rows(stored: Stored) -> rows_lib.Rows:
+  segments_BL = stored["segments"].astype(np.int32)
+  weights_BL = np.where(segments_BL > 0, stored["weights"], 0)
+  return rows_lib.Rows(
+    tokens_BL=stored["tokens"].astype(np.int32),
+    segments_BL=segments_BL,
+    positions_BL=stored["position_offsets"] + default_positions(segments_BL),
+    weights_BL=weights_BL.astype(np.float32),
+  )
 
 
 def default_positions(segments_BL: np.ndarray) -> np.ndarray:
@@ -272,179 +397,90 @@ def default_positions(segments_BL: np.ndarray) -> np.ndarray:
   return np.where(segments_BL > 0, index_BL - begin_BL, 0).astype(np.int32)
 
 
-def create(location: str | Path, manifest: Manifest) -> LogitCache:
+def create(
+  location: store.Place | str | Path,
+  manifest: Manifest,
+  order_V: Callable[[], np.ndarray] | None = None,
+) -> LogitCache:
   """A cache at this place: a new one, or the one that is there, checked.
 
   An existing cache must agree with `manifest` in all that its rows depend on;
   where it has fewer rows, it grows.
 
+  Args:
+    location: folder, URL or place.
+    manifest: what the cache has to be.
+    order_V: makes the id order of a new cache, all ids, the likeliest first;
+      None: as they are.
+
   Raises:
     CacheError: what is there disagrees (names both values) or is unreadable.
+    store.StoreError: the store refuses.
   """
-  url = _url(location)
-  if read_manifest(url) is None:
+  where = _place(location)
+  if cache_format.read_group(where) is None:
+    V = manifest.vocabulary_size
+    order = np.arange(V) if order_V is None else np.asarray(order_V())
+    assert np.array_equal(np.sort(order), np.arange(V))
     try:
-      for name, spec in _specs(manifest).items():
-        _open(url, name, spec, create=True)
+      for name, spec in cache_format.array_specs(manifest).items():
+        store.open_array(where, name, spec, create=True)
+      spec = cache_format.id_order_spec(V)
+      name = cache_format.ID_ORDER
+      array = store.open_array(where, name, spec, create=True)
+      array.write(order.astype(np.uint32)).result()
       # Last: a group without it is not a cache yet.
-      _write_group(url, manifest)
-    except (ValueError, OSError) as error:
+      cache_format.write_group(where, manifest, _order_digest(order))
+    except store.ERRORS as error:
       raise CacheError(
-        f"{url}: the logit cache cannot be created: {_reason(error)}."
+        f"{where}: the logit cache cannot be created: {store.reason(error)}."
       ) from error
-  cache = open_cache(url)
-  check_manifest(cache, manifest)
-  if cache.manifest.num_rows < manifest.num_rows:
+  cache = open_cache(where)
+  cache_format.check(where, cache.manifest, manifest)
+  if len(cache) < manifest.num_rows:
     cache = cache.resized(manifest.num_rows)
   return cache
 
 
-def check_manifest(cache: LogitCache, wanted: Manifest) -> None:
-  """Refuses a cache that was made of something else; names both values."""
-  for field in _IDENTITY:
-    found, expected = getattr(cache.manifest, field), getattr(wanted, field)
-    if found != expected:
-      raise CacheError(
-        f"{cache.location}: the logit cache was written with"
-        f" {field}={found!r}, this run has {expected!r}. Use another"
-        " --workdir, or move that cache away."
-      )
-
-
-def open_cache(location: str | Path) -> LogitCache:
+def open_cache(location: store.Place | str | Path) -> LogitCache:
   """Opens what `create` made.
 
   Raises:
-    CacheError: nothing there, not a logit cache, or a newer format.
+    CacheError: nothing there, not a logit cache, damaged, or another format.
+    store.StoreError: an array is lost, or the store refuses.
   """
-  url = _url(location)
-  manifest = read_manifest(url)
-  if manifest is None:
+  where = _place(location)
+  group = cache_format.read_group(where)
+  if group is None:
     raise CacheError(
-      f"{url}: there is no logit cache here; run 'analogjax cache' first."
+      f"{where}: there is no logit cache here; run 'analogjax cache' first."
     )
-  arrays = {name: _open(url, name, {}) for name in _specs(manifest)}
-  return LogitCache(url, manifest, arrays)
-
-
-def read_manifest(location: str | Path) -> Manifest | None:
-  """The manifest of a cache, or None where there is no cache."""
-  url = _url(location)
-  store = ts.KvStore.open(_kvstore(url)).result()
-  found = store.read("zarr.json").result()
-  if found.state == "missing":
-    return None
-  try:
-    attributes = json.loads(found.value).get("attributes", {})
-  except ValueError as error:
-    raise CacheError(f"{url}/zarr.json: not JSON: {error}.") from error
-  if attributes.get("format") != FORMAT:
-    raise CacheError(f"{url}: a Zarr group, but not an analogjax logit cache.")
-  version = attributes.get("format_version")
-  if version != FORMAT_VERSION:
+  manifest, order_digest = group
+  arrays = {}
+  for name, spec in cache_format.array_specs(manifest).items():
+    arrays[name] = store.open_array(where, name, _as_it_is(spec))
+  spec = _as_it_is(cache_format.id_order_spec(manifest.vocabulary_size))
+  order = store.open_array(where, cache_format.ID_ORDER, spec)
+  what = f"{where}: array 'id_order' of the logit cache cannot be read"
+  order_V = np.asarray(store.translated(lambda: order.read().result(), what))
+  if _order_digest(order_V) != order_digest:
     raise CacheError(
-      f"{url}: logit cache of format version {version}, this analogjax reads"
-      f" version {FORMAT_VERSION}."
+      f"{where}: array 'id_order' is not the one that the manifest names, so"
+      " no id can be told. Restore that file from a copy, or cache again."
     )
-  names = [field.name for field in dataclasses.fields(Manifest)]
-  if missing := sorted(set(names) - set(attributes)):
-    raise CacheError(
-      f"{url}/zarr.json: the manifest has no {', '.join(missing)}; it is"
-      " damaged."
-    )
-  return Manifest(**{name: attributes[name] for name in names})
+  return LogitCache(where, manifest, arrays, order_V.astype(np.int32))
 
 
-def _specs(m: Manifest) -> dict[str, dict[str, Any]]:
-  R, L, K = m.num_rows, m.sequence_length, m.sampler.num_slots
-  token = "uint16" if m.vocabulary_size <= 2**16 else "uint32"
-  return {
-    "tokens": _spec(m, [R, L], token, 0),
-    "segments": _spec(m, [R, L], "int32", 0),
-    "position_offsets": _spec(m, [R, L], "int32", 0),
-    "weights": _spec(m, [R, L], "float32", 1),
-    "ids": _spec(m, [R, L, K], token, 0),
-    "codes": _spec(m, [R, L, K], "uint8", 0),
-    "entropy": _spec(m, [R, L], "float16", 0),
-    "label_logprob": _spec(m, [R, L], "float16", 0),
-    "digest": _spec(m, [R, rows_lib.DIGEST_BYTES], "uint8", 0),
-  }
+def _as_it_is(spec: dict[str, Any]) -> dict[str, Any]:
+  """How to open an array whose metadata is in the store."""
+  return {name: value for name, value in spec.items() if name != "metadata"}
 
 
-def _spec(m: Manifest, shape, dtype: str, fill: int) -> dict[str, Any]:
-  endian = {"name": "bytes", "configuration": {"endian": "little"}}
-  size = np.dtype(dtype).itemsize
-  blosc = {
-    "cname": "zstd",
-    "clevel": 5,
-    "shuffle": "shuffle" if size > 1 else "noshuffle",
-    "typesize": size,
-  }
-  inner = [
-    endian if size > 1 else {"name": "bytes"},
-    {"name": "blosc", "configuration": blosc},
-    {"name": "crc32c"},
-  ]
-  row = [1, *shape[1:]]  # One row is one read.
-  sharded = {
-    "chunk_shape": row,
-    "codecs": inner,
-    "index_codecs": [endian, {"name": "crc32c"}],
-    "index_location": "end",
-  }
-  return {
-    "metadata": {
-      "shape": shape,
-      "data_type": dtype,
-      "fill_value": fill,
-      "chunk_grid": {
-        "name": "regular",
-        "configuration": {"chunk_shape": [m.rows_per_object, *shape[1:]]},
-      },
-      "codecs": [{"name": "sharding_indexed", "configuration": sharded}],
-    }
-  }
+def _order_digest(order_V: np.ndarray) -> str:
+  return hashlib.sha256(order_V.astype("<u4").tobytes()).hexdigest()
 
 
-def _open(url: str, name: str, spec: dict[str, Any], *, create: bool = False):
-  spec = {"driver": "zarr3", "kvstore": _kvstore(url, name), **spec}
-  if name not in _MAY_BE_ABSENT:
-    # Else a lost object would read as zeros: a teacher that says token 0.
-    spec["fill_missing_data_reads"] = False
-    spec["store_data_equal_to_fill_value"] = True
-  try:
-    # A creation that was killed leaves some arrays behind; they are the same.
-    return ts.open(spec, open=True, create=create).result()
-  except (ValueError, OSError) as error:
-    raise CacheError(
-      f"{url}: array {name!r} of the logit cache cannot be opened:"
-      f" {_reason(error)}."
-    ) from error
-
-
-def _write_group(url: str, manifest: Manifest) -> None:
-  group = {
-    "zarr_format": 3,
-    "node_type": "group",
-    "attributes": manifest.to_attributes(),
-  }
-  store = ts.KvStore.open(_kvstore(url)).result()
-  store.write("zarr.json", json.dumps(group, indent=1).encode()).result()
-
-
-def _url(location: str | Path) -> str:
-  text = str(location)
-  return text if "://" in text else f"file://{os.path.abspath(text)}"
-
-
-def _kvstore(url: str, name: str = "") -> str | dict[str, str]:
-  path = f"{url}/{name}/" if name else f"{url}/"
-  if not path.startswith("file://"):
-    return path
-  # As a URL, a folder named "100%" or "a#b" would be refused or misread.
-  return {"driver": "file", "path": path.removeprefix("file://")}
-
-
-def _reason(error: BaseException) -> str:
-  # TensorStore appends the spec as JSON; a person needs the first part alone.
-  return str(error).split(" [tensorstore_spec", 1)[0].rstrip(".")
+def _place(location: store.Place | str | Path) -> store.Place:
+  return (
+    location if isinstance(location, store.Place) else store.place(location)
+  )

@@ -1,4 +1,4 @@
-"""Turns a teacher's distribution into a few ids and one byte each, unbiased.
+"""Turns a teacher's distribution into a few ids and one byte each.
 
 Threshold sampling with one threshold tau for the whole cache. The head, every
 token with p >= tau, is kept with its own probability. Of the tail, n =
@@ -8,42 +8,65 @@ cumulative sum of the tail's probabilities, shifted by one uniform offset. A
 tail token is drawn with probability p / weight <= 1, so the expected record is
 the teacher's distribution, and its weights sum to one.
 
-Shape letters (docs/glossary.md): B batch, L position, V vocabulary, K slots of
-a record. Here also J, blocks of the vocabulary, and I, ids within a block.
+Random sampling keeps how often each token came in N independent draws, which
+is unbiased too. Top-k keeps the likeliest tokens with their own probabilities
+and says how much mass it leaves out: it is not.
+
+Shape letters (docs/glossary.md): B batch, M replicas, L position, V vocabulary,
+K slots of a record. What happens to the logits is in vocabulary.py, what to the
+slots in slots.py.
 """
 
 import dataclasses
+import functools
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from analogjax import sharding
+from analogjax.data import slots, vocabulary
 
 # Codes of a slot: how its probability is stored in one byte.
 EMPTY = 0
 TAIL = 1
 FIRST_HEAD = 2
-LAST_HEAD = 255  # Probability 1; FIRST_HEAD is probability tau.
+LAST_HEAD = 255  # The highest there can be; FIRST_HEAD is probability tau.
 
-_BLOCK = 64  # Ids per block of the two-level search.
+ALWAYS = 255  # The inclusion code of probability 1.
+
+_BLOCK = 128  # Ids per block of the two-level search.
+# The stream of random bits that decides about capture; no replica has it.
+_CAPTURE_STREAM = 0xFFFFFFFF
+# Probabilities this close to tau count as tau, relative. Where p is tau, or the
+# tail a multiple of it, rounding would decide otherwise.
+_TAU_MARGIN = 2e-6
 
 
 class Records(NamedTuple):
   """What the cache keeps of the teacher, for [B, L] positions."""
 
-  ids_BLK: sharding.Array  # int32; 0 in empty slots.
-  codes_BLK: sharding.Array  # uint8: EMPTY, TAIL, or a head probability.
-  entropy_BL: sharding.Array  # float32, of the teacher, nats.
-  label_logprob_BL: sharding.Array  # float32, log p of the next token.
+  ids_BMLK: sharding.Array  # int32; 0 in empty slots.
+  # uint8. threshold: EMPTY, TAIL or a head probability; random: how often the
+  # id was drawn; topk: 1. EMPTY in all slots of positions not captured.
+  codes_BMLK: sharding.Array
+  logprobs_BMLK: sharding.Array | None  # float32, log p of the id; topk only.
+  # float32, log of the mass outside the K ids; -inf: none. topk only.
+  log_tail_BL: sharding.Array | None
+  entropy_BL: sharding.Array  # float32, of what is recorded, nats.
+  label_logprob_BL: sharding.Array  # float32, of the next token, T = 1.
+  # uint8; captured with probability code / ALWAYS; 0: not captured.
+  inclusion_BL: sharding.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
   """The threshold sampler and its one parameter."""
 
+  kind: ClassVar[str] = "threshold"
   tau: float  # Probabilities from here up are kept exactly.
 
   def __post_init__(self):
@@ -60,11 +83,102 @@ class Threshold:
     return math.floor(1 / self.tau + 1e-9) + 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Random:
+  """Independent draws from p.
+
+  Source: Sparse Logit Sampling, arXiv:2503.16870, with proposal p (t = 1).
+  """
+
+  kind: ClassVar[str] = "random"
+  num_draws: int
+
+  def __post_init__(self):
+    if not 1 <= self.num_draws <= 255:  # A count is one byte.
+      raise ValueError(
+        f"cache.num_draws: expected 1 to 255, found {self.num_draws}; 50 keeps"
+        " about 23 different ids a token."
+      )
+
+  @property
+  def num_slots(self) -> int:
+    return self.num_draws
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopK:
+  """The likeliest ids; of equally likely ones, the lowest."""
+
+  kind: ClassVar[str] = "topk"
+  top_k: int
+
+  def __post_init__(self):
+    if not 1 <= self.top_k <= 1024:
+      raise ValueError(f"cache.top_k: expected 1 to 1024, found {self.top_k}.")
+
+  @property
+  def num_slots(self) -> int:
+    return self.top_k
+
+
+Sampler = Threshold | Random | TopK
+
+
+def make_sampler(
+  kind: str, *, tau: float, num_draws: int, top_k: int
+) -> Sampler:
+  """The sampler of a config; it looks at its own parameter alone."""
+  if kind == "threshold":
+    return Threshold(tau=tau)
+  if kind == "random":
+    return Random(num_draws=num_draws)
+  if kind == "topk":
+    return TopK(top_k=top_k)
+  raise ValueError(
+    f"cache.kind: expected 'threshold', 'random' or 'topk', found {kind!r}."
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Capture:
+  """Which positions get a record.
+
+  "all": every one. "random": each with probability `rate`. "entropy": with
+  probability rate x entropy in nats, at least 1/255 and at most 1. Weighted by
+  one over its probability, a captured position makes up for the others.
+  """
+
+  kind: str = "all"
+  rate: float = 1.0
+
+  def __post_init__(self):
+    if self.kind not in ("all", "random", "entropy"):
+      raise ValueError(
+        "cache.capture: expected 'all', 'random' or 'entropy', found"
+        f" {self.kind!r}."
+      )
+    most = 1 if self.kind == "random" else math.inf
+    if self.kind != "all" and not 0 < self.rate <= most:
+      bound = "0 to 1, without 0" if most == 1 else "a positive number"
+      raise ValueError(
+        f"cache.capture_rate: expected {bound}, found {self.rate}."
+      )
+
+
 def head_levels(tau: float) -> np.ndarray:
-  """The probability of each of the 256 codes, float64, equal log steps."""
+  """The probability of each of the 256 codes, float64; 0 if not of a head.
+
+  Equal steps s of the logarithm from tau to 1. Rounding at random between two
+  levels adds a variance of p^2 s^2 / 6 in the mean; at s = sqrt(tau) / 4, that
+  is p^2 tau / 96, about a hundredth of what drawing the tail adds, and more
+  levels would only cost bytes.
+  """
+  steps = math.ceil(-4 * math.log(tau) / math.sqrt(tau))
+  steps = min(max(steps, 1), LAST_HEAD - FIRST_HEAD)
   levels = np.zeros(256)
-  count = LAST_HEAD - FIRST_HEAD
-  levels[FIRST_HEAD:] = tau ** (1 - np.arange(count + 1) / count)
+  levels[FIRST_HEAD : FIRST_HEAD + steps + 1] = tau ** (
+    1 - np.arange(steps + 1) / steps
+  )
   return levels
 
 
@@ -83,10 +197,17 @@ def draw(
   logits_BLV: jax.Array,
   labels_BL: jax.Array,
   keys_B2: jax.Array,
-  first_position: jax.Array,
-  sampler: Threshold,
+  first_position: jax.Array | int,
+  sampler: Sampler,
+  *,
+  capture: Capture,
+  num_replicas: int,
+  temperature: float,
 ) -> Records:
-  """Samples one record for each position.
+  """Samples the records of each position, the same ones on every mesh.
+
+  On a mesh each device looks at its own rows and its own ids; what they
+  exchange is a few numbers for each slot.
 
   Args:
     logits_BLV: the teacher's, unnormalized; computed in float32.
@@ -94,150 +215,181 @@ def draw(
     keys_B2: uint32 keys of the rows, from `row_keys`.
     first_position: position in the row of logits_BLV[:, 0]; a chunk of a row
       draws what the whole row would.
-    sampler: the threshold.
+    sampler: which ids are kept.
+    capture: which positions have a record.
+    num_replicas: M, independent draws of each record.
+    temperature: the records are of softmax(logits / temperature).
 
   Returns:
-    Records. E[decoded record] is softmax(logits) exactly, up to the float32
-    rounding of the cumulative sums.
+    Records. E[decoded record] of threshold and random is the softmax, up to
+    2^-31 for each id. Where a logit is NaN or +inf, or all are -inf, the
+    entropy is NaN.
+
+  Raises:
+    ValueError: a vocabulary of more than 2^20 ids, or of fewer than top_k.
   """
-  logits_BLV = logits_BLV.astype(jnp.float32)
-  L = logits_BLV.shape[1]
-  top_BL1 = jnp.max(logits_BLV, axis=-1, keepdims=True)
-  shifted_BLV = logits_BLV - top_BL1
-  # Held, or else each of the sums below would compute the exponentials anew:
-  # they are the larger part of the cost.
-  exp_BLV = jax.lax.optimization_barrier(jnp.exp(shifted_BLV))
-  sum_BL1 = jnp.sum(exp_BLV, axis=-1, keepdims=True)
-  log_sum_BL = jnp.log(sum_BL1)[..., 0]
-  p_BLV = exp_BLV / sum_BL1
-  # 0 log 0 = 0: a teacher may rule out ids with a logit of -infinity.
-  terms_BLV = jnp.where(p_BLV > 0, p_BLV * shifted_BLV, 0.0)
-  entropy_BL = log_sum_BL - jnp.sum(terms_BLV, axis=-1)
-  label_BL1 = jnp.take_along_axis(shifted_BLV, labels_BL[..., None], axis=-1)
-  label_logprob_BL = label_BL1[..., 0] - log_sum_BL
-
-  positions_L = first_position + jnp.arange(L)
-  uniform_BLC = jax.vmap(
-    lambda key: jax.vmap(lambda i: _uniform(key, i, sampler.num_slots + 1))(
-      positions_L
+  V = logits_BLV.shape[-1]
+  if V > vocabulary.MAX_V:
+    raise ValueError(
+      f"a vocabulary of {V} ids; the most is {vocabulary.MAX_V}."
     )
-  )(keys_B2)
-  ids_BLK, codes_BLK = _pick(p_BLV, uniform_BLC, sampler)
+  if isinstance(sampler, TopK) and sampler.top_k > V:
+    raise ValueError(
+      f"cache.top_k: {sampler.top_k} is more than the vocabulary's {V} ids."
+    )
+  local = functools.partial(
+    _draw,
+    sampler=sampler,
+    capture=capture,
+    num_replicas=num_replicas,
+    temperature=temperature,
+  )
+  mesh = jax.sharding.get_abstract_mesh()
+  arguments = (
+    logits_BLV.astype(jnp.float32),
+    labels_BL,
+    keys_B2,
+    jnp.asarray(first_position, jnp.int32),
+  )
+  if mesh.empty:
+    return local(*arguments, split=vocabulary.Split(None))
+  rows, tensor = sharding.ACTIVATION_AXES["B"], sharding.ACTIVATION_AXES["V"]
+  if logits_BLV.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
+    rows = None
+  if padding := -V % mesh.shape[tensor]:
+    fill = ((0, 0), (0, 0), (0, padding))
+    padded_BLV = jnp.pad(arguments[0], fill, constant_values=-jnp.inf)
+    arguments = padded_BLV, *arguments[1:]
+  axis = tensor if mesh.shape[tensor] > 1 else None
+  return jax.shard_map(
+    functools.partial(local, split=vocabulary.Split(axis)),
+    in_specs=(P(rows, None, tensor), P(rows), P(rows), P()),
+    out_specs=P(rows),
+    # What every device of `tensor` gathers is equal on all of them, which the
+    # check cannot see.
+    check_vma=False,
+  )(*arguments)
+
+
+def _draw(
+  logits_BLV,
+  labels_BL,
+  keys_B2,
+  first_position,
+  *,
+  sampler,
+  capture,
+  num_replicas,
+  temperature,
+  split,
+) -> Records:
+  """What `draw` does, on one device's rows and ids."""
+  plain = logits = vocabulary.normalize(logits_BLV, _BLOCK, split)
+  if temperature != 1:
+    logits = vocabulary.normalize(logits_BLV / temperature, _BLOCK, split)
+  threshold = vocabulary.NEVER
+  if isinstance(sampler, Threshold):
+    threshold = int(sampler.tau * vocabulary.ONE * (1 - _TAU_MARGIN))
+  masses = vocabulary.masses(logits, threshold, split)
+
+  def bits(stream, count):
+    """Uniform uint32 [B, L, count]."""
+    positions_L = first_position + jnp.arange(labels_BL.shape[1])
+    return slots.bits(keys_B2, stream, positions_L, count)
+
+  logprobs_BLMK = log_tail_BL = None
+  if isinstance(sampler, TopK):
+    ids_BLK, z_BLK, log_tail_BL = vocabulary.log_rest(
+      logits, sampler.top_k, split
+    )
+    ids, logprobs_BLMK = (
+      jnp.repeat(a_BLK[:, :, None], num_replicas, axis=2)
+      for a_BLK in (ids_BLK, logits.logprobs(z_BLK))
+    )
+    codes = jnp.ones_like(ids)
+  else:
+    count = sampler.num_slots + isinstance(sampler, Threshold)
+    bits_BLMC = jnp.stack([bits(m, count) for m in range(num_replicas)], 2)
+    if isinstance(sampler, Threshold):
+      ids, share, is_head, is_tail = slots.threshold(
+        logits, masses, threshold, bits_BLMC[..., :1], sampler.num_slots, split
+      )
+      p = share.astype(jnp.float32) / vocabulary.ONE
+      codes = _encode_head(p, bits_BLMC[..., 1:], sampler.tau)
+      codes = jnp.where(is_head, codes, jnp.where(is_tail, TAIL, EMPTY))
+    else:
+      ids, codes = slots.random(logits, masses, bits_BLMC, split)
+
+  inclusion_BL = _inclusion(
+    masses.entropy_BL, bits(_CAPTURE_STREAM, 1)[..., 0], capture
+  )
+
+  def finish(a_BLMK, dtype):
+    """Empties slots, and puts the replicas first."""
+    kept_BLMK = (codes > 0) & (inclusion_BL > 0)[..., None, None]
+    return jnp.moveaxis(jnp.where(kept_BLMK, a_BLMK, 0), 2, 1).astype(dtype)
+
+  label_BL1 = plain.take(labels_BL, split)[..., None]
   return Records(
-    ids_BLK=ids_BLK,
-    codes_BLK=codes_BLK,
-    entropy_BL=entropy_BL,
-    label_logprob_BL=label_logprob_BL,
+    ids_BMLK=finish(ids, jnp.int32),
+    codes_BMLK=finish(codes, jnp.uint8),
+    logprobs_BMLK=(
+      None if logprobs_BLMK is None else finish(logprobs_BLMK, jnp.float32)
+    ),
+    log_tail_BL=log_tail_BL,
+    entropy_BL=masses.entropy_BL,
+    label_logprob_BL=plain.logprobs(label_BL1)[..., 0],
+    inclusion_BL=inclusion_BL,
   )
 
 
-def _uniform(key_2, position, count):
-  key = jax.random.wrap_key_data(key_2, impl="threefry2x32")
-  return jax.random.uniform(jax.random.fold_in(key, position), (count,))
+def _inclusion(entropy_BL, bits_BL, capture):
+  """Code of the probability of capture where it happens, else 0."""
+  if capture.kind == "all":
+    return jnp.full(entropy_BL.shape, ALWAYS, jnp.uint8)
+  # Rounded up before the draw, so the code is the probability itself.
+  if capture.kind == "random":
+    code = math.ceil(capture.rate * ALWAYS * (1 - 1e-12))
+    code_BL = jnp.full(entropy_BL.shape, code, jnp.int32)
+  else:
+    wanted_BL = jnp.ceil(entropy_BL * (capture.rate * ALWAYS))
+    code_BL = jnp.clip(wanted_BL, 1, ALWAYS).astype(jnp.int32)
+  is_kept_BL = slots.below(bits_BL, jnp.int32(ALWAYS)) < code_BL
+  return jnp.where(is_kept_BL, code_BL, 0).astype(jnp.uint8)
 
 
-def _pick(p_BLV, uniform_BLC, sampler):
-  """The slots: first the head in order of id, then the drawn tail."""
-  K = sampler.num_slots
-  V = p_BLV.shape[-1]
-  padding = -V % _BLOCK
-  p_BLJI = jnp.pad(p_BLV, ((0, 0), (0, 0), (0, padding))).reshape(
-    *p_BLV.shape[:2], -1, _BLOCK
-  )
-  is_head_BLJI = p_BLJI >= sampler.tau
-  # Two levels: sums by block, then a search inside the K blocks that were hit,
-  # is cheaper than one cumulative sum over V (and is what a vocabulary that is
-  # split over devices needs).
-  heads_BLJ = jnp.cumsum(is_head_BLJI.sum(-1, dtype=jnp.int32), axis=-1)
-  tail_BLJ = jnp.where(is_head_BLJI, 0.0, p_BLJI).sum(-1)
-  # A parallel cumulative sum rounds at every block, up or down: without this
-  # a point could fall into a block that has no tail, even beyond V.
-  tails_BLJ = jnp.where(tail_BLJ > 0, jnp.cumsum(tail_BLJ, axis=-1), 0.0)
-  tails_BLJ = jax.lax.cummax(tails_BLJ, axis=2)
-
-  num_heads_BL1 = heads_BLJ[..., -1:]
-  tail_BL1 = tails_BLJ[..., -1:]
-  # Without a head the tail is 1, and 1 / tau often whole. Then rounding, which
-  # every mesh does differently, must not decide how many are drawn.
-  num_tails_BL1 = jnp.floor(tail_BL1 / sampler.tau * (1 + 1e-5))
-  num_tails_BL1 = num_tails_BL1.astype(jnp.int32)
-  # Rounding could let h + n exceed the slots by one when p = tau often.
-  num_tails_BL1 = jnp.clip(num_tails_BL1, 1, K - num_heads_BL1)
-  num_tails_BL1 = jnp.where(tail_BL1 > 0, num_tails_BL1, 0)
-  spacing_BL1 = tail_BL1 / jnp.maximum(num_tails_BL1, 1)
-
-  slot_K = jnp.arange(K, dtype=jnp.int32)[None, None]
-  is_head_BLK = slot_K < num_heads_BL1
-  is_tail_BLK = ~is_head_BLK & (slot_K < num_heads_BL1 + num_tails_BL1)
-  offset_BL1 = uniform_BLC[..., :1]
-  point_BLK = (slot_K - num_heads_BL1 + offset_BL1) * spacing_BL1
-  point_BLK = jnp.minimum(point_BLK, jnp.nextafter(tail_BL1, 0.0))
-
-  find = jax.vmap(jax.vmap(lambda cum, x: jnp.searchsorted(cum, x, "right")))
-  head_block_BLK = find(heads_BLJ, jnp.broadcast_to(slot_K, point_BLK.shape))
-  tail_block_BLK = find(tails_BLJ, point_BLK)
-  block_BLK = jnp.where(is_head_BLK, head_block_BLK, tail_block_BLK)
-  block_BLK = jnp.minimum(block_BLK, tails_BLJ.shape[-1] - 1)
-
-  p_BLKI = jnp.take_along_axis(p_BLJI, block_BLK[..., None], axis=2)
-  head_BLKI = p_BLKI >= sampler.tau
-  before_BLK = _before(heads_BLJ, block_BLK)
-  rank_BLKI = jnp.cumsum(head_BLKI, axis=-1, dtype=jnp.int32)
-  head_hit_BLKI = head_BLKI & (
-    rank_BLKI == (slot_K - before_BLK + 1)[..., None]
-  )
-
-  rest_BLKI = jnp.where(head_BLKI, 0.0, p_BLKI)
-  below_BLKI = jnp.cumsum(rest_BLKI, axis=-1)
-  within_BLK = point_BLK - _before(tails_BLJ, block_BLK)
-  tail_hit_BLKI = (rest_BLKI > 0) & (below_BLKI > within_BLK[..., None])
-  # The two levels round differently: a point on a block's last sliver may lie
-  # beyond its inner sum, and then belongs to the block's last tail token.
-  last_BLK = _BLOCK - 1 - jnp.argmax(rest_BLKI[..., ::-1] > 0, axis=-1)
-  tail_BLK = jnp.where(
-    tail_hit_BLKI.any(-1), jnp.argmax(tail_hit_BLKI, axis=-1), last_BLK
-  )
-  inner_BLK = jnp.where(is_head_BLK, jnp.argmax(head_hit_BLKI, -1), tail_BLK)
-  ids_BLK = block_BLK * _BLOCK + inner_BLK
-  value_BLK = jnp.take_along_axis(p_BLKI, inner_BLK[..., None], -1)[..., 0]
-
-  codes_BLK = jnp.where(is_tail_BLK, TAIL, EMPTY)
-  head_codes_BLK = _encode_head(value_BLK, uniform_BLC[..., 1:], sampler.tau)
-  codes_BLK = jnp.where(is_head_BLK, head_codes_BLK, codes_BLK)
-  ids_BLK = jnp.where(codes_BLK == EMPTY, 0, ids_BLK)
-  return ids_BLK.astype(jnp.int32), codes_BLK.astype(jnp.uint8)
-
-
-def _before(cumulative_BLJ, block_BLK):
-  """What the blocks before a block hold together."""
-  previous = jnp.take_along_axis(
-    cumulative_BLJ, jnp.maximum(block_BLK - 1, 0), axis=-1
-  )
-  return jnp.where(block_BLK > 0, previous, 0)
-
-
-def _encode_head(p_BLK, uniform_BLK, tau):
+def _encode_head(p, bits, tau):
   """The code below or above p, at random so that the mean decodes to p."""
   levels = jnp.asarray(head_levels(tau), jnp.float32)
-  above = jnp.searchsorted(levels[FIRST_HEAD:], p_BLK, "left") + FIRST_HEAD
-  above = jnp.clip(above, FIRST_HEAD + 1, LAST_HEAD)
+  last = FIRST_HEAD + np.count_nonzero(head_levels(tau)) - 1
+  above = jnp.searchsorted(levels[FIRST_HEAD : last + 1], p, "left")
+  above = jnp.clip(above + FIRST_HEAD, FIRST_HEAD + 1, last)
   low, high = levels[above - 1], levels[above]
-  take_high = uniform_BLK * (high - low) < p_BLK - low
+  uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
+  take_high = uniform * (high - low) < p - low
   return jnp.where(take_high, above, above - 1)
 
 
-def decode(codes_BLK: np.ndarray, tau: float) -> np.ndarray:
-  """The weight of every slot, float32 [B, L, K]; each position sums to one.
+def decode(
+  codes: np.ndarray, sampler: Sampler, logprobs: np.ndarray | None = None
+) -> np.ndarray:
+  """The weight of every slot, float32 [..., K]; not captured: all zero.
 
-  The drawn tail shares what the rounded head leaves. That can be slightly
-  below zero where the head holds nearly all mass, and must be, to be unbiased.
+  Of threshold and random each captured position sums to one; of topk to the
+  mass of its ids. The drawn tail of a threshold record shares what the rounded
+  head leaves. That can be slightly below zero where the head holds nearly all
+  mass, and must be, to be unbiased.
   """
-  head_BLK = head_levels(tau)[codes_BLK]
-  total_BL1 = head_BLK.sum(-1, keepdims=True)
-  is_tail_BLK = codes_BLK == TAIL
-  num_tails_BL1 = is_tail_BLK.sum(-1, keepdims=True)
-  weight_BL1 = (1 - total_BL1) / np.maximum(num_tails_BL1, 1)
+  if isinstance(sampler, Random):
+    return (codes / np.float32(sampler.num_draws)).astype(np.float32)
+  if isinstance(sampler, TopK):
+    assert logprobs is not None
+    return np.where(codes == EMPTY, 0, np.exp(logprobs)).astype(np.float32)
+  head = head_levels(sampler.tau)[codes]
+  total = head.sum(-1, keepdims=True)
+  is_tail = codes == TAIL
+  num_tails = is_tail.sum(-1, keepdims=True)
+  weight = (1 - total) / np.maximum(num_tails, 1)
   # No tail at all: the head's rounding has nowhere to go.
-  alone_BL1 = (num_tails_BL1 == 0) & (total_BL1 > 0)
-  head_BLK = head_BLK / np.where(alone_BL1, total_BL1, 1)
-  return np.where(is_tail_BLK, weight_BL1, head_BLK).astype(np.float32)
+  head = head / np.where((num_tails == 0) & (total > 0), total, 1)
+  return np.where(is_tail, weight, head).astype(np.float32)

@@ -39,6 +39,9 @@ class DecoderConfig:
   tie_embeddings: bool
   attention_bias: bool
   mlp_bias: bool
+  # Logits are cap tanh(logits / cap); None: as they are. Students have none.
+  # Source: Gemma 2, arXiv:2408.00118, section 2.
+  logit_softcap: float | None = None
   dtype: str = "float32"  # Compute dtype; parameters stay float32.
   remat: str = "none"  # "none", "dots" (keep matmul outputs) or "full".
 
@@ -50,6 +53,8 @@ class DecoderConfig:
       raise ValueError(f"N={self.N} query heads not divisible by G={self.G}.")
     if self.H % 2:
       raise ValueError(f"H={self.H}: rotary embedding needs an even width.")
+    if self.logit_softcap is not None and not self.logit_softcap > 0:
+      raise ValueError(f"logit_softcap={self.logit_softcap} must be positive.")
     if self.dtype not in ("float32", "bfloat16"):
       raise ValueError(
         f"dtype: expected 'float32' or 'bfloat16', found {self.dtype!r}."
@@ -155,9 +160,14 @@ class Decoder(nnx.Module):
     )
     return self.final_norm(x_BLD), kept
 
+  def cap(self, logits: jax.Array) -> jax.Array:
+    """The model's logits from products with the rows of `head_VD`."""
+    cap = self.cfg.logit_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
   @property
   def head_VD(self) -> jax.Array:
-    """The unembedding, float32: logits are hidden states times its rows."""
+    """The unembedding, float32; `cap` of its products are the logits."""
     return (self.embed_VD if self.cfg.tie_embeddings else self.unembed_VD)[...]
 
 

@@ -109,8 +109,16 @@ def from_hf_config(config: dict[str, Any], *, dtype: str, where: str):
     tie_embeddings=bool(config.get("tie_word_embeddings", False)),
     attention_bias=bool(config.get("attention_bias", False)),
     mlp_bias=bool(config.get("mlp_bias", False)),
+    logit_softcap=_softcap(config, where),
     dtype=dtype,
   )
+
+
+def _softcap(config: dict[str, Any], where: str) -> float | None:
+  field = "final_logit_softcapping"
+  if config.get(field) is None:
+    return None
+  return _number(config, field, where)
 
 
 def _number(fields: dict[str, Any], field: str, where: str) -> float:
@@ -180,7 +188,9 @@ def to_hf_config(cfg: decoder.DecoderConfig, *, dtype: str) -> dict[str, Any]:
   # transformers 4 ignores rope_parameters and would fall back to theta 10,000,
   # hence rope_theta and rope_scaling beside it.
   old_scaling = None if cfg.rope_scaling is None else rope
-  return {
+  # transformers' own Llama knows no such field; `from_hf_config` reads it.
+  softcap = {"final_logit_softcapping": cfg.logit_softcap}
+  return ({} if cfg.logit_softcap is None else softcap) | {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": cfg.V,

@@ -13,25 +13,26 @@ from typing import Protocol
 FLOAT32_BYTES = 4
 
 
-# tau -> bytes a token of the ids and codes of a threshold cache in Zarr (blosc
-# zstd), SmolLM2-135M over English prose, V = 49,152; from tau = 0.1 on at fixed
-# width. A teacher with less entropy takes fewer.
+# tau -> bytes a token of ids, values and counts of a threshold cache on disk,
+# SmolLM2-135M over English prose (3.6 nats of entropy), V = 49,152, rows of 256
+# tokens (tests/benchmarks/cache.py). A teacher with less entropy takes fewer.
 _MEASURED_BYTES = (
-  (0.02, 50.4),
-  (0.03, 38.0),
-  (0.04, 31.3),
-  (0.06, 24.0),
-  (0.1, 16.0),
-  (0.2, 9.5),
-  (0.3, 7.0),
-  (0.5, 5.0),
-  (1.0, 3.0),
+  (0.01, 60.3),
+  (0.02, 36.4),
+  (0.04, 21.8),
+  (0.06, 16.3),
+  (0.1, 11.1),
+  (0.2, 6.9),
+  (0.5, 4.1),
+  (1.0, 2.1),
 )
+# The same of other kinds: per draw at 50 draws, per id at 50 ids.
+_RANDOM_BYTES, _TOPK_BYTES = 0.69, 2.5
 
-# The rest of the cache on disk, at any tau, measured on the demo: entropy and
-# label log-probability 2.1 each, token 1.9 and segment 0.3 bytes a token, and
-# the digest with its share of the shard's index.
-_REST_BYTES, _ROW_BYTES = 6.4, 64
+# The rest of the cache on disk: token 1.9, segment 0.1, entropy 1.1 and label
+# log-probability 1.0 bytes a token; of a row, two digests of 32 and 16 bytes
+# and 20 bytes of index for each of eleven arrays.
+_REST_BYTES, _ROW_BYTES = 4.1, 268
 
 
 class Shape(Protocol):
@@ -213,33 +214,38 @@ def logits_bytes(cfg: Shape, *, rows: int, chunk: int, tensor: int = 1) -> int:
   return 3 * FLOAT32_BYTES * rows * chunk * math.ceil(cfg.V / tensor)
 
 
-def record_bytes(num_slots: int, L: int, V: int) -> float:
-  """Bytes a token of a cached row takes before compression, padding included.
+def decoded_record_bytes(num_slots: int) -> int:
+  """Bytes of a cached token in a batch, on the host and on its device.
 
-  Of a threshold record of K slots: K ids of 2 bytes (4 above a vocabulary of
-  65,536) and K codes of 1, entropy and the label's log-probability (2 + 2),
-  token (as an id) and segment (4), and the row's digest of 32 bytes shared by
-  its L tokens. Positions and weights are not stored where they are the default.
+  Four each of id and probability of a slot, and of token, segment, position,
+  label and two weights.
   """
-  token = 2 if V <= 2**16 else 4
-  return (token + 1) * num_slots + 2 + 2 + token + 4 + 32 / L
+  return 8 * num_slots + 4 * 6
 
 
-def expected_record_bytes(tau: float, L: int) -> float:
-  """Bytes a token of a threshold cache takes on disk, an estimate.
+def expected_record_bytes(kind: str, parameter: float, L: int) -> float:
+  """Bytes a token of a cache takes on disk, an estimate.
 
-  For ids and codes a power law between the measured points, and below the
-  first one the law of the first two. They hold for a teacher of 3.7 nats of
+  For the ids of a threshold cache a power law between the measured points, and
+  beyond them the law of the nearest two. They hold for a teacher of 3.6 nats of
   entropy at V = 49,152; entropy and tokens hardly change the rest.
+
+  Args:
+    kind: of the records.
+    parameter: tau, the number of draws, or the number of ids.
+    L: tokens of a row.
 
   Source: measurements on SmolLM2-135M-Instruct.
   """
+  rest = _REST_BYTES + _ROW_BYTES / L
+  if kind != "threshold":
+    each = _RANDOM_BYTES if kind == "random" else _TOPK_BYTES
+    return each * parameter + rest
   points = [(math.log(x), math.log(y)) for x, y in _MEASURED_BYTES]
-  x = math.log(tau)
+  x = math.log(parameter)
   upper = next((i for i, p in enumerate(points) if p[0] >= x), len(points) - 1)
   (x0, y0), (x1, y1) = points[max(upper, 1) - 1], points[max(upper, 1)]
-  entries = math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
-  return entries + _REST_BYTES + _ROW_BYTES / L
+  return math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0)) + rest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   B = sections.measure.batch_rows
   sharding.check_batch_rows(B, mesh, "measure.batch_rows")
   teacher = assemble.open_teacher(sections, workdir)
-  held_out = assemble.open_cache(sections, teacher, workdir / assemble.HELD_OUT)
+  held_out = assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
   student_cfg = assemble.student_config(sections)
   params, about = {}, {}
   for phase in sections.measure.phases:

@@ -127,17 +127,26 @@ def _problems(
 def _cache(sections: config.Sections) -> dict[str, Any]:
   cache, L = sections.cache, sections.data.L
   rows = cache.num_rows + cache.held_out_rows
-  num_slots = sampling.Threshold(tau=cache.tau).num_slots
-  raw = sizes.record_bytes(num_slots, L, sections.student.V)
-  expected = sizes.expected_record_bytes(cache.tau, L)
+  parameters = {
+    "threshold": cache.tau,
+    "random": cache.num_draws,
+    "topk": cache.top_k,
+  }
+  num_slots = sampling.make_sampler(
+    cache.kind,
+    tau=cache.tau,
+    num_draws=cache.num_draws,
+    top_k=cache.top_k,
+  ).num_slots
+  parameter = parameters[cache.kind]
+  expected = sizes.expected_record_bytes(cache.kind, parameter, L)
   return {
     "rows": rows,
     "tokens": rows * L,
     "held_out_tokens": cache.held_out_rows * L,
     "slots": num_slots,
-    "uncompressed_bytes_per_token": raw,
+    "bytes_per_token_in_memory": sizes.decoded_record_bytes(num_slots),
     "expected_bytes_per_token": expected,
-    "uncompressed_bytes": round(rows * L * raw),
     "expected_bytes": round(rows * L * expected),
   }
 
@@ -258,8 +267,7 @@ def print_plan(plan: Mapping[str, Any], console: rich.console.Console) -> None:
 
   console.print(
     f"Cache: {cache['rows']:,} rows, {cache['slots']} slots a token;"
-    f" {cache['uncompressed_bytes_per_token']:.1f} bytes a token as arrays"
-    f" ({_si(cache['uncompressed_bytes'], 'B')}), about"
+    f" {cache['bytes_per_token_in_memory']} bytes a token in a batch, about"
     f" {cache['expected_bytes_per_token']:.1f} on disk"
     f" ({_si(cache['expected_bytes'], 'B')})."
   )

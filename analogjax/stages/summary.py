@@ -26,11 +26,11 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
 
 def _collect(sections: config.Sections, workdir: Path) -> dict[str, Any]:
   fidelity = hf_folder.read_json(workdir / "fidelity.json")
-  cache = logit_cache.open_cache(workdir / assemble.CACHE)
+  place = assemble.cache_place(sections, workdir, assemble.CACHE)
+  cache = logit_cache.open_cache(place)
   tokens = cache.manifest.num_rows * cache.manifest.sequence_length
-  by_array = {
-    name: size / tokens for name, size in cache.bytes_by_array().items()
-  }
+  sizes = cache.bytes_by_array(cache.objects())
+  by_array = {name: size / tokens for name, size in sizes.items()}
   # What a token costs beyond the rows themselves, which any training needs.
   rows = ("tokens", "segments", "position_offsets", "weights")
   teacher = assemble.open_teacher(sections, workdir)
@@ -46,6 +46,7 @@ def _collect(sections: config.Sections, workdir: Path) -> dict[str, Any]:
     "models": {name: fidelity["output"][name] for name in models},
     "cache": {
       "tokens": tokens,
+      "kind": cache.manifest.kind,
       "tau": cache.manifest.tau,
       "bytes_per_token": sum(by_array.values()),
       "bytes_per_token_without_rows": sum(

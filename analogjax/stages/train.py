@@ -28,7 +28,7 @@ from analogjax import (
   sharding,
   steps,
 )
-from analogjax.data import batches, logit_cache
+from analogjax.data import batches, cache_format, logit_cache
 from analogjax.models import decoder, sizes
 
 
@@ -37,8 +37,8 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   sections = config.to_sections(cfg)
   mesh = assemble.make_mesh(sections)
   teacher = assemble.open_teacher(sections, workdir)
-  cache = assemble.open_cache(sections, teacher, workdir / assemble.CACHE)
-  held_out = assemble.open_cache(sections, teacher, workdir / assemble.HELD_OUT)
+  cache = assemble.open_cache(sections, teacher, workdir, assemble.CACHE)
+  held_out = assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
   for name in sections.train.phases:
     rows = sections.train.phase[name].batch_rows
     sharding.check_batch_rows(rows, mesh, f"train.{name}.batch_rows")
@@ -65,7 +65,7 @@ def _row_order(phase, sections, teacher, workdir, cache) -> _RowOrder:
     wanted = dataclasses.replace(
       cache.manifest, pipeline_fingerprint=rows.fingerprint
     )
-    logit_cache.check_manifest(cache, wanted)
+    cache_format.check(cache.location, cache.manifest, wanted)
     order = batches.PipelineOrder(
       rows, batch_rows=phase.batch_rows, seed=phase.seed
     )
@@ -80,13 +80,14 @@ def _row_order(phase, sections, teacher, workdir, cache) -> _RowOrder:
     )
 
   def read(step):
-    indices = batches.row_order(
+    indices, passes = batches.row_order(
       step,
       batch_rows=phase.batch_rows,
-      num_rows=cache.manifest.num_rows,
+      num_rows=len(cache),
       seed=phase.seed,
     )
-    entries = cache.read(indices)
+    # Every pass over the rows sees a draw of its own, while there are any.
+    entries = cache.read(indices, passes % cache.manifest.num_replicas)
     if phase.alpha:
       return batches.from_entries(entries)
     return batches.from_rows(entries.rows)
@@ -272,12 +273,13 @@ class _Phase:
       weights_BL = batch.targets.weights_BL
       entropy += float((entries.entropy_BL * weights_BL).sum())
     if writer is not None:
-      values = {
-        "held_out/hard_label_nats": sums.hard / sums.weight,
+      values = {"held_out/hard_label_nats": sums.hard / sums.weight}
+      m = self._held_out.manifest
+      if m.kind != "topk" and m.temperature == 1:
         # Unbiased over the sampling; the final measure uses dense logits.
-        "held_out/kl_estimate_nats": (sums.teacher - entropy) / sums.weight,
-        "held_out/accuracy": sums.correct / sums.weight,
-      }
+        kl = (sums.teacher - entropy) / sums.weight
+        values["held_out/kl_estimate_nats"] = kl
+      values["held_out/accuracy"] = sums.correct / sums.weight
       writer.write(step, values)
 
 

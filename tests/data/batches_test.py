@@ -14,10 +14,9 @@ from analogjax.data import (
   logit_cache,
   pipeline,
   rows as rows_lib,
-  sampling,
 )
 
-L, V, K = 6, 50, 6
+L, V = 6, 50
 
 
 def one_row(tokens, segments, weights=None):
@@ -58,6 +57,7 @@ def test_labels_by_hand(segments, weights, wanted):
   batch = batches.from_rows(rows)
   np.testing.assert_array_equal(batch.targets.labels_BL, labels_BL)
   np.testing.assert_array_equal(batch.targets.weights_BL, weights_BL)
+  assert not batch.targets.teacher_weights_BL.any()  # There is no teacher.
   assert batch.targets.ids_BLK.shape == batch.targets.p_BLK.shape == (1, L, 0)
   for field in ("tokens_BL", "segments_BL", "positions_BL"):
     np.testing.assert_array_equal(getattr(batch, field), getattr(rows, field))
@@ -65,7 +65,7 @@ def test_labels_by_hand(segments, weights, wanted):
 
 def order(step, **changes):
   given = dict(batch_rows=4, num_rows=10, seed=3) | changes
-  return batches.row_order(step, **given).tolist()
+  return batches.row_order(step, **given)[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -116,55 +116,71 @@ def test_the_order_is_a_function_of_seed_and_step_alone():
   assert [r for s in range(9) for r in order(s, seed=4)] != whole
 
 
+@pytest.mark.parametrize("batch_rows", [1, 4, 16])
+def test_each_row_knows_its_pass(batch_rows):
+  """Which replica of a record it takes; a batch may hold several passes."""
+  passes = [
+    epoch
+    for step in range(48 // batch_rows)
+    for epoch in batches.row_order(
+      step, batch_rows=batch_rows, num_rows=10, seed=3
+    )[1].tolist()
+  ]
+  assert passes == [i // 10 for i in range(48)]
+
+
 @pytest.fixture
-def cache(tmp_path):
+def cache(kit, tmp_path):
   """Seven rows whose tokens are their index."""
-  manifest = logit_cache.Manifest(
-    kind="threshold",
-    tau=0.2,
-    seed=0,
+  m = kit.manifest(
     num_rows=7,
+    rows_per_object=7,
     sequence_length=L,
     vocabulary_size=V,
-    rows_per_object=7,
-    teacher_digest="t",
-    teacher_dtype="float32",
-    tokenizer_digest="k",
-    pipeline="lab:rows",
-    pipeline_fingerprint="p",
-    software={},
+    capture="random",
+    capture_rate=0.5,
   )
-  rng = np.random.default_rng(0)
-  tokens_BL = np.tile(np.arange(7, dtype=np.int32)[:, None], (1, L))
   segments_BL = np.ones((7, L), np.int32)
-  cache = logit_cache.create(tmp_path, manifest)
-  cache.write(
-    0,
-    rows_lib.Rows(
-      tokens_BL,
-      segments_BL,
-      logit_cache.default_positions(segments_BL),
-      np.ones((7, L), np.float32),
-    ),
-    sampling.Records(
-      ids_BLK=rng.integers(0, V, (7, L, K)),
-      codes_BLK=rng.integers(0, 256, (7, L, K)),
-      entropy_BL=rng.random((7, L)),
-      label_logprob_BL=rng.random((7, L)),
-    ),
+  rows = rows_lib.Rows(
+    np.tile(np.arange(7, dtype=np.int32)[:, None], (1, L)),
+    segments_BL,
+    logit_cache.default_positions(segments_BL),
+    np.full((7, L), 0.5, np.float32),
   )
+  cache = logit_cache.create(tmp_path, m)
+  cache.write(0, rows, kit.records(m))
   return cache
+
+
+def test_the_teachers_weight_is_that_of_the_label_over_the_probability(cache):
+  entries = cache.read(range(7))
+  targets = batches.from_entries(entries).targets
+  q_BL = cache.read_stored(np.arange(7))["inclusion"] / np.float64(255)
+  wanted_BL = np.divide(
+    targets.weights_BL, q_BL, out=np.zeros_like(q_BL), where=q_BL > 0
+  )
+  np.testing.assert_allclose(targets.teacher_weights_BL, wanted_BL, rtol=1e-6)
+  assert targets.teacher_weights_BL.dtype == np.float32
+  # The hard label counts where there is no record, too.
+  np.testing.assert_array_equal(
+    targets.weights_BL, np.tile(np.float32([0.5] * (L - 1) + [0]), (7, 1))
+  )
+  assert (targets.teacher_weights_BL == 0).sum() > (
+    targets.weights_BL == 0
+  ).sum()
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 7, 16])
 def test_in_order_covers_every_row_once(cache, batch_rows):
   everything = cache.read(range(7))
-  weight_of = collections.Counter()
+  weight_of, teacher_of = collections.Counter(), collections.Counter()
+  whole = batches.from_entries(everything).targets
   for batch, entries in batches.in_order(cache, batch_rows):
     assert batch.tokens_BL.shape == (batch_rows, L)
     np.testing.assert_array_equal(batch.tokens_BL, entries.rows.tokens_BL)
     for b, row in enumerate(batch.tokens_BL[:, 0].tolist()):
       weight_of[row] += batch.targets.weights_BL[b].sum()
+      teacher_of[row] += float(batch.targets.teacher_weights_BL[b].sum())
       np.testing.assert_array_equal(
         batch.targets.ids_BLK[b], everything.ids_BLK[row]
       )
@@ -174,8 +190,10 @@ def test_in_order_covers_every_row_once(cache, batch_rows):
       np.testing.assert_array_equal(
         entries.entropy_BL[b], everything.entropy_BL[row]
       )
-  # L - 1 predictions a row; the copies that fill up the last batch add none.
-  assert weight_of == dict.fromkeys(range(7), L - 1)
+  # L - 1 labels a row; the copies that fill up the last batch add none.
+  assert weight_of == dict.fromkeys(range(7), (L - 1) / 2)
+  for row in range(7):
+    assert teacher_of[row] == whole.teacher_weights_BL[row].sum()
 
 
 def threads():

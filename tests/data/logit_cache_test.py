@@ -1,83 +1,77 @@
-"""Tests for analogjax/data/logit_cache.py."""
+"""Tests for analogjax/data/logit_cache.py, cache_format.py and store.py."""
 
 import dataclasses
+import functools
 import json
+from pathlib import Path
 import shutil
 import subprocess
 import sys
+import threading
 import types
 
 import numpy as np
 import pytest
 import zarr
 
-from analogjax.data import logit_cache, rows as rows_lib, sampling
-
-L, V, TAU = 8, 100, 0.2
-K = 6
-
-MANIFEST = logit_cache.Manifest(
-  kind="threshold",
-  tau=TAU,
-  seed=7,
-  num_rows=6,
-  sequence_length=L,
-  vocabulary_size=V,
-  rows_per_object=4,
-  teacher_digest="a teacher",
-  teacher_dtype="float32",
-  tokenizer_digest="a tokenizer",
-  pipeline="lab.pipeline:rows",
-  pipeline_fingerprint="a pipeline",
-  software={"analogjax": "0"},
+from analogjax.data import (
+  cache_format,
+  logit_cache,
+  record_codec,
+  rows as rows_lib,
+  sampling,
+  store,
 )
 
-
-def make_rows(n, seed=0, V=V):
-  """Two documents and a padded end in every row, weights and positions 1, 0."""
-  rng = np.random.default_rng(seed)
-  segments_BL = np.tile(np.int32([1, 1, 1, 2, 2, 2, 0, 0]), (n, 1))
-  return rows_lib.Rows(
-    tokens_BL=rng.integers(0, V, (n, L)).astype(np.int32),
-    segments_BL=segments_BL,
-    positions_BL=np.tile(np.int32([0, 1, 2, 0, 1, 2, 0, 0]), (n, 1)),
-    weights_BL=(segments_BL > 0).astype(np.float32),
-  )
+KINDS = ("threshold", "random", "topk")
+ORDER = np.random.default_rng(5).permutation(100)  # An id order.
+# Arrays that may be absent, as they stand for their fill value then.
+LEFT_OUT = ("position_offsets", "weights", "inclusion")
 
 
-def make_records(n, seed=0, V=V):
-  rng = np.random.default_rng(seed)
-  return sampling.Records(
-    ids_BLK=rng.integers(0, V, (n, L, K)).astype(np.int32),
-    codes_BLK=rng.integers(0, 256, (n, L, K)).astype(np.uint8),
-    entropy_BL=rng.uniform(0, 9, (n, L)).astype(np.float32),
-    label_logprob_BL=-rng.uniform(0, 9, (n, L)).astype(np.float32),
-  )
+def create(folder, m):
+  return logit_cache.create(folder, m, lambda: ORDER)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+  return request.param
+
+
+def make_full(kit, folder, m):
+  """(folder, rows, records, manifest) of a cache whose rows are all there."""
+  rows, records = kit.rows(m), kit.records(m)
+  kit.write_all(create(folder, m), rows, records)
+  return types.SimpleNamespace(folder=folder, rows=rows, records=records, m=m)
 
 
 @pytest.fixture
-def full(tmp_path):
-  """A cache whose six rows are all written: (folder, rows, records)."""
-  rows, records = make_rows(6), make_records(6)
-  cache = logit_cache.create(tmp_path / "cache", MANIFEST)
-  write_all(cache, rows, records)
-  return tmp_path / "cache", rows, records
+def full(kit, tmp_path):
+  """Six rows of threshold records with two replicas, one half captured."""
+  m = kit.manifest(num_replicas=2, capture="random", capture_rate=0.5)
+  return make_full(kit, tmp_path / "cache", m)
 
 
-def write_all(cache, rows, records):
-  for hole in cache.holes():
-    part = slice(hole.start, hole.stop)
-    cache.write(hole.start, take(rows, part), take(records, part))
-
-
-def take(fields, part):
-  return type(fields)(*(field[part] for field in fields))
-
-
-def assert_equal(one, other):
-  for name, a, b in zip(one._fields, one, other, strict=True):
-    np.testing.assert_array_equal(a, b, err_msg=name)
-    assert a.dtype == b.dtype, name
+def assert_records(entries, records, m, replica=0):
+  """That these are the records, each with its ids in the order of rank."""
+  rank_V = np.argsort(ORDER)
+  ids, codes = (
+    field[:, replica] for field in (records.ids_BMLK, records.codes_BMLK)
+  )
+  logprobs = records.logprobs_BMLK
+  if logprobs is not None:
+    logprobs = logprobs[:, replica].astype(np.float16).astype(np.float32)
+  is_tail = codes == sampling.TAIL if m.kind == "threshold" else codes < 0
+  order = np.argsort(
+    rank_V[ids] + 1000 * is_tail + 10_000 * (codes == 0), axis=-1
+  )
+  p = sampling.decode(codes, m.sampler, logprobs)
+  ids, p = (np.take_along_axis(a, order, -1) for a in (ids, p))
+  np.testing.assert_array_equal(entries.ids_BLK, ids)
+  np.testing.assert_allclose(entries.p_BLK, p, rtol=1e-5, atol=1e-7)
+  np.testing.assert_array_equal(entries.num_BL, (codes > 0).sum(-1))
+  head = ((codes > 0) & ~is_tail).sum(-1)
+  np.testing.assert_array_equal(entries.num_head_BL, head)
 
 
 def replace_manifest(folder, **changes):
@@ -87,79 +81,158 @@ def replace_manifest(folder, **changes):
   (folder / "zarr.json").write_text(json.dumps(group))
 
 
-def test_what_is_written_is_read(full):
-  folder, rows, records = full
-  cache = logit_cache.open_cache(folder)
-  assert cache.manifest == MANIFEST
+def objects_of(folder, array):
+  return sorted(p for p in (folder / array / "c").rglob("*") if p.is_file())
+
+
+# Reading what was written.
+
+
+@pytest.mark.parametrize("capture", ["all", "entropy"])
+def test_what_is_written_is_read(kit, tmp_path, kind, capture):
+  m = kit.manifest(kind, num_replicas=3, capture=capture)
+  one = make_full(kit, tmp_path / "cache", m)
+  cache = logit_cache.open_cache(one.folder)
+  assert cache.manifest == m and len(cache) == 6
+  np.testing.assert_array_equal(cache.order_V, ORDER)
   assert cache.committed().all() and cache.holes() == []
-  entries = cache.read(range(6))
-  assert_equal(entries.rows, rows)
-  np.testing.assert_array_equal(entries.ids_BLK, records.ids_BLK)
-  assert entries.ids_BLK.dtype == np.int32
-  np.testing.assert_array_equal(
-    entries.p_BLK, sampling.decode(records.codes_BLK, TAU)
-  )
-  np.testing.assert_allclose(entries.p_BLK.sum(-1), 1, atol=1e-6)
-  # float16 on disk: 11 bits.
+  digests = rows_lib.rows_digests(one.rows)
+  np.testing.assert_array_equal(cache.digests(range(6)), digests)
+  for replica in range(3):
+    entries = cache.read(range(6), replica)
+    kit.assert_equal(entries.rows, one.rows)
+    assert_records(entries, one.records, m, replica)
+    if kind == "topk":
+      np.testing.assert_array_equal(
+        entries.log_tail_BL, one.records.log_tail_BL
+      )
+    else:
+      captured_BL = one.records.inclusion_BL > 0
+      totals_BL = entries.p_BLK.astype(np.float64).sum(-1)
+      np.testing.assert_allclose(totals_BL, captured_BL, atol=1e-6)
+      assert entries.log_tail_BL is None
+    assert entries.ids_BLK.dtype == np.int32
+    for name in ("p_BLK", "capture_weights_BL", "entropy_BL"):
+      assert getattr(entries, name).dtype == np.float32, name
   np.testing.assert_allclose(
-    entries.entropy_BL, records.entropy_BL, rtol=2**-11
+    entries.entropy_BL, one.records.entropy_BL, atol=3 / 64 + 1e-4
   )
-  np.testing.assert_array_equal(
-    cache.digests(range(6)), rows_lib.rows_digests(rows)
+  np.testing.assert_allclose(
+    entries.label_logprob_BL, one.records.label_logprob_BL, atol=3 / 32 + 3e-4
   )
 
 
-def test_rows_are_read_in_any_order_and_more_than_once(full):
-  folder, rows, records = full
-  entries = logit_cache.open_cache(folder).read([5, 0, 0, 3])
+def test_capture_weights_are_one_over_the_probability(full):
+  entries = logit_cache.open_cache(full.folder).read(range(6))
+  code_BL = full.records.inclusion_BL.astype(np.float64)
+  captured_BL = code_BL > 0
+  assert captured_BL.any() and not captured_BL.all()
+  weights_BL = entries.capture_weights_BL
+  np.testing.assert_allclose(
+    weights_BL[captured_BL] * code_BL[captured_BL], 255
+  )
+  assert not weights_BL[~captured_BL].any()
+  assert not entries.p_BLK[~captured_BL].any()
+
+
+def test_without_capture_every_position_weighs_one(kit, tmp_path):
+  one = make_full(kit, tmp_path, kit.manifest())
+  assert (
+    logit_cache.open_cache(tmp_path).read([1]).capture_weights_BL == 1
+  ).all()
+  assert objects_of(one.folder, "inclusion") == []
+
+
+def test_rows_are_read_in_any_order_and_more_than_once(kit, full):
+  cache = logit_cache.open_cache(full.folder)
   order = [5, 0, 0, 3]
-  assert_equal(entries.rows, take(rows, order))
-  np.testing.assert_array_equal(entries.ids_BLK, records.ids_BLK[order])
+  kit.assert_equal(cache.read(order), kit.take(cache.read(range(6)), order))
 
 
-def test_objects_are_written_in_any_order_by_any_process(tmp_path):
-  rows, records = make_rows(6), make_records(6)
-  one = logit_cache.create(tmp_path, MANIFEST)
-  other = logit_cache.create(tmp_path, MANIFEST)
-  assert one.holes() == [range(0, 4), range(4, 6)]
-  other.write(4, take(rows, slice(4, 6)), take(records, slice(4, 6)))
+def test_each_row_has_the_replica_that_is_asked_for(kit, full):
+  cache = logit_cache.open_cache(full.folder)
+  first, second = cache.read(range(6), 0), cache.read(range(6), 1)
+  assert not np.array_equal(first.ids_BLK, second.ids_BLK)
+  mixed = cache.read(np.array([4, 2, 4, 0]), np.array([1, 0, 0, 1]))
+  for b, (row, whole) in enumerate(
+    [(4, second), (2, first), (4, first), (0, second)]
+  ):
+    np.testing.assert_array_equal(mixed.ids_BLK[b], whole.ids_BLK[row])
+    np.testing.assert_array_equal(mixed.p_BLK[b], whole.p_BLK[row])
+  with pytest.raises((ValueError, IndexError)):
+    cache.read([0], 2)
+
+
+def test_what_would_be_read_is_known_before_it_is_written(kit, tmp_path, kind):
+  m = kit.manifest(kind, num_replicas=2, num_rows=4, capture="random")
+  cache = create(tmp_path, m)
+  rows, records = kit.rows(m), kit.records(m)
+  stored = cache.encode(rows, records)
+  cache.write_stored(0, stored)
+  for replica in range(2):
+    kit.assert_equal(
+      cache.decode(stored, replica), cache.read(range(4), replica)
+    )
+  again = cache.read_stored(np.arange(4))
+  assert again.keys() == stored.keys()
+  for name, array in stored.items():
+    np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+def test_objects_are_written_in_any_order_by_any_process(kit, tmp_path):
+  m = kit.manifest()
+  rows, records = kit.rows(m), kit.records(m)
+  # The second finds the id order that is there and keeps it.
+  one, other = create(tmp_path, m), logit_cache.create(tmp_path, m)
+  assert one.objects() == one.holes() == [range(0, 4), range(4, 6)]
+  last = slice(4, 6)
+  other.write(4, kit.take(rows, last), kit.take(records, last))
   assert one.holes() == [range(0, 4)]
   np.testing.assert_array_equal(one.committed(), [0, 0, 0, 0, 1, 1])
-  one.write(0, take(rows, slice(0, 4)), take(records, slice(0, 4)))
-  assert_equal(other.read(range(6)).rows, rows)
+  first = slice(0, 4)
+  one.write(0, kit.take(rows, first), kit.take(records, first))
+  entries = other.read(range(6))
+  kit.assert_equal(entries.rows, rows)
+  assert_records(entries, records, m)
 
 
-def test_positions_and_weights_survive(tmp_path):
-  rows = make_rows(4)._replace(
+def test_a_start_in_the_middle_of_an_object_is_a_mistake_of_ours(kit, full):
+  cache = logit_cache.open_cache(full.folder)
+  part = slice(1, 5)
+  with pytest.raises(AssertionError):
+    cache.write(1, kit.take(full.rows, part), kit.take(full.records, part))
+
+
+def test_positions_and_weights_survive(kit, tmp_path):
+  m = kit.manifest(num_rows=4)
+  rows = kit.rows(m)._replace(
     positions_BL=np.tile(np.int32([5, 6, 7, 9, 2, 0, 0, 0]), (4, 1)),
     weights_BL=np.tile(np.float32([0.5, 0, 2, 1, 1, 0.25, 0, 0]), (4, 1)),
   )
-  manifest = dataclasses.replace(MANIFEST, num_rows=4)
-  cache = logit_cache.create(tmp_path, manifest)
-  cache.write(0, rows, make_records(4))
-  assert_equal(logit_cache.open_cache(tmp_path).read(range(4)).rows, rows)
+  create(tmp_path, m).write(0, rows, kit.records(m))
+  found = logit_cache.open_cache(tmp_path).read(range(4)).rows
+  kit.assert_equal(found, rows)
 
 
-def test_default_positions_and_weights_cost_no_byte(full):
-  folder, _, _ = full
-  for name in ("position_offsets", "weights"):
-    assert [p.name for p in (folder / name).rglob("*") if p.is_file()] == [
-      "zarr.json"
-    ]
-  sizes = logit_cache.open_cache(folder).bytes_by_array()
-  on_disk = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-  assert sum(sizes.values()) == on_disk - (folder / "zarr.json").stat().st_size
-  assert sizes["ids"] > 6 * L * K
-
-
-def test_the_bytes_of_objects_add_up(full):
-  folder, _, _ = full
-  cache = logit_cache.open_cache(folder)
-  about = sum(p.stat().st_size for p in folder.glob("*/zarr.json"))
-  starts = range(0, 6, cache.manifest.rows_per_object)
-  objects = [cache.object_bytes(start) for start in starts]
-  assert min(objects) > 0
-  assert sum(objects) == sum(cache.bytes_by_array().values()) - about
+def test_default_positions_and_weights_cost_no_byte(kit, tmp_path, kind):
+  m = kit.manifest(kind, num_replicas=2)
+  one = make_full(kit, tmp_path, m)
+  for name in LEFT_OUT:
+    assert objects_of(one.folder, name) == []
+  cache = logit_cache.open_cache(one.folder)
+  sizes = cache.bytes_by_array(cache.objects())
+  on_disk = {
+    name: sum(p.stat().st_size for p in objects_of(one.folder, name))
+    for name in sizes
+  }
+  assert sizes == on_disk
+  assert on_disk.keys() | {"id_order"} == {
+    path.parent.name for path in one.folder.glob("*/zarr.json")
+  }
+  by_object = [cache.bytes_by_array([o]) for o in cache.objects()]
+  assert all(sum(b.values()) > 0 for b in by_object)
+  for name, size in sizes.items():
+    assert sum(b[name] for b in by_object) == size
 
 
 def test_default_positions_by_hand():
@@ -171,199 +244,351 @@ def test_default_positions_by_hand():
 
 
 @pytest.mark.parametrize("V, dtype", [(65536, "uint16"), (65537, "uint32")])
-def test_ids_take_as_few_bytes_as_the_vocabulary_needs(tmp_path, V, dtype):
-  manifest = dataclasses.replace(MANIFEST, vocabulary_size=V, num_rows=4)
-  rows, records = make_rows(4, V=V), make_records(4, V=V)
-  rows.tokens_BL[0, 0] = records.ids_BLK[0, 0, 0] = V - 1
-  cache = logit_cache.create(tmp_path, manifest)
+def test_tokens_take_as_few_bytes_as_the_vocabulary_needs(
+  kit, tmp_path, V, dtype
+):
+  m = kit.manifest(vocabulary_size=V, num_rows=4)
+  rows, records = kit.rows(m), kit.records(m)
+  rows.tokens_BL[0, 0] = records.ids_BMLK[0, 0, 0, 0] = V - 1
+  records.codes_BMLK[0, 0, 0, 0] = sampling.TAIL
+  cache = logit_cache.create(tmp_path, m)
   cache.write(0, rows, records)
-  group = zarr.open_group(tmp_path, mode="r")
-  assert group["ids"].dtype == group["tokens"].dtype == dtype
+  assert zarr.open_group(tmp_path, mode="r")["tokens"].dtype == dtype
   entries = cache.read(range(4))
-  assert_equal(entries.rows, rows)
-  np.testing.assert_array_equal(entries.ids_BLK, records.ids_BLK)
+  kit.assert_equal(entries.rows, rows)
+  assert V - 1 in entries.ids_BLK[0, 0]
 
 
-def test_zarr_python_alone_opens_and_decodes_it(full):
-  """The format as a reader without this package sees it."""
-  folder, rows, records = full
-  group = zarr.open_group(folder, mode="r")
-  attributes = dict(group.attrs)
-  assert attributes["format"] == "analogjax.logit_cache"
-  assert attributes["format_version"] == 1
-  assert attributes["predicts_offset"] == 1 and attributes["tau"] == TAU
-  np.testing.assert_array_equal(group["tokens"][:], rows.tokens_BL)
-  np.testing.assert_array_equal(group["segments"][:], rows.segments_BL)
-  np.testing.assert_array_equal(group["ids"][:], records.ids_BLK)
-  assert (group["weights"][:] == 1).all()
-  assert not group["position_offsets"][:].any()
-  np.testing.assert_array_equal(group["digest"][:], rows_lib.rows_digests(rows))
+@pytest.mark.parametrize("name", ["100%", "a%20b", "a b", "a#b?c", "caf\u00e9"])
+def test_any_folder_name(kit, tmp_path, name):
+  """A URL, in which some characters would have a meaning."""
+  one = make_full(kit, tmp_path / name, kit.manifest())
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+  cache = logit_cache.open_cache(tmp_path / name)
+  assert cache.bytes_by_array(cache.objects())["id_first"] > 0
+  kit.assert_equal(cache.read([1]).rows, kit.take(one.rows, [1]))
 
-  codes = group["codes"][:]
-  weights = np.array(attributes["head_levels"])[codes]
-  left = 1 - weights.sum(-1)
-  for place in np.ndindex(*codes.shape[:2]):
-    tail = codes[place] == 1
-    if tail.any():
-      weights[place][tail] = left[place] / tail.sum()
-    else:
-      weights[place] /= weights[place].sum()
-  entries = logit_cache.open_cache(folder).read(range(6))
-  np.testing.assert_allclose(entries.p_BLK, weights, atol=1e-6)
+
+# Kills.
 
 
 class Killed(BaseException):
   """Stands for the end of the process."""
 
 
-def test_a_kill_before_the_commit_leaves_holes(tmp_path, monkeypatch):
+class Wrapped:
+  """An array of a cache of which some calls are replaced."""
+
+  def __init__(self, array, **replaced):
+    self._array = array
+    for name, call in replaced.items():
+      setattr(self, name, call)
+
+  def __getattr__(self, name):
+    return getattr(self._array, name)
+
+  def __getitem__(self, index):
+    return self._array[index]
+
+
+def test_a_kill_before_the_commit_leaves_holes(kit, tmp_path):
   """The digest is written last: without it the rows are not there."""
-  rows, records = make_rows(6), make_records(6)
-  cache = logit_cache.create(tmp_path, MANIFEST)
-  cache.write(0, take(rows, slice(0, 4)), take(records, slice(0, 4)))
+  m = kit.manifest()
+  rows, records = kit.rows(m), kit.records(m)
+  cache = create(tmp_path, m)
+  parts = slice(0, 4), slice(4, 6)
+  cache.write(0, kit.take(rows, parts[0]), kit.take(records, parts[0]))
 
-  def die(rows):
-    raise Killed
+  class Dies(Wrapped):
+    def __getitem__(self, index):
+      raise Killed
 
-  with monkeypatch.context() as patch, pytest.raises(Killed):
-    patch.setattr(logit_cache.rows_lib, "rows_digests", die)
-    cache.write(4, take(rows, slice(4, 6)), take(records, slice(4, 6)))
-  # The data of the object is on the disk already.
-  tokens = zarr.open_group(tmp_path, mode="r")["tokens"]
-  np.testing.assert_array_equal(tokens[4:], rows.tokens_BL[4:])
+  cache._arrays["digest"] = Dies(cache._arrays["digest"])
+  with pytest.raises(Killed):
+    cache.write_stored(
+      4, cache.encode(kit.take(rows, parts[1]), kit.take(records, parts[1]))
+    )
+  # All else of the object is on the disk already.
+  group = zarr.open_group(tmp_path, mode="r")
+  np.testing.assert_array_equal(group["tokens"][4:], rows.tokens_BL[4:])
+  assert group["record_digest"][4:].any(-1).all()
 
-  again = logit_cache.create(tmp_path, MANIFEST)
+  again = create(tmp_path, m)
   np.testing.assert_array_equal(again.committed(), [1, 1, 1, 1, 0, 0])
   assert again.holes() == [range(4, 6)]
   with pytest.raises(logit_cache.CacheError, match="row 4 is not committed"):
     again.read([0, 4])
-  write_all(again, rows, records)
-  assert_equal(again.read(range(6)).rows, rows)
+  kit.write_all(again, rows, records)
+  kit.assert_equal(again.read(range(6)).rows, rows)
 
 
-def test_a_kill_during_creation_is_made_good(tmp_path, monkeypatch):
-  def die(url, manifest):
-    raise Killed
+@pytest.mark.parametrize("steps", [0, 3, 13, 14])
+def test_a_kill_during_creation_is_made_good(kit, tmp_path, monkeypatch, steps):
+  m, done = kit.manifest(), []
+
+  def or_die(call, *args, **kwargs):
+    done.append(args)
+    if len(done) > steps:
+      raise Killed
+    return call(*args, **kwargs)
 
   with monkeypatch.context() as patch, pytest.raises(Killed):
-    patch.setattr(logit_cache, "_write_group", die)
-    logit_cache.create(tmp_path, MANIFEST)
+    for module, name in ((store, "open_array"), (cache_format, "write_group")):
+      call = functools.partial(or_die, getattr(module, name))
+      patch.setattr(module, name, call)
+    create(tmp_path, m)
   with pytest.raises(logit_cache.CacheError, match="there is no logit cache"):
     logit_cache.open_cache(tmp_path)
-  cache = logit_cache.create(tmp_path, MANIFEST)
-  write_all(cache, make_rows(6), make_records(6))
+  # Another id order may come of it; nothing was written with the first.
+  cache = logit_cache.create(tmp_path, m, lambda: ORDER[::-1])
+  np.testing.assert_array_equal(cache.order_V, ORDER[::-1])
+  kit.write_all(cache, kit.rows(m), kit.records(m))
+  assert logit_cache.open_cache(tmp_path).holes() == []
 
 
-@pytest.mark.parametrize(
-  "field, value",
-  [
-    ("tau", 0.3),
-    ("seed", 8),
-    ("sequence_length", 16),
-    ("vocabulary_size", 101),
-    ("teacher_digest", "another teacher"),
-    ("teacher_dtype", "bfloat16"),
-    ("tokenizer_digest", "another tokenizer"),
-    ("pipeline", "lab.pipeline:others"),
-    ("pipeline_fingerprint", "another pipeline"),
-    ("rows_per_object", 2),
-    ("kind", "topk"),
-  ],
+# What is refused.
+
+OTHERS = dict(
+  **dict(kind="random", tau=0.3, num_draws=9, top_k=9, temperature=2.0),
+  **dict(num_replicas=2, capture="random", capture_rate=0.5, seed=8),
+  **dict(sequence_length=16, vocabulary_size=101, rows_per_object=2),
+  **dict(teacher_digest="another teacher", teacher_dtype="bfloat16"),
+  **dict(tokenizer_digest="another tokenizer", pipeline="lab.pipeline:others"),
+  **dict(pipeline_fingerprint="another pipeline"),
 )
-def test_a_cache_of_something_else_is_refused(full, field, value):
-  folder, _, _ = full
-  wanted = dataclasses.replace(MANIFEST, **{field: value})
+
+
+def test_every_field_is_compared_but_two():
+  fields = {f.name for f in dataclasses.fields(cache_format.Manifest)}
+  assert fields - OTHERS.keys() == {"num_rows", "software"}
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_a_cache_of_something_else_is_refused(kit, tmp_path, field):
+  m, value = kit.manifest(), OTHERS[field]
+  make_full(kit, tmp_path, m)
   with pytest.raises(logit_cache.CacheError) as error:
-    logit_cache.create(folder, wanted)
-  here = getattr(MANIFEST, field)
+    logit_cache.create(tmp_path, dataclasses.replace(m, **{field: value}))
+  here = getattr(m, field)
   assert f"{field}={here!r}, this run has {value!r}" in str(error.value)
-  assert str(folder) in str(error.value)
+  assert str(tmp_path) in str(error.value)
   # What is there was not touched.
-  logit_cache.open_cache(folder).read(range(6))
+  cache = logit_cache.open_cache(tmp_path)
+  assert cache.manifest == m
+  cache.read(range(6))
 
 
-def test_software_versions_are_recorded_and_not_compared(full):
-  folder, _, _ = full
-  wanted = dataclasses.replace(MANIFEST, software={"analogjax": "9"})
-  cache = logit_cache.create(folder, wanted)
+def test_software_versions_are_recorded_and_not_compared(kit, tmp_path):
+  make_full(kit, tmp_path, kit.manifest())
+  wanted = kit.manifest(software={"analogjax": "9"})
+  cache = logit_cache.create(tmp_path, wanted)
   assert cache.manifest.software == {"analogjax": "0"}
 
 
 def test_no_cache(tmp_path):
   missing = tmp_path / "nothing"
-  assert logit_cache.read_manifest(missing) is None
+  assert cache_format.read_group(store.place(missing)) is None
   with pytest.raises(logit_cache.CacheError, match="run 'analogjax cache'"):
     logit_cache.open_cache(missing)
   assert not missing.exists()
 
 
-def test_another_zarr_group(tmp_path):
+def test_another_zarr_group(kit, tmp_path):
   zarr.create_group(tmp_path, attributes={"made by": "someone else"})
-  for call in (logit_cache.open_cache, logit_cache.read_manifest):
-    with pytest.raises(logit_cache.CacheError, match="not an analogjax"):
-      call(tmp_path)
   with pytest.raises(logit_cache.CacheError, match="not an analogjax"):
-    logit_cache.create(tmp_path, MANIFEST)
+    logit_cache.open_cache(tmp_path)
+  with pytest.raises(logit_cache.CacheError, match="not an analogjax"):
+    logit_cache.create(tmp_path, kit.manifest())
+
+
+@pytest.mark.parametrize("version", [1, 3, None])
+def test_another_version(kit, full, version):
+  """One of version 1 has other arrays; nothing but its version is read."""
+  replace_manifest(full.folder, format_version=version, tau=None)
+  shutil.rmtree(full.folder / "num_head")
+  message = rf"format version {version}, .* reads version 2. .*cache again"
+  for call in (
+    logit_cache.open_cache,
+    lambda folder: logit_cache.create(folder, full.m),
+  ):
+    with pytest.raises(logit_cache.CacheError, match=message):
+      call(full.folder)
 
 
 def test_a_damaged_manifest(full):
-  folder, _, _ = full
-  (folder / "zarr.json").write_text('{"zarr_format": 3, "attri')
-  with pytest.raises(logit_cache.CacheError, match=r"zarr\.json: not JSON"):
-    logit_cache.open_cache(folder)
+  file = full.folder / "zarr.json"
+  good = file.read_text()
+  file.write_text('{"zarr_format": 3, "attri')
+  with pytest.raises(store.StoreError, match=r"zarr\.json: not JSON"):
+    logit_cache.open_cache(full.folder)
+  group = json.loads(good)
+  for name in ("seed", "id_order_digest"):
+    less = {k: v for k, v in group["attributes"].items() if k != name}
+    file.write_text(json.dumps(group | {"attributes": less}))
+    with pytest.raises(logit_cache.CacheError, match=f"has no {name}; it is"):
+      logit_cache.open_cache(full.folder)
 
 
-def test_a_newer_format(full):
-  folder, _, _ = full
-  replace_manifest(folder, format_version=2)
-  with pytest.raises(
-    logit_cache.CacheError, match=r"version 2,.* reads version 1"
+@pytest.mark.parametrize("array", ["num_tail", "digest", "id_order", "weights"])
+def test_a_missing_array(full, array):
+  shutil.rmtree(full.folder / array)
+  message = f"array '{array}' .* cannot be opened"
+  with pytest.raises(store.StoreError, match=message):
+    logit_cache.open_cache(full.folder)
+
+
+def test_another_id_order(kit, full):
+  """Of another cache, or damaged: every id would be another one."""
+  other = full.folder.with_name("other")
+  logit_cache.create(other, full.m)
+  shutil.rmtree(full.folder / "id_order")
+  shutil.copytree(other / "id_order", full.folder / "id_order")
+  for call in (
+    logit_cache.open_cache,
+    lambda folder: logit_cache.create(folder, full.m),
   ):
-    logit_cache.open_cache(folder)
+    with pytest.raises(logit_cache.CacheError, match="'id_order' is not the"):
+      call(full.folder)
+  [file] = objects_of(full.folder, "id_order")
+  data = bytearray(file.read_bytes())
+  data[9] ^= 1
+  file.write_bytes(data)
+  with pytest.raises(store.StoreError, match="'id_order' .* cannot be read"):
+    logit_cache.open_cache(full.folder)
+  file.unlink()
+  with pytest.raises(store.StoreError, match="'id_order' .* cannot be read"):
+    logit_cache.open_cache(full.folder)
 
 
-def test_a_flipped_byte_is_found_and_names_array_and_row(full):
-  """Whatever byte of a shard it is: an error, or the same values."""
-  folder, rows, records = full
-  shard = folder / "ids" / "c" / "0" / "0" / "0"
-  good = shard.read_bytes()
-  refused = 0
-  for at in range(0, len(good), 17):
-    shard.write_bytes(good[:at] + bytes([good[at] ^ 0x40]) + good[at + 1 :])
-    try:
-      entries = logit_cache.open_cache(folder).read(range(4))
-    except logit_cache.CacheError as error:
-      refused += 1
-      assert f"{folder}: array 'ids' cannot be read at row " in str(error)
-    else:
-      np.testing.assert_array_equal(entries.ids_BLK, records.ids_BLK[:4])
-  assert refused > 0.9 * len(range(0, len(good), 17))
-
-  # The index at the end says where row 2 is: 16 bytes a row, then a checksum.
-  offset = int(np.frombuffer(good[-68:-4], "<u8")[4]) + 20
-  bad = good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1 :]
-  shard.write_bytes(bad)
-  cache = logit_cache.open_cache(folder)
-  with pytest.raises(logit_cache.CacheError, match="at row 2: .*digest/c/0/0 "):
-    cache.read([3, 1, 2, 0])
-  cache.read([3, 1, 0, 5])
-
-  # The way out that the message names.
-  (folder / "digest/c/0/0").unlink()
-  cache = logit_cache.create(folder, MANIFEST)
-  assert cache.holes() == [range(0, 4)]
-  write_all(cache, rows, records)
-  np.testing.assert_array_equal(cache.read(range(6)).ids_BLK, records.ids_BLK)
+# Damage.
 
 
-@pytest.mark.parametrize("array", ["ids", "codes", "entropy", "segments"])
-def test_a_truncated_shard(full, array):
-  folder, _, _ = full
-  shard = next(
-    p for p in (folder / array / "c" / "1").rglob("0") if p.is_file()
+def arrays_of(kind):
+  m = dict(threshold=sampling.Threshold(tau=0.2))
+  m |= dict(random=sampling.Random(num_draws=6), topk=sampling.TopK(top_k=6))
+  layout = record_codec.Layout(sampler=m[kind], L=8, V=100)
+  shared = "tokens segments position_offsets weights inclusion entropy"
+  return [*shared.split(), "label_logprob", *layout.arrays(), "record_digest"]
+
+
+def refused(cache, message, replica=0):
+  with pytest.raises(logit_cache.CacheError, match=message) as error:
+    cache.read(np.arange(4), replica)
+  assert "--repair" in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("kind", "array"), [(k, a) for k in KINDS for a in arrays_of(k)]
+)
+def test_a_changed_array_is_found(kit, tmp_path, kind, array):
+  """Values that no checksum knows to be wrong, in the first and last place."""
+  m = kit.manifest(kind, num_rows=4, num_replicas=2, capture="random")
+  m = dataclasses.replace(m, vocabulary_size=2**17)
+  cache = logit_cache.create(tmp_path, m)
+  rows, records = kit.rows(m), kit.records(m)
+  good = cache.encode(rows, records)
+  counts = record_codec.used({n: good[n][:, 1] for n in m.layout.arrays()})
+  row_alone = array in ("tokens", "segments", "position_offsets")
+  message = "match its digest" if row_alone else "teacher said about row 2 does"
+  for end in (0, -1):
+    stored = {name: value.copy() for name, value in good.items()}
+    part = stored[array][2] if stored[array].ndim == 2 else stored[array][2, 1]
+    at = counts[array][2] - 1 if end and array in counts else end
+    part[at : at + 1 or None].view(np.uint8)[0] ^= 1
+    cache.write_stored(0, stored)
+    if stored[array].ndim == 3:
+      cache.read(range(4), 0)  # The other replica is what it was.
+    refused(cache, message, replica=1)
+  cache.write_stored(0, good)
+  kit.assert_equal(cache.read(range(4), 1), cache.decode(good, 1))
+
+
+def test_swapped_rows_and_replicas_are_found(kit, tmp_path, kind):
+  m = kit.manifest(kind, num_rows=4, num_replicas=2)
+  cache = create(tmp_path, m)
+  good = cache.encode(kit.rows(m), kit.records(m))
+  of_record = m.layout.arrays()
+
+  def with_order(names, order, axis=0):
+    return good | {n: np.take(good[n], order, axis) for n in names}
+
+  swap = [0, 2, 1, 3]
+  cache.write_stored(0, with_order(of_record, swap))
+  refused(cache, "teacher said about row 1 does")
+  # The records' own digests go along: they are of other rows.
+  cache.write_stored(0, with_order([*of_record, "record_digest"], swap))
+  refused(cache, "teacher said about row 1 does")
+  cache.write_stored(0, with_order(["tokens"], swap))
+  refused(cache, "row 1 do not match")
+  cache.write_stored(0, with_order(["digest"], swap))
+  refused(cache, "row 1 do not match")
+  cache.write_stored(0, with_order(of_record, [1, 0], axis=1))
+  refused(cache, "teacher said about row 0 does")
+  # Whole rows may lie where they will.
+  cache.write_stored(0, with_order(good, swap))
+  entries = cache.read(range(4))
+  np.testing.assert_array_equal(
+    entries.rows.tokens_BL, good["tokens"][swap].astype(np.int32)
   )
-  shard.write_bytes(shard.read_bytes()[:50])
-  cache = logit_cache.open_cache(folder)
+
+
+def test_records_of_another_teacher_of_the_same_rows_are_found(kit, full):
+  """Whole objects, every checksum of which is right."""
+  other = full.folder.with_name("other")
+  kit.write_all(create(other, full.m), full.rows, kit.records(full.m, seed=1))
+  for array in ("id_first", "id_rest", "values", "num_head", "num_tail"):
+    shutil.rmtree(full.folder / array / "c")
+    shutil.copytree(other / array / "c", full.folder / array / "c")
+  refused(logit_cache.open_cache(full.folder), "teacher said about row 0 does")
+
+
+@pytest.mark.parametrize("array", ["id_first", "tokens", "digest"])
+def test_a_flipped_byte_is_found_and_names_array_and_row(kit, full, array):
+  """Whatever byte of an object it is: an error, or the same values."""
+  path = objects_of(full.folder, array)[0]
+  good = path.read_bytes()
+  wanted = logit_cache.open_cache(full.folder).read(range(4))
+  refusals = 0
+  for at in range(0, len(good), 17):
+    path.write_bytes(good[:at] + bytes([good[at] ^ 0x40]) + good[at + 1 :])
+    try:
+      entries = logit_cache.open_cache(full.folder).read(range(4))
+    except logit_cache.CacheError as error:
+      refusals += 1
+      what = f"file://{full.folder}: array '{array}' cannot be read at row "
+      assert what in str(error)
+    else:
+      kit.assert_equal(entries, wanted)
+  # Of the records, half the bytes are those of the other replica.
+  least = 0.4 if array == "id_first" else 0.9
+  assert refusals > least * len(range(0, len(good), 17))
+
+
+def test_a_damaged_row_leaves_the_others(kit, full):
+  """The index says where row 2 is: 16 bytes a chunk, then a checksum."""
+  path = objects_of(full.folder, "id_first")[0]
+  good = path.read_bytes()
+  index = np.frombuffer(good[-(16 * 8 + 4) : -4], "<u8").reshape(4, 2, 2)
+  offset = int(index[2, 1, 0]) + 5  # Row 2, replica 1.
+  path.write_bytes(
+    good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1 :]
+  )
+  cache = logit_cache.open_cache(full.folder)
+  with pytest.raises(logit_cache.CacheError, match="at row 2: .*--repair"):
+    cache.read(np.array([3, 1, 2, 0]), 1)
+  cache.read(np.array([3, 1, 0, 5]), 1)
+  cache.read(range(4), 0)
+  # The way out: the object is written again, whole.
+  part = slice(0, 4)
+  cache.write(0, kit.take(full.rows, part), kit.take(full.records, part))
+  assert_records(cache.read(range(6), 1), full.records, full.m, 1)
+
+
+@pytest.mark.parametrize("array", ["id_first", "values", "entropy", "segments"])
+def test_a_truncated_object(full, array):
+  path = objects_of(full.folder, array)[1]
+  path.write_bytes(path.read_bytes()[:50])
+  cache = logit_cache.open_cache(full.folder)
   with pytest.raises(
     logit_cache.CacheError, match=f"array '{array}' cannot be read at row 4"
   ):
@@ -372,88 +597,123 @@ def test_a_truncated_shard(full, array):
 
 
 @pytest.mark.parametrize(
-  "array", ["tokens", "segments", "ids", "codes", "entropy"]
+  "array",
+  ["tokens", "segments", "entropy", "label_logprob", "num_head", "num_tail"]
+  + ["id_first", "id_rest", "values", "record_digest"],
 )
 def test_a_lost_object_is_no_teacher_of_zeros(full, array):
   """Zarr reads what is not there as zeros: token 0, and nothing notices."""
-  folder, _, _ = full
-  shutil.rmtree(folder / array / "c" / "0")
-  cache = logit_cache.open_cache(folder)
+  shutil.rmtree(objects_of(full.folder, array)[0].parents[0])
+  shutil.rmtree(full.folder / array / "c" / "0", ignore_errors=True)
+  cache = logit_cache.open_cache(full.folder)
   with pytest.raises(
     logit_cache.CacheError, match=f"array '{array}' cannot be read at row 3"
   ):
     cache.read([5, 3])
 
 
-def test_values_of_zero_are_no_lost_object(tmp_path):
-  manifest = dataclasses.replace(MANIFEST, num_rows=4)
-  rows = rows_lib.Rows(*(np.zeros_like(field) for field in make_rows(4)))
+def test_a_lost_object_of_an_array_that_may_be_absent(kit, tmp_path):
+  """Its fill values are others than what was written, which a digest knows."""
+  m = kit.manifest(num_rows=4, capture="random")
+  rows = kit.rows(m)
+  rows.positions_BL[:, :3] += 5
+  rows.weights_BL[:, 1] = 0.5
+  cache = create(tmp_path, m)
+  cache.write(0, rows, kit.records(m))
+  cache.read(range(4))
+  for array in LEFT_OUT:
+    [path] = objects_of(tmp_path, array)
+    moved = path.rename(tmp_path / "moved")
+    refused(logit_cache.open_cache(tmp_path), "match its digest")
+    moved.rename(path)
+  (tmp_path / "digest/c/0/0").unlink()  # This one makes a hole.
+  assert logit_cache.open_cache(tmp_path).holes() == [range(4)]
+
+
+def test_zeros_are_no_lost_object(kit, tmp_path, kind):
+  """Rows and records of zeros alone are stored, and read as they are."""
+  m = kit.manifest(kind, num_rows=4, capture="random")
+  rows = rows_lib.Rows(*(np.zeros_like(field) for field in kit.rows(m)))
   records = sampling.Records(
-    *(np.zeros_like(field) for field in make_records(4))
+    *(f if f is None else np.zeros_like(f) for f in kit.records(m))
   )
-  cache = logit_cache.create(tmp_path, manifest)
-  cache.write(0, rows, records)
+  create(tmp_path, m).write(0, rows, records)
   entries = logit_cache.open_cache(tmp_path).read(range(4))
-  assert_equal(entries.rows, rows)
+  kit.assert_equal(entries.rows, rows)
   assert not entries.ids_BLK.any() and not entries.p_BLK.any()
+  assert not entries.capture_weights_BL.any()
 
 
-def test_rows_that_do_not_match_their_digest(full):
-  """A whole object of another cache: every checksum is right."""
-  folder, _, _ = full
-  other = logit_cache.create(folder.with_name("other"), MANIFEST)
-  write_all(other, make_rows(6, seed=1), make_records(6))
-  shutil.copytree(
-    folder.with_name("other") / "tokens" / "c" / "0",
-    folder / "tokens" / "c" / "0",
-    dirs_exist_ok=True,
-  )
-  cache = logit_cache.open_cache(folder)
-  with pytest.raises(logit_cache.CacheError, match="row 1 .*not match"):
-    cache.read([1, 2])
+# Sizes that change.
 
 
-def test_a_missing_array(full):
-  folder, _, _ = full
-  shutil.rmtree(folder / "codes")
-  with pytest.raises(logit_cache.CacheError, match="array 'codes' .* opened"):
-    logit_cache.open_cache(folder)
-
-
-def test_a_cache_grows(full):
-  folder, rows, records = full
-  more = make_rows(11, seed=4), make_records(11, seed=4)
+def test_a_cache_grows(kit, full):
+  """The object that was half full has to be written again, and only that."""
+  m = dataclasses.replace(full.m, num_rows=11)
+  more = kit.rows(m, seed=4), kit.records(m, seed=4)
   rows, records = (
-    type(old)(*(np.concatenate([a, b[6:]]) for a, b in zip(old, new)))  # noqa: B905
-    for old, new in zip((rows, records), more, strict=True)
+    type(old)(
+      *(
+        a if a is None else np.concatenate([a, b[6:]])
+        for a, b in zip(old, new, strict=True)
+      )
+    )
+    for old, new in zip((full.rows, full.records), more, strict=True)
   )
-  wanted = dataclasses.replace(MANIFEST, num_rows=11)
-  cache = logit_cache.create(folder, wanted)
-  assert cache.manifest.num_rows == 11
-  # The object that was half full has to be written again.
+  cache = create(full.folder, m)
+  assert cache.manifest == m
   assert cache.holes() == [range(4, 8), range(8, 11)]
-  assert_equal(cache.read(range(6)).rows, take(rows, slice(0, 6)))
-  write_all(cache, rows, records)
-  assert_equal(logit_cache.open_cache(folder).read(range(11)).rows, rows)
+  np.testing.assert_array_equal(cache.order_V, ORDER)
+  np.testing.assert_array_equal(cache.committed(), [1] * 6 + [0] * 5)
+  for replica in range(2):
+    old = cache.read(range(6), replica)
+    assert_records(old, full.records, full.m, replica)
+  kit.write_all(cache, rows, records)
+  assert cache.holes() == []
+  cache = logit_cache.open_cache(full.folder)
+  for replica in range(2):
+    entries = cache.read(range(11), replica)
+    kit.assert_equal(entries.rows, rows)
+    assert_records(entries, records, m, replica)
   # Asking for fewer rows is no reason to throw any away.
-  assert logit_cache.create(folder, MANIFEST).manifest.num_rows == 11
+  assert logit_cache.create(full.folder, full.m).manifest.num_rows == 11
 
 
-def test_a_cache_is_cut(full):
-  folder, rows, _ = full
-  cache = logit_cache.open_cache(folder).resized(5)
-  assert cache.manifest.num_rows == 5
-  assert len(cache.committed()) == 5 and cache.holes() == []
-  assert_equal(cache.read(range(5)).rows, take(rows, slice(0, 5)))
-  assert logit_cache.open_cache(folder).manifest.num_rows == 5
+def test_a_partial_object_that_grew_is_damaged_like_any_other(kit, full):
+  cache = logit_cache.open_cache(full.folder).resized(8)
+  path = objects_of(full.folder, "values")[1]
+  path.write_bytes(b"")
+  with pytest.raises(logit_cache.CacheError, match="cannot be read at row 4"):
+    cache.read([4])
+  m = dataclasses.replace(full.m, num_rows=8)
+  rows, records = kit.rows(m), kit.records(m)
+  part = slice(4, 8)
+  cache.write(4, kit.take(rows, part), kit.take(records, part))
+  assert cache.holes() == []
+  kit.assert_equal(cache.read(range(4, 8)).rows, kit.take(rows, part))
+
+
+@pytest.mark.parametrize("num_rows", [5, 4, 1])
+def test_a_cache_is_cut(kit, full, num_rows):
+  cache = logit_cache.open_cache(full.folder).resized(num_rows)
+  assert len(cache) == num_rows
+  assert len(cache.committed()) == num_rows and cache.holes() == []
+  there = slice(0, num_rows)
+  found = cache.read(range(num_rows)).rows
+  kit.assert_equal(found, kit.take(full.rows, there))
+  assert logit_cache.open_cache(full.folder).manifest.num_rows == num_rows
+  # And grows again, with the same rows as before or with others.
+  cache = cache.resized(6)
+  kit.write_all(cache, full.rows, full.records)
+  assert cache.holes() == []
+  kit.assert_equal(cache.read(range(6)).rows, full.rows)
 
 
 @pytest.mark.parametrize("num_rows", [3, 14])
 @pytest.mark.parametrize("steps", [0, 4, 9])
-def test_a_kill_while_the_size_changes(full, monkeypatch, num_rows, steps):
+def test_a_kill_while_the_size_changes(kit, full, monkeypatch, num_rows, steps):
   """Some arrays have the new size: it opens, and can be resized again."""
-  folder, rows, _ = full
-  cache = logit_cache.open_cache(folder)
+  cache = logit_cache.open_cache(full.folder)
   done = []
 
   def or_die(call):
@@ -466,58 +726,164 @@ def test_a_kill_while_the_size_changes(full, monkeypatch, num_rows, steps):
     return step
 
   with monkeypatch.context() as patch, pytest.raises(Killed):
-    write_group = or_die(logit_cache._write_group)
-    patch.setattr(logit_cache, "_write_group", write_group)
+    write_group = or_die(cache_format.write_group)
+    patch.setattr(cache_format, "write_group", write_group)
     for name, array in cache._arrays.items():
-      cache._arrays[name] = types.SimpleNamespace(
-        ndim=array.ndim, resize=or_die(array.resize)
-      )
+      cache._arrays[name] = Wrapped(array, resize=or_die(array.resize))
     cache.resized(num_rows)
 
-  cache = logit_cache.open_cache(folder)
+  cache = logit_cache.open_cache(full.folder)
   there = min(6, cache.manifest.num_rows)
   assert cache.committed()[:there].all()
-  assert_equal(cache.read(range(there)).rows, take(rows, slice(0, there)))
+  found = cache.read(range(there)).rows
+  kit.assert_equal(found, kit.take(full.rows, slice(0, there)))
   cache = cache.resized(num_rows)
-  assert cache.manifest.num_rows == len(cache.committed()) == num_rows
+  assert len(cache) == len(cache.committed()) == num_rows
 
 
-@pytest.mark.parametrize("name", ["100%", "a%20b", "a b", "a#b?c", "caf\u00e9"])
-def test_any_folder_name(tmp_path, name):
-  """TensorStore takes a URL, in which some characters have a meaning."""
-  rows, records = make_rows(6), make_records(6)
-  cache = logit_cache.create(tmp_path / name, MANIFEST)
-  write_all(cache, rows, records)
-  assert [path.name for path in tmp_path.iterdir()] == [name]
-  assert cache.bytes_by_array()["ids"] > 0
-  assert_equal(
-    logit_cache.open_cache(tmp_path / name).read([1]).rows, take(rows, [1])
-  )
+# The writer.
 
+
+class Slow:
+  """Stands for a cache: notes what is written, when the test lets it."""
+
+  def __init__(self):
+    self.written, self.go = [], threading.Semaphore(0)
+    self.begun = threading.Semaphore(0)
+
+  def write_stored(self, start, stored):
+    self.begun.release()
+    assert self.go.acquire(timeout=30)
+    if isinstance(stored, Exception):
+      raise stored
+    self.written.append((start, stored))
+
+
+def test_the_writer_keeps_the_order(kit, tmp_path):
+  m = kit.manifest(num_rows=22)
+  cache = create(tmp_path, m)
+  rows, records = kit.rows(m), kit.records(m)
+  committed, main = [], threading.get_ident()
+
+  def note(part):
+    assert threading.get_ident() == main
+    assert cache.committed()[part.start : part.stop].all()
+    committed.append(part)
+
+  with logit_cache.Writer(cache) as writer:
+    for part in cache.objects():
+      cut = slice(part.start, part.stop)
+      pieces = kit.take(rows, cut), kit.take(records, cut)
+      writer.submit(
+        part.start,
+        functools.partial(cache.encode, *pieces),
+        functools.partial(note, part),
+      )
+    writer.finish()
+    assert committed == cache.objects()
+  entries = cache.read(range(22))
+  kit.assert_equal(entries.rows, rows)
+  assert_records(entries, records, m)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_the_writer_holds_a_bounded_number_of_objects(depth):
+  slow, made, committed = Slow(), [], []
+
+  def submit(i):
+    writer.submit(i, lambda: made.append(i) or i, lambda: committed.append(i))
+
+  with logit_cache.Writer(slow, depth=depth) as writer:
+    for i in range(depth):
+      submit(i)  # None of these waits for anything.
+    assert slow.begun.acquire(timeout=30)
+    # One is made at a time, when it is written; the others wait as they came.
+    assert made == [0] and committed == []
+    one_more = threading.Thread(target=submit, args=(depth,))
+    one_more.start()
+    one_more.join(timeout=0.2)
+    assert one_more.is_alive(), "one more than depth was taken"
+    slow.go.release()
+    one_more.join(timeout=30)
+    assert not one_more.is_alive() and committed == [0]
+    for _ in range(depth):
+      slow.go.release()
+    writer.finish()
+  assert committed == list(range(depth + 1))
+  assert slow.written == [(i, i) for i in range(depth + 1)]
+
+
+def fail(error):
+  raise error
+
+
+@pytest.mark.parametrize("where", ["make", "write"])
+def test_an_error_of_the_writer_surfaces(where):
+  """At a later submit, or at the end; nothing is committed that is not."""
+  error = logit_cache.CacheError("the disk is full")
+  slow, committed = Slow(), []
+  for _ in range(9):
+    slow.go.release()
+  makes = dict(make=lambda: fail(error), write=lambda: error)
+  with (
+    pytest.raises(logit_cache.CacheError, match="the disk is full"),
+    logit_cache.Writer(slow, depth=1) as writer,
+  ):
+    writer.submit(0, lambda: 0, lambda: committed.append(0))
+    writer.submit(1, makes[where], lambda: committed.append(1))
+    for i in range(2, 9):
+      writer.submit(i, lambda i=i: i, lambda i=i: committed.append(i))
+    writer.finish()
+  assert 0 in committed and 1 not in committed
+  with (
+    pytest.raises(logit_cache.CacheError, match="the disk is full"),
+    logit_cache.Writer(slow, depth=5) as writer,
+  ):
+    writer.submit(1, makes["make"], lambda: committed.append(1))
+    writer.finish()
+  assert 1 not in committed
+
+
+def test_an_error_of_the_caller_ends_what_has_begun_and_no_more():
+  slow = Slow()
+  with (
+    pytest.raises(KeyboardInterrupt),
+    logit_cache.Writer(slow, depth=4) as writer,
+  ):
+    for i in range(3):
+      writer.submit(i, lambda i=i: i, lambda: fail(AssertionError()))
+    assert slow.begun.acquire(timeout=30)
+    slow.go.release()
+    raise KeyboardInterrupt
+  assert (0, 0) in slow.written and (2, 2) not in slow.written
+
+
+# A full disk.
 
 # Fills a cache until the disk is full, makes room and goes on.
 FILL_THE_DISK = """
-import dataclasses, importlib.util, pathlib, resource, signal, sys
+import importlib.util, pathlib, resource, signal, sys
 
-folder, test_file, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
-spec = importlib.util.spec_from_file_location("logit_cache_test", test_file)
+folder, helpers, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
+spec = importlib.util.spec_from_file_location("helpers", helpers)
 t = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(t)
-R, per = 4096, 512
-manifest = dataclasses.replace(t.MANIFEST, num_rows=R, rows_per_object=per)
+from analogjax.data import logit_cache
+R, per = 2048, 256
+m = t.manifest("random", num_rows=R, rows_per_object=per)
 filler = pathlib.Path(folder, "filler")
-filler.write_bytes(bytes(300_000))
-cache = t.logit_cache.create(folder, manifest)
+filler.write_bytes(bytes(500_000))
+cache = logit_cache.create(folder, m)
 # Ignored, so that a write beyond the limit fails instead of ending us.
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 for start in range(0, R, per):
-  object_ = t.make_rows(per, start), t.make_records(per, start)
+  object_ = t.rows(m, per, start), t.records(m, per, start)
   if limit and start == 2 * per:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
   try:
     cache.write(start, *object_)
-  except t.logit_cache.CacheError as error:
+  except logit_cache.CacheError as error:
     message = str(error)
     break
 else:
@@ -525,9 +891,9 @@ else:
 assert start > 0, message
 assert f"{folder}: writing rows {start} to {start + per - 1} of" in message
 assert "run again" in message and len(message) < 1000, message
-again = t.logit_cache.open_cache(folder)
+again = logit_cache.open_cache(folder)
 assert again.holes()[0].start == start, again.holes()
-before = t.make_rows(per, start - per)
+before = t.rows(m, per, start - per)
 t.assert_equal(again.read([start - 1]).rows, t.take(before, [per - 1]))
 
 filler.unlink()
@@ -539,9 +905,10 @@ print(message)
 
 
 def fill_the_disk(prefix, folder, limit):
+  helpers = Path(__file__).with_name("conftest.py")
   script = [sys.executable, "-c", FILL_THE_DISK]
   return subprocess.run(
-    [*prefix, *script, folder, __file__, str(limit)],
+    [*prefix, *script, folder, str(helpers), str(limit)],
     capture_output=True,
     text=True,
   )

@@ -56,6 +56,20 @@ def test_both_generations_of_config_mean_the_same():
   assert linear.rope_scaling == layers.RopeScaling(kind="linear", factor=2.0)
 
 
+def test_a_soft_cap_is_read_and_written():
+  """Absent or null: none."""
+  field = "final_logit_softcapping"
+  assert _read(OLD | {field: None}) == INSIDE
+  capped = dataclasses.replace(INSIDE, logit_softcap=30.0)
+  assert _read(OLD | {field: 30}) == capped
+  written = families.to_hf_config(capped, dtype="bfloat16")
+  assert written[field] == 30.0 and _read(written) == capped
+  assert field not in families.to_hf_config(INSIDE, dtype="bfloat16")
+  for bad in (0, -1.0, "30"):
+    with pytest.raises(ValueError, match=f"'{field}' is {bad!r}; expected"):
+      _read(OLD | {field: bad})
+
+
 def test_what_is_left_out_has_the_default_of_transformers():
   left_out = (
     *("num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"),

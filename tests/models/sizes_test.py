@@ -113,26 +113,31 @@ def test_remat_keeps_less_in_deep_models():
   assert full == 2 * 64 * 2 * (12 * 12 + layer)
 
 
-def test_record_bytes():
-  # tau = 0.04: 26 slots of 2 + 1 bytes; 2 + 2 + 2 + 4; 32 / 256.
-  assert sizes.record_bytes(26, 256, 65_536) == 88.125
-  # Ids and tokens of 4 bytes: 26 slots of 4 + 1; 2 + 2 + 4 + 4.
-  assert sizes.record_bytes(26, 256, 65_537) == 142.125
+def test_decoded_record_bytes():
+  # tau = 0.04: 26 slots of 4 + 4; token, segment, position, label, 2 weights.
+  assert sizes.decoded_record_bytes(26) == 232
 
 
 @pytest.mark.parametrize(
-  ("tau", "measured"), [(0.02, 50.4), (0.04, 31.3), (0.2, 9.5), (1.0, 3.0)]
+  ("kind", "parameter", "measured"),
+  [
+    *(("threshold", 0.02, 36.4), ("threshold", 0.04, 21.8)),
+    *(("threshold", 0.2, 6.9), ("threshold", 1.0, 2.1)),
+    *(("random", 50, 34.5), ("topk", 50, 125)),
+  ],
 )
-def test_expected_bytes_go_through_the_measurements(tau, measured):
-  rest = 2.1 + 2.1 + 1.9 + 0.3 + 0.25
-  expected = sizes.expected_record_bytes(tau, 256)
+def test_expected_bytes_go_through_the_measurements(kind, parameter, measured):
+  rest = 1.9 + 0.1 + 1.1 + 1.0 + (32 + 16 + 11 * 20) / 256
+  expected = sizes.expected_record_bytes(kind, parameter, 256)
   assert expected == pytest.approx(measured + rest)
 
 
 @given(st.floats(1e-3, 0.99), st.floats(1.001, 2))
 def test_a_larger_tau_takes_fewer_bytes(tau, factor):
   larger = min(tau * factor, 1.0)
-  fewer, more = (sizes.expected_record_bytes(t, 256) for t in (larger, tau))
+  fewer, more = (
+    sizes.expected_record_bytes("threshold", t, 256) for t in (larger, tau)
+  )
   assert fewer < more
 
 

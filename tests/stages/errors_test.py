@@ -589,7 +589,7 @@ def mount(options):
   subprocess.run(command, check=True)
 def look():
   done = logit_cache.open_cache(workdir / "cache").committed()
-  first = workdir / "cache/ids/c/0/0/0"
+  first = workdir / "cache/tokens/c/0/0"
   return dict(done=int(done.sum()), first=first.stat().st_mtime_ns)
 
 mount("size=600k")

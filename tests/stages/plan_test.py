@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import rich.console
-import zarr
 
 from analogjax import config, config_files
-from analogjax.data import logit_cache
 from analogjax.models import decoder, gguf
 from analogjax.stages import plan
 
@@ -62,9 +60,9 @@ def test_numbers_by_hand():
   assert p["size_window"]["ratio"] == pytest.approx(0.024852, rel=1e-4)
   assert p["cache"]["tokens"] == (512 + 32) * 256
   assert p["cache"]["slots"] == 26  # floor(1 / 0.04) + 1.
-  assert p["cache"]["uncompressed_bytes"] == 544 * 256 * 88.125
+  assert p["cache"]["bytes_per_token_in_memory"] == 26 * 8 + 24
   # On the demo's own cache: 23 ids, 7.6 codes, 6.65 the rest.
-  assert p["cache"]["expected_bytes_per_token"] == pytest.approx(37.3, rel=0.03)
+  assert p["cache"]["expected_bytes_per_token"] == pytest.approx(26.9, rel=0.03)
   assert p["phases"]["distill"]["tokens"] == 300 * 8 * 256
   assert p["phases"]["distill"]["epochs"] == 300 * 8 / 512
   assert p["phases"]["pretrain"]["epochs"] is None
@@ -85,21 +83,15 @@ def test_numbers_by_hand():
   assert p["problems"] == []
 
 
-@pytest.mark.parametrize("V", [65_536, 65_537])
-def test_cache_bytes_are_those_of_its_arrays(tmp_path, V):
-  names = ("teacher_digest", "tokenizer_digest", "pipeline")
-  manifest = logit_cache.Manifest(
-    **dict(kind="threshold", tau=0.04, seed=0, num_rows=544, software={}),
-    **dict(sequence_length=256, rows_per_object=32, vocabulary_size=V),
-    **dict.fromkeys((*names, "teacher_dtype", "pipeline_fingerprint"), ""),
+def test_other_kinds_have_slots_and_bytes_of_their_own():
+  random, topk = (
+    make("cache.kind=random"),
+    make(*("cache.kind=topk", "train.distill.alpha=0")),
   )
-  logit_cache.create(tmp_path / "cache", manifest)
-  group = zarr.open_group(tmp_path / "cache", mode="r")
-  # Stored for rows that set their own positions and weights alone.
-  absent = {"position_offsets", "weights"}
-  stored = [a.nbytes for name, a in group.arrays() if name not in absent]
-  planned = make(f"student.V={V}")["cache"]["uncompressed_bytes"]
-  assert planned == sum(stored)
+  assert random["cache"]["slots"] == 50 and topk["cache"]["slots"] == 16
+  assert topk["cache"]["bytes_per_token_in_memory"] == 16 * 8 + 24
+  for p in (random, topk):
+    assert p["cache"]["expected_bytes_per_token"] > 30
 
 
 def test_a_bfloat16_teacher_takes_half_the_memory():

@@ -1,0 +1,200 @@
+"""Where a cache lies: local files, s3:// and gs://, by one code path.
+
+A place is a URL, and for an S3 that is not Amazon's the address of its server.
+Everything is read and written through TensorStore, which retries what an object
+store answers with "try again" and commits an object as a whole or not at all.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+import re
+from typing import Any
+import urllib.parse
+
+import numpy as np
+import tensorstore as ts
+
+# What TensorStore raises for a disk or a server that refuses, or bad bytes.
+ERRORS = (ValueError, OSError)
+
+_DRIVERS = {"s3": "s3", "gs": "gcs"}
+
+
+class StoreError(ValueError):
+  """A place that cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """A folder of a file system or a prefix of a bucket."""
+
+  url: str  # file:///absolute/path, s3://bucket/prefix or gs://bucket/prefix.
+  s3_endpoint: str = ""  # Of a server that speaks S3; "": Amazon's.
+
+  def __str__(self) -> str:
+    return self.url
+
+  def __truediv__(self, name: str) -> "Place":
+    return dataclasses.replace(self, url=f"{self.url}/{name}")
+
+  @property
+  def name(self) -> str:
+    return self.url.rsplit("/", 1)[-1]
+
+  def kvstore(self, path: str = "") -> dict[str, Any]:
+    """The specification of a TensorStore key-value store of this place."""
+    scheme, _, rest = self.url.partition("://")
+    # As URLs, a folder named "100%" or "a#b" would be refused or misread.
+    if scheme == "file":
+      return {"driver": "file", "path": f"{rest}/{path}"}
+    bucket, _, prefix = rest.partition("/")
+    prefix = f"{prefix}/" if prefix else ""
+    spec = {
+      "driver": _DRIVERS[scheme],
+      "bucket": bucket,
+      "path": prefix + path,
+    }
+    if self.s3_endpoint:
+      spec["endpoint"] = self.s3_endpoint
+    return spec
+
+  def open(self) -> ts.KvStore:
+    return ts.KvStore.open(self.kvstore(), context=context()).result()
+
+
+def place(location: str | Path, s3_endpoint: str = "") -> Place:
+  """The place that a path or URL names.
+
+  Raises:
+    StoreError: a scheme that is not known, no bucket, or an endpoint without
+      s3://.
+  """
+  text = str(location)
+  if "://" not in text:
+    if s3_endpoint:
+      raise StoreError(
+        "cache.s3_endpoint: expected '', as cache.location does not begin with"
+        f" s3://, found {s3_endpoint!r}."
+      )
+    return Place(f"file://{os.path.abspath(text)}")
+  scheme, _, rest = text.rstrip("/").partition("://")
+  if scheme not in ("file", *_DRIVERS) or not rest.strip("/"):
+    raise StoreError(
+      "cache.location: expected a folder, s3://bucket/prefix or"
+      f" gs://bucket/prefix, found {text!r}."
+    )
+  if s3_endpoint:
+    url = urllib.parse.urlsplit(s3_endpoint)
+    if scheme != "s3" or url.scheme not in ("http", "https") or not url.netloc:
+      raise StoreError(
+        "cache.s3_endpoint: expected http(s)://host:port of the server that"
+        f" holds {text!r}, which has to begin with s3://, found"
+        f" {s3_endpoint!r}."
+      )
+  return Place(f"{scheme}://{rest}", s3_endpoint)
+
+
+@functools.cache
+def context() -> ts.Context:
+  """Shared by all arrays: a cache for the indexes of sharded objects.
+
+  Reading one row takes the object's index and the row's bytes. Without the
+  cache every read would fetch the index anew.
+  """
+  return ts.Context({"cache_pool": {"total_bytes_limit": 256 * 2**20}})
+
+
+def open_array(
+  where: Place, name: str, spec: dict[str, Any], *, create: bool = False
+) -> Any:
+  """Opens the Zarr array `name` at this place, or makes it.
+
+  Raises:
+    StoreError: it is not there, damaged, or the store refuses.
+  """
+  spec = {"driver": "zarr3", "kvstore": where.kvstore(f"{name}/"), **spec}
+  try:
+    # A creation that was killed leaves some arrays behind; they are the same.
+    return ts.open(spec, open=True, create=create, context=context()).result()
+  except ERRORS as error:
+    raise StoreError(
+      f"{where}: array {name!r} of the logit cache cannot be opened:"
+      f" {reason(error)}."
+    ) from error
+
+
+def read_json(where: Place, key: str) -> Any | None:
+  """A JSON document, or None where there is none.
+
+  Raises:
+    StoreError: it is not JSON, or the store refuses.
+  """
+  try:
+    found = where.open().read(key).result()
+  except ERRORS as error:
+    raise StoreError(f"{where}: cannot be read: {reason(error)}.") from error
+  if found.state == "missing":
+    return None
+  try:
+    return json.loads(found.value)
+  except ValueError as error:
+    raise StoreError(f"{where}/{key}: not JSON: {error}.") from error
+
+
+def write_json(where: Place, key: str, value: Any) -> None:
+  """Writes a JSON document whole."""
+  data = json.dumps(value, indent=1, allow_nan=False).encode()
+  where.open().write(key, data).result()
+
+
+def object_bytes(where: Place, keys: list[str], chunks: int) -> int:
+  """Bytes of sharded objects, from their indexes alone; 0 where missing.
+
+  Args:
+    where: of the cache.
+    keys: of the objects, e.g. "ids/c/0/0/0".
+    chunks: inner chunks of one object.
+  """
+  store = where.open()
+  size = 16 * chunks + 4  # (offset, length) in 64 bits each, and a crc32c.
+  ends = [store.read(key, byte_range=slice(-size, None)) for key in keys]
+  total = 0
+  for end in ends:
+    try:
+      found = end.result()
+    except ERRORS:
+      continue  # Shorter than its index: truncated. `verify` names it.
+    if found.state != "missing":
+      index = np.frombuffer(found.value[:-4], "<u8").reshape(-1, 2)
+      empty = index[:, 0] == 2**64 - 1  # Chunks that are not stored.
+      total += int(index[~empty, 1].sum()) + size
+  return total
+
+
+def bytes_written() -> int:
+  """Bytes that this process has written to any store so far."""
+  metrics = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/")
+  total = 0
+  for metric in metrics:
+    if metric["name"].endswith("/bytes_written"):
+      total += sum(int(v.get("value", 0)) for v in metric["values"])
+  return total
+
+
+def reason(error: BaseException) -> str:
+  """What happened, for a person."""
+  # TensorStore appends the spec as JSON, and the source lines it came through.
+  text = str(error).split(" [tensorstore_spec", 1)[0]
+  return re.sub(r" \[source locations=.*", "", text, flags=re.S).rstrip(".")
+
+
+def translated(call: Callable[[], Any], what: str) -> Any:
+  """call(), with what the store raises turned into a StoreError."""
+  try:
+    return call()
+  except ERRORS as error:
+    raise StoreError(f"{what}: {reason(error)}.") from error

@@ -1,0 +1,306 @@
+"""Kills caching runs until it is clear that a committed row is never lost.
+
+  python tests/benchmarks/durability.py --kills=100 --workdir=runs/durability
+
+Runs `analogjax cache` on a tiny pair, with one process and with two by turns,
+and ends them by SIGKILL at random moments. After each kill every row that is
+committed must be what an undisturbed run wrote, and no row that was committed
+before may be gone. A cache that is complete must be the undisturbed one, byte
+for byte; then the next one begins. 100 kills take about 15 minutes on two
+cores. Writes durability.json into the workdir; exit code 0: nothing was lost.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from analogjax.data import logit_cache
+
+CACHES = ("cache", "held_out")
+# One in so many is killed while it starts: it makes or opens the caches, say.
+EARLY = 5
+STARTING_SECONDS = (2.0, 8.0)  # Imports take about two.
+WRITING_SECONDS = 1.5
+HANGS_SECONDS = 300.0
+
+
+class Damage(Exception):
+  """A cache that lost something."""
+
+
+class Runs:
+  """Starts `analogjax cache` in some processes, with two devices in all."""
+
+  def __init__(self, pair, *, rows):
+    self._pair = pair
+    self._more = (
+      f"--config.cache.num_rows={rows}",
+      "--config.cache.batch_rows=8",
+      "--config.cache.rows_per_object=8",
+    )
+
+  def start(self, workdir, num_processes):
+    workdir.mkdir(parents=True, exist_ok=True)
+    environment = self._pair.environment()
+    environment["JAX_NUM_CPU_DEVICES"] = str(2 // num_processes)
+    if num_processes > 1:
+      environment["ANALOGJAX_COORDINATOR"] = f"localhost:{free_port()}"
+      environment["ANALOGJAX_NUM_PROCESSES"] = str(num_processes)
+    command = [sys.executable, "-m", "analogjax.main"]
+    command += self._pair.command("cache", workdir, *self._more)
+    processes = []
+    for i in range(num_processes):
+      with open(workdir / f"{i}.log", "wb") as log:
+        process = subprocess.Popen(
+          command,
+          env=environment | {"ANALOGJAX_PROCESS_ID": str(i)},
+          stdout=log,
+          stderr=subprocess.STDOUT,
+        )
+      processes.append(process)
+    return processes
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    return s.getsockname()[1]
+
+
+def finish(processes, workdir):
+  """Waits; Damage if a run that nobody killed fails or hangs."""
+  end = time.monotonic() + HANGS_SECONDS
+  try:
+    for process in processes:
+      process.wait(max(end - time.monotonic(), 1))
+  except subprocess.TimeoutExpired:
+    kill(processes)
+    raise Damage(f"{workdir}: a run hangs") from None
+  if any(process.returncode for process in processes):
+    logs = [log.read_text() for log in sorted(workdir.glob("*.log"))]
+    raise Damage("\n".join([f"{workdir}: a run fails:", *logs]))
+
+
+def kill(processes):
+  for process in processes:
+    process.kill()
+  for process in processes:
+    process.wait()
+
+
+def files(workdir):
+  """Digest of every file of the caches, by path."""
+  return {
+    str(path.relative_to(workdir)): hashlib.sha256(path.read_bytes()).digest()
+    for name in CACHES
+    for path in sorted((workdir / name).rglob("*"))
+    if path.is_file()
+  }
+
+
+class Undisturbed:
+  """What a cache must hold."""
+
+  def __init__(self, workdir):
+    self.files = files(workdir)
+    self._stored = {}
+    for name in CACHES:
+      cache = logit_cache.open_cache(workdir / name)
+      self._stored[name] = cache.read_stored(np.arange(len(cache)))
+
+  def check(self, workdir, before):
+    """Which rows are committed, by cache, and how many objects are half done.
+
+    Args:
+      workdir: of a run that was killed.
+      before: what this call gave the last time.
+
+    Raises:
+      Damage: a committed row is gone, unreadable or another one.
+    """
+    committed, half_done = {}, 0
+    for name in CACHES:
+      folder = workdir / name
+      old = before.get(name)
+      if old is None and not (folder / "zarr.json").exists():
+        continue  # Killed before it was made.
+      try:
+        cache = logit_cache.open_cache(folder)
+        now = cache.committed()
+        rows = np.flatnonzero(now)
+        stored = cache.read_stored(rows) if len(rows) else {}
+      except ValueError as error:
+        raise Damage(str(error)) from error
+      if old is not None and (old & ~now).any():
+        gone = np.flatnonzero(old & ~now)
+        raise Damage(f"{folder}: rows {gone.tolist()} were committed before")
+      for array, there in stored.items():
+        if not np.array_equal(there, self._stored[name][array][rows]):
+          raise Damage(f"{folder}: {array!r} differs from the undisturbed one")
+      started = {
+        p.name for p in folder.glob("*/c/*") if "id_order" not in str(p)
+      }
+      done = {str(row // cache.manifest.rows_per_object) for row in rows}
+      half_done += len(started - done)
+      committed[name] = now
+    return committed, half_done
+
+  def compare(self, workdir):
+    """Damage if a complete cache is not the undisturbed one."""
+    found = files(workdir)
+    differs = [p for p in self.files if self.files[p] != found.get(p)]
+    differs += sorted(set(found) - set(self.files))
+    if differs:
+      raise Damage(f"{workdir}: {len(differs)} files differ: {differs[:5]}")
+
+
+def run(pair, folder, *, kills, rows, seed, say=lambda text: None):
+  """Kills until it was enough; the report.
+
+  Args:
+    pair: Tiny of tests/stages/conftest.py.
+    folder: to work in.
+    kills: of runs that were alive.
+    rows: of the cache to train on.
+    seed: of the moments.
+    say: takes a line now and then.
+  """
+  rng = random.Random(seed)
+  runs = Runs(pair, rows=rows)
+  since = time.monotonic()
+  finish(runs.start(folder / "undisturbed", 1), folder / "undisturbed")
+  wanted = Undisturbed(folder / "undisturbed")
+  report = {
+    "rows": rows,
+    "kills": 0,
+    "kills_of_1_process": 0,
+    "kills_of_2_processes": 0,
+    "kills_while_starting": 0,
+    "kills_that_left_an_object_half_done": 0,
+    "rows_checked": 0,
+    "caches_completed": 0,
+    "damage": None,
+  }
+  try:
+    while report["kills"] < kills:
+      one_cache(runs, wanted, folder / "killed", kills, rng, report, say)
+  except Damage as damage:
+    report["damage"] = str(damage)
+  report["seconds"] = round(time.monotonic() - since, 1)
+  return report
+
+
+def one_cache(runs, wanted, workdir, kills, rng, report, say):
+  """Fills one cache, killed again and again."""
+  if workdir.exists():
+    shutil.rmtree(workdir)
+  committed = {}
+  while report["kills"] < kills:
+    num_processes = 1 + report["kills"] % 2
+    processes = runs.start(workdir, num_processes)
+    early = rng.randrange(EARLY) == 0
+    if early:
+      time.sleep(rng.uniform(*STARTING_SECONDS))
+    else:
+      wait_for_files(processes, workdir)
+      time.sleep(rng.uniform(0, WRITING_SECONDS))
+    rng.shuffle(processes)
+    if any(process.poll() is not None for process in processes):
+      finish(processes, workdir)
+      break
+    kill(processes[:1])
+    time.sleep(rng.uniform(0, 0.3))
+    kill(processes[1:])
+    committed, half_done = wanted.check(workdir, committed)
+    count = sum(int(done.sum()) for done in committed.values())
+    report["kills"] += 1
+    name = "process" if num_processes == 1 else "processes"
+    report[f"kills_of_{num_processes}_{name}"] += 1
+    report["kills_while_starting"] += early
+    report["kills_that_left_an_object_half_done"] += half_done > 0
+    report["rows_checked"] += count
+    say(
+      f"kill {report['kills']}: {num_processes} {name}, {count} rows"
+      f" committed, {half_done} objects half done"
+    )
+  else:
+    finish(runs.start(workdir, 1 + kills % 2), workdir)
+  wanted.check(workdir, committed)
+  wanted.compare(workdir)
+  report["caches_completed"] += 1
+  say(f"cache {report['caches_completed']} is complete and as undisturbed")
+
+
+def wait_for_files(processes, workdir):
+  """Until these processes have written something into a cache, or ended."""
+  before, end = count_files(workdir), time.monotonic() + HANGS_SECONDS
+  while all(process.poll() is None for process in processes):
+    if count_files(workdir) > before:
+      return
+    if time.monotonic() > end:
+      kill(processes)
+      raise Damage(f"{workdir}: a run hangs before it writes")
+    time.sleep(0.02)
+
+
+def count_files(workdir):
+  return sum(1 for name in CACHES for _ in (workdir / name).glob("*/c/*"))
+
+
+def make_pair(folder):
+  """The tiny pair of the tests."""
+  path = Path(__file__).parents[1] / "stages" / "conftest.py"
+  spec = importlib.util.spec_from_file_location("tiny_pair", path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # Its dataclass looks itself up there.
+  spec.loader.exec_module(module)
+
+  class Folders:
+    """Stands in for pytest's factory of folders."""
+
+    def mktemp(self, name):
+      (folder / name).mkdir(parents=True)
+      return folder / name
+
+  return module.tiny.__wrapped__(Folders())
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+  parser.add_argument("--kills", type=int, default=100)
+  parser.add_argument("--rows", type=int, default=2048)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--workdir", type=Path, required=True)
+  args = parser.parse_args(argv)
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  args.workdir.mkdir(parents=True)  # A new one: what is there may be older.
+  report = run(
+    make_pair(args.workdir / "pair"),
+    args.workdir,
+    kills=args.kills,
+    rows=args.rows,
+    seed=args.seed,
+    say=lambda text: print(text, flush=True),
+  )
+  text = json.dumps(report, indent=1)
+  (args.workdir / "durability.json").write_text(text + "\n")
+  print(text)
+  verdict = "nothing was lost" if report["damage"] is None else "FAILED"
+  print(f"durability: {verdict}, {report['kills']} kills.")
+  return 0 if report["damage"] is None else 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())

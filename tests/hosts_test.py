@@ -1,0 +1,190 @@
+"""Tests for analogjax/hosts.py, in one process."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from analogjax import hosts, sharding
+
+MESHES = (
+  dict(data=8),
+  dict(fsdp=4, tensor=2),
+  dict(data=2, fsdp=2, tensor=2),
+  dict(expert=2, tensor=4),
+  dict(tensor=8),
+)
+
+
+def mesh_id(axes):
+  return "-".join(f"{axis}{size}" for axis, size in axes.items())
+
+
+@pytest.fixture(params=MESHES, ids=mesh_id)
+def mesh(request):
+  return sharding.make_mesh(request.param)
+
+
+def of_processes(axes, process_of):
+  """Stands for a mesh whose devices belong to several processes.
+
+  Args:
+    axes: sizes by name.
+    process_of: the process of each device, in the order of the mesh.
+  """
+  shape = [axes.get(axis, 1) for axis in sharding.MESH_AXES]
+  devices = np.empty(len(process_of), object)
+  for i, process in enumerate(process_of):
+    devices[i] = types.SimpleNamespace(process_index=process)
+  return types.SimpleNamespace(
+    axis_names=sharding.MESH_AXES, devices=devices.reshape(shape)
+  )
+
+
+def groups_of(mesh, monkeypatch):
+  """The group of each process, by process."""
+  found = {}
+  for process in {d.process_index for d in mesh.devices.flat}:
+    monkeypatch.setattr(jax, "process_index", lambda p=process: p)
+    found[process] = hosts.group(mesh)
+  return found
+
+
+def test_one_process_holds_all_rows(mesh):
+  ways = int(np.prod([mesh.shape[axis] for axis in ("data", "fsdp", "expert")]))
+  found = hosts.group(mesh)
+  assert found == hosts.Group(0, 1, True, tuple(range(ways)), ways)
+  assert found.rows_of(16) == 16
+
+
+@pytest.mark.parametrize(
+  ("axes", "process_of", "expected"),
+  [
+    # (index, is_leader, ways) of each process. Rows alone are split:
+    (
+      dict(data=4),
+      [0, 0, 1, 1],
+      [(0, True, (0, 1)), (1, True, (2, 3))],
+    ),
+    # Each row is split over two processes; both feed it and one writes.
+    (
+      dict(data=2, tensor=2),
+      [0, 1, 2, 3],
+      [(0, True, (0,)), (0, False, (0,)), (1, True, (1,)), (1, False, (1,))],
+    ),
+    # A process beside another on every row: one group.
+    (
+      dict(data=2, tensor=2),
+      [0, 1, 0, 1],
+      [(0, True, (0, 1)), (0, False, (0, 1))],
+    ),
+    # Parts of a batch that are not neighbours.
+    (dict(fsdp=4), [1, 0, 1, 0], [(1, True, (1, 3)), (0, True, (0, 2))]),
+    # Overlaps that join three processes: 0 with 1, and 1 with 2.
+    (
+      dict(data=2, tensor=2),
+      [0, 1, 1, 2],
+      [(0, True, (0, 1)), (0, False, (0, 1)), (0, False, (0, 1))],
+    ),
+    # The order of the axes is that of the mesh: data, fsdp, expert.
+    (
+      dict(data=2, fsdp=2, expert=2),
+      [0, 0, 0, 0, 1, 1, 1, 1],
+      [(0, True, (0, 1, 2, 3)), (1, True, (4, 5, 6, 7))],
+    ),
+    (dict(tensor=2), [0, 1], [(0, True, (0,)), (0, False, (0,))]),
+  ],
+)
+def test_processes_with_the_same_rows_form_a_group(
+  axes, process_of, expected, monkeypatch
+):
+  mesh = of_processes(axes, process_of)
+  found = groups_of(mesh, monkeypatch)
+  got = [
+    (found[p].index, found[p].is_leader, found[p].ways) for p in sorted(found)
+  ]
+  assert got == expected
+  leaders = [group for group in found.values() if group.is_leader]
+  assert {group.count for group in found.values()} == {len(leaders)}
+  # The leaders' rows are all rows, each once.
+  ways = sorted(way for group in leaders for way in group.ways)
+  assert ways == list(range(leaders[0].num_ways))
+  assert sum(group.rows_of(24) for group in leaders) == 24
+
+
+def make_rows():
+  rng = np.random.default_rng(0)
+  return dict(
+    a=np.arange(16).reshape(8, 2),
+    b=(rng.random(8, np.float32), rng.integers(0, 9, (16, 2, 3), np.uint8)),
+  )
+
+
+def test_put_rows_and_fetch_rows_are_a_round_trip(mesh):
+  mine, tree = hosts.group(mesh), make_rows()
+  on_mesh = hosts.put_rows(tree, mesh, mine)
+  wanted = sharding.put_rows(tree, mesh)
+  for one, other in zip(
+    jax.tree.leaves(on_mesh), jax.tree.leaves(wanted), strict=True
+  ):
+    assert one.sharding == other.sharding and one.dtype == other.dtype
+    for a, b in zip(
+      one.addressable_shards, other.addressable_shards, strict=True
+    ):
+      np.testing.assert_array_equal(a.data, b.data)
+  hosts.start_fetch(on_mesh)
+  jax.tree.map(np.testing.assert_array_equal, hosts.fetch_rows(on_mesh), tree)
+
+
+def test_rows_that_come_out_of_a_step_are_fetched_in_order(mesh):
+  """Each once, though several devices hold a copy."""
+  tree = hosts.put_rows(make_rows(), mesh, hosts.group(mesh))
+  with jax.set_mesh(mesh):
+    out = jax.jit(
+      lambda t: (t["a"] * 2, t["b"][1].sum(-1)),
+      out_shardings=jax.sharding.NamedSharding(mesh, sharding.ROWS),
+    )(tree)
+  hosts.start_fetch(out)
+  doubled, summed = hosts.fetch_rows(out)
+  np.testing.assert_array_equal(doubled, make_rows()["a"] * 2)
+  np.testing.assert_array_equal(summed, make_rows()["b"][1].sum(-1))
+  assert isinstance(doubled, np.ndarray)
+
+
+def test_devices_in_another_order_than_their_rows():
+  devices = np.array(jax.devices()[::-1]).reshape(4, 1, 1, 2)
+  mesh = jax.sharding.Mesh(devices, sharding.MESH_AXES)
+  tree = make_rows()
+  on_mesh = hosts.put_rows(tree, mesh, hosts.group(mesh))
+  jax.tree.map(np.testing.assert_array_equal, hosts.fetch_rows(on_mesh), tree)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(on_mesh), tree)
+
+
+@pytest.mark.parametrize("ways", [(0, 1), (1, 3), (2,)])
+def test_a_group_puts_its_rows_where_they_belong(ways, monkeypatch):
+  """What other groups hold is never asked of this one."""
+  mesh = sharding.make_mesh(dict(data=4), jax.devices()[:4])
+  mine = hosts.Group(0, 2, True, ways, 4)
+  whole = np.arange(24).reshape(12, 2)  # Three rows a way.
+  rows = np.concatenate([whole[3 * way : 3 * way + 3] for way in ways])
+  asked = {}
+
+  def make(shape, named, part):
+    assert shape == whole.shape and named.spec == sharding.ROWS
+    for way in ways:
+      index = slice(3 * way, 3 * way + 3), slice(None)
+      asked[way] = part(index)
+
+  monkeypatch.setattr(jax, "make_array_from_callback", make)
+  hosts.put_rows([rows], mesh, mine)
+  for way in ways:
+    np.testing.assert_array_equal(asked[way], whole[3 * way : 3 * way + 3])
+
+
+def test_one_process_agrees_with_itself():
+  found = hosts.agree((True, -1, 2**40))
+  assert found.dtype == np.int64 and found.tolist() == [[1, -1, 2**40]]
+  value = np.arange(3)
+  np.testing.assert_array_equal(hosts.from_first(value), value)
+  hosts.wait("nothing")

@@ -1,0 +1,277 @@
+"""`analogjax cache` with several processes: the same bytes as with one."""
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from analogjax.data import logit_cache
+
+pytestmark = pytest.mark.slow
+
+_LAUNCHER = """
+import os, signal, sys, time
+import jax
+jax.config.update("jax_num_cpu_devices", {devices})
+from analogjax import main
+me = int(os.environ.get("ANALOGJAX_PROCESS_ID", 0))
+{patch}
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+# A pipeline with an end, in the folder of the config.
+_STREAM = """
+import grain
+import numpy as np
+
+def row(index):
+  tokens = np.random.default_rng(index).integers(0, 384, 32)
+  return dict(tokens=tokens, segments=np.repeat([1, 2], [20, 12]))
+
+def indexed(num_rows):
+  return grain.MapDataset.range(num_rows).map(row)
+
+def stream(num_rows):
+  return indexed(num_rows).to_iter_dataset()
+"""
+
+_CONFIG = """
+import runpy
+
+def get_config():
+  cfg = runpy.run_path({demo!r})["get_config"]()
+  cfg.data.pipeline = "processes_rows:indexed"
+  cfg.data.arguments = dict(num_rows=64)
+  cfg.data.held_out_arguments = dict(num_rows=64)
+  return cfg
+"""
+
+# Devices in all, and the mesh over them. With tensor=2 both processes hold the
+# same rows, and one of them writes. (The tiny teacher has two groups of heads.)
+MESHES = {
+  "data": (4, "mesh.data=2", "mesh.fsdp=2"),
+  "fsdp": (8, "mesh.fsdp=8"),
+  "tensor": (2, "mesh.fsdp=1", "mesh.tensor=2"),
+}
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    return s.getsockname()[1]
+
+
+class Lab:
+  """Runs `analogjax cache` in some processes with `devices` in all."""
+
+  def __init__(self, tiny, folder):
+    self.tiny, self.folder = tiny, folder
+    (folder / "processes_rows.py").write_text(_STREAM)
+    demo = str(tiny.config.read_text().split("run_path('")[1].split("')")[0])
+    (folder / "config.py").write_text(_CONFIG.format(demo=demo))
+
+  def start(self, workdir, *values, count=2, devices=2, patch=""):
+    workdir.mkdir(parents=True, exist_ok=True)
+    environment = self.tiny.environment()
+    environment["PYTHONPATH"] += f":{self.folder}"
+    if count > 1:
+      environment["ANALOGJAX_COORDINATOR"] = f"localhost:{free_port()}"
+      environment["ANALOGJAX_NUM_PROCESSES"] = str(count)
+    script = _LAUNCHER.format(devices=devices // count, patch=patch)
+    command = [sys.executable, "-c", script, "cache", f"--workdir={workdir}"]
+    command += [f"--config={self.folder / 'config.py'}", *self.tiny.overrides]
+    command += ["--config.cache.batch_rows=8"]
+    command += [f"--config.{value}" for value in values]
+    return [
+      subprocess.Popen(
+        command,
+        env=environment | {"ANALOGJAX_PROCESS_ID": str(i)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for i in range(count)
+    ]
+
+  def run(self, workdir, *values, codes=0, **how):
+    """Waits; [(stdout, stderr)] of the processes."""
+    processes = self.start(workdir, *values, **how)
+    try:
+      said = [process.communicate(timeout=280) for process in processes]
+    finally:
+      for process in processes:
+        process.kill()
+    assert [p.returncode for p in processes] == [codes] * len(processes), said
+    return said
+
+
+@pytest.fixture(scope="session")
+def lab(tiny, tmp_path_factory):
+  return Lab(tiny, tmp_path_factory.mktemp("processes"))
+
+
+@pytest.fixture(scope="session")
+def one(lab, tmp_path_factory):
+  """What one process with one device writes."""
+  workdir = tmp_path_factory.mktemp("one") / "run"
+  lab.run(workdir, count=1, devices=1)
+  return workdir
+
+
+def content(workdir):
+  """Every byte of the caches."""
+  found = {}
+  for name in ("cache", "held_out"):
+    for path in (workdir / name).rglob("*"):
+      if path.is_file():
+        found[str(path.relative_to(workdir))] = path.read_bytes()
+  for name in ("cache/zarr.json", "held_out/zarr.json"):
+    group = json.loads(found[name])
+    del group["attributes"]["software"]
+    found[name] = group
+  return found
+
+
+def differs(one, other):
+  """Names of the files that are not the same."""
+  one, other = content(one), content(other)
+  return sorted(p for p in one | other if one.get(p) != other.get(p))
+
+
+def tokens_spent(workdir):
+  """Of the ledger: each row counts once, whoever wrote it."""
+  entries = (workdir / "ledger.jsonl").read_text().splitlines()
+  return sum(json.loads(entry)["tokens"] for entry in entries)
+
+
+def test_two_processes_write_what_one_writes(lab, one, tmp_path):
+  said = lab.run(tmp_path / "run")
+  assert differs(tmp_path / "run", one) == []
+  # One of them speaks.
+  assert "cache cache: complete." in said[0][0]
+  assert "cache" not in said[1][0]
+  assert tokens_spent(tmp_path / "run") == (46 + 8) * 32
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_on_every_mesh(lab, one, tmp_path, mesh):
+  devices, *values = MESHES[mesh]
+  for name, count in (("two", 2), ("single", 1)):
+    lab.run(tmp_path / name, *values, count=count, devices=devices)
+    assert tokens_spent(tmp_path / name) == (46 + 8) * 32
+  assert differs(tmp_path / "two", tmp_path / "single") == []
+  records = [
+    logit_cache.open_cache(folder / "cache").read(range(46))
+    for folder in (tmp_path / "two", one)
+  ]
+  same = (records[0].ids_BLK == records[1].ids_BLK).all(-1)
+  assert same.mean() > 0.98  # Another order of sums may move an edge.
+
+
+def test_a_stream_that_ends_early(lab, tmp_path):
+  values = ("data.pipeline=processes_rows:stream", "data.arguments.num_rows=29")
+  said = lab.run(tmp_path / "two", *values)
+  assert "ends after 29 rows" in said[0][0]
+  lab.run(tmp_path / "single", *values, count=1)
+  assert differs(tmp_path / "two", tmp_path / "single") == []
+  cache = logit_cache.open_cache(tmp_path / "two" / "cache")
+  assert len(cache) == 29 and cache.committed().all()
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (1, 2)])
+def test_killed_and_gone_on_with_another_number(lab, one, tmp_path, counts):
+  rng = random.Random(counts[0])
+  workdir = tmp_path / "run"
+  processes = lab.start(workdir, count=counts[0])
+  end = time.monotonic() + 280
+  while not list((workdir / "cache").glob("digest/c/*")):
+    assert time.monotonic() < end
+    time.sleep(0.005)
+  time.sleep(rng.uniform(0, 0.1))
+  victim = processes.pop(rng.randrange(len(processes)))
+  victim.kill()
+  time.sleep(0.5)
+  for process in processes:
+    process.kill()
+  for process in (victim, *processes):
+    process.communicate()
+  assert victim.returncode == -signal.SIGKILL
+  done = logit_cache.open_cache(workdir / "cache").committed()
+  assert done.any()
+  lab.run(workdir, count=counts[1])
+  assert differs(workdir, one) == []
+
+
+def test_one_that_dies_does_not_leave_the_other_waiting(lab, tmp_path):
+  patch = """
+from analogjax.data import logit_cache
+def dying(*args):
+  os.kill(os.getpid(), signal.SIGKILL)
+if me == 1:
+  logit_cache.Writer.submit = dying
+"""
+  processes = lab.start(tmp_path / "run", patch=patch)
+  codes = []
+  try:
+    for process in processes:
+      process.communicate(timeout=280)
+      codes.append(process.returncode)
+  finally:
+    for process in processes:
+      process.kill()
+  assert codes[1] == -signal.SIGKILL and codes[0] != 0
+
+
+_FAILS = {
+  "writing an object": """
+from analogjax.data import logit_cache
+submit, count = logit_cache.Writer.submit, [0]
+def failing(self, *args):
+  count[0] += 1
+  if count[0] == 2:
+    raise logit_cache.CacheError("no room")
+  submit(self, *args)
+if me == {who}:
+  logit_cache.Writer.submit = failing
+""",
+  "making the cache": """
+from analogjax.data import logit_cache
+def failing(*args):
+  raise logit_cache.CacheError("no room")
+if me == {who}:
+  logit_cache.create = failing
+""",
+  "opening the teacher": """
+from analogjax import assemble
+def failing(*args):
+  raise ValueError("no room")
+if me == {who}:
+  assemble.open_teacher = failing
+""",
+}
+
+
+@pytest.mark.parametrize(
+  ("what", "who"),
+  [
+    ("writing an object", 0),
+    ("writing an object", 1),
+    ("making the cache", 0),
+    ("opening the teacher", 1),
+  ],
+)
+def test_one_that_fails_stops_both(lab, one, tmp_path, what, who):
+  patch = _FAILS[what].format(who=who)
+  said = lab.run(tmp_path / "run", patch=patch, codes=2)
+  (line,) = said[who][1].splitlines()
+  assert "no room" in line
+  (line,) = said[1 - who][1].splitlines()
+  assert f"process {who} failed and says why; this one stops too" in line
+  if what == "writing an object" and who == 1:
+    lab.run(tmp_path / "run")
+    assert differs(tmp_path / "run", one) == []

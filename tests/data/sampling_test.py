@@ -471,7 +471,7 @@ def test_the_draws_are_pinned():
 
 PINNED_KEYS = np.arange(16, dtype=np.uint32).reshape(8, 2)
 PINNED_IDS = [49, 79, 103, 7, 44, 55, 60, 74, 93]
-PINNED_CODES = [124, 11, 181, 1, 1, 1, 1, 1, 1]
+PINNED_CODES = [33, 4, 48, 1, 1, 1, 1, 1, 1]
 PINNED_NUM = 1008
 
 
@@ -518,15 +518,20 @@ def test_head_levels_by_hand():
   levels = sampling.head_levels(0.04)
   assert levels.shape == (256,) and levels.dtype == np.float64
   assert levels[sampling.EMPTY] == levels[sampling.TAIL] == 0
-  np.testing.assert_allclose(levels[[2, 255]], [0.04, 1.0])
-  # 253 equal steps of ln(25) / 253.
-  np.testing.assert_allclose(np.diff(np.log(levels[2:])), np.log(25) / 253)
+  # 4 ln(25) / sqrt(0.04) = 64.4: 65 equal steps.
+  np.testing.assert_allclose(levels[[2, 67]], [0.04, 1.0])
+  np.testing.assert_allclose(np.diff(np.log(levels[2:68])), np.log(25) / 65)
+  assert not levels[68:].any()
+  # At most as many as there are codes, at least the two ends.
+  assert np.count_nonzero(sampling.head_levels(1e-3)) == 254
+  np.testing.assert_allclose(sampling.head_levels(1.0)[2:4], [1.0, 1.0])
 
 
 def test_decode_by_hand():
-  low, high = sampling.head_levels(0.2)[[100, 255]]
+  low, high = sampling.head_levels(0.2)[[9, 17]]
+  assert high == 1
   codes = np.array(
-    [[[100, 1, 1, 0], [1, 1, 0, 0], [255, 0, 0, 0], [255, 100, 1, 0]]], np.uint8
+    [[[9, 1, 1, 0], [1, 1, 0, 0], [17, 0, 0, 0], [17, 9, 1, 0]]], np.uint8
   )
   np.testing.assert_allclose(
     sampling.decode(codes, sampling.Threshold(tau=0.2)),
@@ -543,6 +548,6 @@ def test_decode_by_hand():
   )
   # A head alone that was rounded is scaled to one; an empty record stays 0.
   alone = sampling.decode(
-    np.array([[[100, 100], [0, 0]]], np.uint8), sampling.Threshold(tau=0.2)
+    np.array([[[9, 9], [0, 0]]], np.uint8), sampling.Threshold(tau=0.2)
   )
   np.testing.assert_allclose(alone, [[[0.5, 0.5], [0, 0]]])

@@ -61,11 +61,13 @@ class _RowOrder:
 def _row_order(phase, sections, teacher, workdir, cache) -> _RowOrder:
   if phase.rows == "pipeline":
     rows = assemble.open_rows(sections, teacher, workdir, held_out=False)
-    # One run has one pipeline, whether its rows come through the cache or not.
-    wanted = dataclasses.replace(
-      cache.manifest, pipeline_fingerprint=rows.fingerprint
-    )
-    cache_format.check(cache.location, cache.manifest, wanted)
+    # One run has one pipeline, whether its rows come through the cache or not;
+    # but rows that were imported come from nowhere else.
+    if not sections.cache.import_path:
+      wanted = dataclasses.replace(
+        cache.manifest, pipeline_fingerprint=rows.fingerprint
+      )
+      cache_format.check(cache.location, cache.manifest, wanted)
     order = batches.PipelineOrder(
       rows, batch_rows=phase.batch_rows, seed=phase.seed
     )

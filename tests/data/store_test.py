@@ -231,17 +231,13 @@ def test_a_cache_in_s3_holds_the_bytes_of_one_on_disk(
   assert grown.committed().tolist() == [True] * 6 + [False] * 3
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_bad_day_of_the_store_changes_nothing(
-  kit, cached, proxied, bucket, seed
-):
+def test_a_bad_day_of_the_store_changes_nothing(kit, cached, proxied, bucket):
   folder, manifest = cached
   place, proxy = proxied(rate=0.3)
-  proxy._rng.seed(seed)
   cache = logit_cache.create(place, manifest)
   fill(kit, cache)
   assert in_bucket(bucket) == in_folder(folder)
-  for _ in range(3):
+  for _ in range(2):
     again = logit_cache.open_cache(place)
     assert_same_entries(kit, again, logit_cache.open_cache(folder))
     assert again.committed().all()
@@ -384,6 +380,13 @@ class _Gcs(http.server.BaseHTTPRequestHandler):
     about = {"name": name, "generation": str(generation + 1)}
     about["size"] = str(len(data))
     return self._answer(200, json.dumps(about).encode())
+
+  def do_DELETE(self):
+    name, query = self._name()
+    generation, _ = self.objects.get(name, (0, b""))
+    if query.get("ifGenerationMatch", str(generation)) != str(generation):
+      return self._answer(412)
+    return self._answer(204 if self.objects.pop(name, None) else 404)
 
 
 def test_a_cache_in_google_cloud_storage(kit, cached, account, monkeypatch):

@@ -40,7 +40,7 @@ def row(index):
     tokens=rng.integers(0, 384, 32),
     segments=np.repeat([1, 2], [first, 32 - first]),
     positions=np.append(np.arange(5, 5 + first), np.arange(32 - first)),
-    weights=np.repeat(np.float32([1 + index % 3, 1]), [first, 32 - first]),
+    weights=np.repeat(np.float32([2 + index % 3, 1]), [first, 32 - first]),
   )
 
 def rows(num_rows, first):

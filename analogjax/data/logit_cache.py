@@ -419,6 +419,7 @@ def create(
   """
   where = _place(location)
   if cache_format.read_group(where) is None:
+    store.check(where)
     V = manifest.vocabulary_size
     order = np.arange(V) if order_V is None else np.asarray(order_V())
     assert np.array_equal(np.sort(order), np.arange(V))

@@ -145,6 +145,22 @@ def read_json(where: Place, key: str) -> Any | None:
     raise StoreError(f"{where}/{key}: not JSON: {error}.") from error
 
 
+def check(where: Place) -> None:
+  """Refuses a bucket of S3 that is not there.
+
+  To TensorStore it is a missing key, and a write to it one that another writer
+  was faster with, which it tries again for ever.
+
+  Raises:
+    StoreError: it is not there, or the store refuses.
+  """
+  if not where.url.startswith("s3://"):
+    return
+  keys = ts.KvStore.KeyRange("zarr.json", "zarr.json0")
+  call = lambda: where.open().list(keys).result()  # noqa: E731
+  translated(call, f"{where}: cannot be listed")
+
+
 def write_json(where: Place, key: str, value: Any) -> None:
   """Writes a JSON document whole."""
   data = json.dumps(value, indent=1, allow_nan=False).encode()

@@ -310,10 +310,6 @@ def test_a_server_that_is_down(cached, account, monkeypatch, tmp_path, capfd):
   assert "Could not connect to server" in line
 
 
-@pytest.mark.skip(
-  reason="TensorStore tries for ever: to a PUT with a condition, a bucket that"
-  " is not there is a lost race. logit_cache.create has to look first"
-)
 def test_a_bucket_that_is_not_there(cached, bucket, s3_server):
   _, manifest = cached
   place = store.place("s3://nobucket/a", "http://{}:{}".format(*s3_server))

@@ -340,9 +340,6 @@ def broken(name):
   def more_than_slots(a):
     a["num_head"][1, 2] = 200
 
-  def heads_without_room(a):
-    a["num_head"][:], a["num_tail"][:] = 6, 0
-
   def rank_beyond(a):
     a["id_first"][0, 0], a["id_rest"][0, :2] = 254, 255
 
@@ -377,7 +374,6 @@ def broken(name):
     *((kind, "rank_beyond", "an id of rank") for kind in KINDS),
     *((kind, "rank_just_beyond", "an id of rank 1") for kind in KINDS),
     *((kind, "missing_rest", "'id_rest'|an id of rank") for kind in KINDS),
-    ("threshold", "heads_without_room", "'values' holds fewer entries"),
     ("threshold", "no_level", "stands for no probability"),
     ("random", "a_tail", "only threshold records"),
     ("topk", "a_tail", "only threshold records"),

@@ -8,7 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from analogjax import progress
-from analogjax.data import batches, distillkit, logit_cache, sampling
+from analogjax.data import (
+  batches,
+  cache_writer,
+  distillkit,
+  logit_cache,
+  sampling,
+)
 
 
 def fill(
@@ -30,7 +36,7 @@ def fill(
   title = f"cache {cache.location.name}, imported"
   counts = distillkit.Counts()
   with (
-    logit_cache.Writer(cache, depth=write_ahead) as writer,
+    cache_writer.CacheWriter(cache, depth=write_ahead) as writer,
     progress.Progress(title, total=len(cache), unit="rows", done=done) as bar,
   ):
     for hole in holes:

@@ -47,7 +47,7 @@ def make_rows():
   rows = rows_lib.Rows(
     tokens_BL=rng.integers(0, V, (5, L), dtype=np.int32),
     segments_BL=segments_BL.astype(np.int32),
-    positions_BL=logit_cache.default_positions(segments_BL),
+    positions_BL=rows_lib.default_positions(segments_BL),
     weights_BL=weights_BL * (segments_BL > 0),
   )
   rows.positions_BL[2] += 100  # A row that goes on in the middle.

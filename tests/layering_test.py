@@ -19,6 +19,7 @@ LAYERS = (
   {"config", "config_files", "config_types"},
   {"assemble"},
   {"recorder", "importer"},
+  {"filler"},
   {"stages"},
   {"main", "__main__"},
 )

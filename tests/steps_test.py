@@ -94,7 +94,7 @@ def make_batch():
   rows = rows_lib.Rows(
     tokens_BL=rng.integers(0, V, (B, L)).astype(np.int32),
     segments_BL=segments_BL,
-    positions_BL=logit_cache.default_positions(segments_BL),
+    positions_BL=rows_lib.default_positions(segments_BL),
     weights_BL=(segments_BL > 0) * np.float32(1),
   )
   p_BLK = rng.dirichlet(np.full(5, 0.5), (B, L)).astype(np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analogjax import losses, sharding, steps
-from analogjax.data import batches, logit_cache, rows as rows_lib, sampling
+from analogjax.data import batches, rows as rows_lib, sampling
 from analogjax.models import decoder
 
 B, L, V, CHUNK = 8, 10, 64, 4
@@ -45,7 +45,7 @@ def make_batch(length=L):
     rows_lib.Rows(
       tokens_BL=rng.integers(0, V, (B, length), np.int32),
       segments_BL=segments_BL,
-      positions_BL=logit_cache.default_positions(segments_BL),
+      positions_BL=rows_lib.default_positions(segments_BL),
       weights_BL=(segments_BL > 0) * np.float32(1),
     )
   )

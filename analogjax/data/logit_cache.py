@@ -10,7 +10,6 @@ replicas, L position, K slots of a record, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-import concurrent.futures
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -113,7 +112,7 @@ class LogitCache:
       "tokens": rows.tokens_BL,
       "segments": rows.segments_BL,
       "position_offsets": rows.positions_BL
-      - default_positions(rows.segments_BL),
+      - rows_lib.default_positions(rows.segments_BL),
       "weights": np.where(is_token_BL, rows.weights_BL, 1),
       "inclusion": records.inclusion_BL,
       "entropy": record_codec.encode_entropy(np.asarray(records.entropy_BL)),
@@ -228,6 +227,26 @@ class LogitCache:
     cache_format.write_group(self.location, manifest, order)
     return open_cache(self.location)
 
+  def remove(self, part: range) -> None:
+    """Removes a stored object, whatever state it is in.
+
+    Raises:
+      CacheError: the store refuses.
+    """
+    number = part.start // self.manifest.rows_per_object
+    try:
+      where = self.location.open()
+      # The digest first: what is being removed must not look committed.
+      for name in reversed(self._arrays):
+        prefix = f"{name}/c/{number}"
+        keys = ts.KvStore.KeyRange(f"{prefix}/", f"{prefix}0")
+        where.delete_range(keys).result()
+    except store.ERRORS as error:
+      raise CacheError(
+        f"{self.location}: rows {part.start} to {part.stop - 1} cannot be"
+        f" removed: {store.reason(error)}."
+      ) from error
+
   def bytes_by_array(self, objects: Sequence[range]) -> dict[str, int]:
     """Bytes of these objects in the store, indexes included, by array."""
     total = {}
@@ -325,76 +344,16 @@ _REPAIR = (
 )
 
 
-class Writer:
-  """Writes objects in the background, a few at a time, in order.
-
-  Encoding and writing overlap with what the caller does meanwhile. At most
-  `depth` objects are held in memory beside the one that the caller fills.
-  """
-
-  def __init__(self, cache: LogitCache, *, depth: int = 2):
-    self._cache, self._depth = cache, depth
-    self._pool = concurrent.futures.ThreadPoolExecutor(1)
-    self._pending: list[tuple[concurrent.futures.Future, Callable]] = []
-
-  def __enter__(self) -> "Writer":
-    return self
-
-  def __exit__(self, *_) -> None:
-    # What has begun ends, so that the store sees no half-made request.
-    self._pool.shutdown(cancel_futures=True)
-
-  def submit(
-    self,
-    start: int,
-    make: Callable[[], Stored],
-    committed: Callable[[], None],
-  ) -> None:
-    """Writes make() at `start`; calls `committed` here once it is safe.
-
-    Raises:
-      CacheError: this object, or one before, could not be written.
-    """
-
-    def work():
-      self._cache.write_stored(start, make())
-
-    self._pending.append((self._pool.submit(work), committed))
-    self._wait(self._depth)
-
-  def finish(self) -> None:
-    """Until all that was submitted is written; raises as `submit` does."""
-    self._wait(0)
-
-  def _wait(self, most: int) -> None:
-    while self._pending:
-      future, committed = self._pending[0]
-      if len(self._pending) <= most and not future.done():
-        return
-      self._pending.pop(0)
-      future.result()
-      committed()
-
-
 def _to_rows(stored: Stored) -> rows_lib.Rows:
   segments_BL = stored["segments"].astype(np.int32)
   weights_BL = np.where(segments_BL > 0, stored["weights"], 0)
   return rows_lib.Rows(
     tokens_BL=stored["tokens"].astype(np.int32),
     segments_BL=segments_BL,
-    positions_BL=stored["position_offsets"] + default_positions(segments_BL),
+    positions_BL=stored["position_offsets"]
+    + rows_lib.default_positions(segments_BL),
     weights_BL=weights_BL.astype(np.float32),
   )
-
-
-def default_positions(segments_BL: np.ndarray) -> np.ndarray:
-  """Positions that count from 0 within each run of one segment, int32."""
-  B, L = segments_BL.shape
-  index_BL = np.broadcast_to(np.arange(L), (B, L))
-  starts_BL = np.ones((B, L), bool)
-  starts_BL[:, 1:] = segments_BL[:, 1:] != segments_BL[:, :-1]
-  begin_BL = np.maximum.accumulate(np.where(starts_BL, index_BL, 0), axis=1)
-  return np.where(segments_BL > 0, index_BL - begin_BL, 0).astype(np.int32)
 
 
 def create(

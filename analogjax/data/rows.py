@@ -97,7 +97,7 @@ def _to_row(element: Any, L: int, V: int, row: int) -> tuple[np.ndarray, ...]:
   if "positions" in element:
     positions_L = _not_negative(element, "positions", L, row)
   else:
-    positions_L = _default_positions(segments_L)
+    positions_L = default_positions(segments_L)
 
   weights_L = (segments_L > 0).astype(np.float32)
   if "weights" in element:
@@ -122,6 +122,15 @@ def _to_row(element: Any, L: int, V: int, row: int) -> tuple[np.ndarray, ...]:
     positions_L.astype(np.int32),
     weights_L,
   )
+
+
+def default_positions(segments: np.ndarray) -> np.ndarray:
+  """Counts from 0 in each run of one segment, 0 on padding; [..., L], int32."""
+  index = np.broadcast_to(np.arange(segments.shape[-1]), segments.shape)
+  starts = np.ones(segments.shape, bool)
+  starts[..., 1:] = segments[..., 1:] != segments[..., :-1]
+  begin = np.maximum.accumulate(np.where(starts, index, 0), axis=-1)
+  return np.where(segments > 0, index - begin, 0).astype(np.int32)
 
 
 def _array(
@@ -172,11 +181,3 @@ def _not_negative(
 
 def _first(bad_L: np.ndarray) -> int | None:
   return int(bad_L.argmax()) if bad_L.any() else None
-
-
-def _default_positions(segments_L: np.ndarray) -> np.ndarray:
-  """Counts from 0 in each run of equal segment ids; 0 on padding."""
-  index_L = np.arange(len(segments_L))
-  starts_L = np.diff(segments_L, prepend=segments_L[:1] - 1) != 0
-  run_start_L = np.maximum.accumulate(np.where(starts_L, index_L, 0))
-  return np.where(segments_L > 0, index_L - run_start_L, 0)

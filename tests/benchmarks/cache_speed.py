@@ -23,7 +23,15 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 
-from analogjax import assemble, config, optim, recorder, sharding, steps
+from analogjax import (
+  assemble,
+  config,
+  filler,
+  optim,
+  recorder,
+  sharding,
+  steps,
+)
 from analogjax.data import (
   batches,
   cache_source,
@@ -33,7 +41,6 @@ from analogjax.data import (
   store,
 )
 from analogjax.models import decoder
-from analogjax.stages import cache as cache_stage
 
 WAYS = ("write", "read", "grain", "grain by batch")
 
@@ -127,10 +134,11 @@ def _time_once(kind: Stored, rows, order_V, folder: Path, seed: int):
   source = grain.MapDataset.source(cache_source.CacheSource(cache))
   source = source.shuffle(seed=seed).batch(_BATCH)
   timed("grain", lambda: [source[i] for i in range(len(source))])
-  # Grain 0.2 reads a source row by row, whatever the source could do; a batch
-  # of indices that is mapped to its rows is one read.
-  by_batch = grain.MapDataset.range(_ROWS).shuffle(seed=seed).batch(_BATCH)
-  by_batch = by_batch.map(cache.read)
+  # Grain 0.2 reads a source row by row, whatever the source could do.
+  by_batch = cache_source.BatchSource(
+    cache, batch_rows=_BATCH, num_batches=_ROWS // _BATCH, seed=seed
+  )
+  by_batch = grain.MapDataset.source(by_batch)
   timed("grain by batch", lambda: [by_batch[i] for i in range(len(by_batch))])
   shutil.rmtree(where)
   return spent
@@ -296,8 +304,7 @@ def caching(
     count += 1
     where = store.place(folder / f"cache_{count}")
     cache = logit_cache.create(where, wanted, lambda: order_V)
-    # The stage's own loop has no public name: there is one caller.
-    cache_stage._Filler(sections, folder, teacher, teaching, rows, cache).fill()
+    filler.Filler(sections, folder, teacher, teaching, rows, cache).fill()
     shutil.rmtree(folder / f"cache_{count}")
 
   def forward():

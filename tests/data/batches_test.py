@@ -144,7 +144,7 @@ def cache(kit, tmp_path):
   rows = rows_lib.Rows(
     np.tile(np.arange(7, dtype=np.int32)[:, None], (1, L)),
     segments_BL,
-    logit_cache.default_positions(segments_BL),
+    rows_lib.default_positions(segments_BL),
     np.full((7, L), 0.5, np.float32),
   )
   cache = logit_cache.create(tmp_path, m)

@@ -91,7 +91,7 @@ def _shifted(rows):
 def _other_packing(rows):
   segments_BL = rows.segments_BL.copy()
   segments_BL[:, L // 2 :] += 1
-  positions_BL = logit_cache.default_positions(segments_BL)
+  positions_BL = rows_lib.default_positions(segments_BL)
   return rows._replace(segments_BL=segments_BL, positions_BL=positions_BL)
 
 

@@ -209,11 +209,11 @@ def test_killed_and_gone_on_with_another_number(lab, one, tmp_path, counts):
 
 def test_one_that_dies_does_not_leave_the_other_waiting(lab, tmp_path):
   patch = """
-from analogjax.data import logit_cache
+from analogjax.data import cache_writer
 def dying(*args):
   os.kill(os.getpid(), signal.SIGKILL)
 if me == 1:
-  logit_cache.Writer.submit = dying
+  cache_writer.CacheWriter.submit = dying
 """
   processes = lab.start(tmp_path / "run", patch=patch)
   codes = []
@@ -229,15 +229,15 @@ if me == 1:
 
 _FAILS = {
   "writing an object": """
-from analogjax.data import logit_cache
-submit, count = logit_cache.Writer.submit, [0]
+from analogjax.data import cache_writer, logit_cache
+submit, count = cache_writer.CacheWriter.submit, [0]
 def failing(self, *args):
   count[0] += 1
   if count[0] == 2:
     raise logit_cache.CacheError("no room")
   submit(self, *args)
 if me == {who}:
-  logit_cache.Writer.submit = failing
+  cache_writer.CacheWriter.submit = failing
 """,
   "making the cache": """
 from analogjax.data import logit_cache

@@ -47,14 +47,14 @@ class _Job:
 class Filler:
   """Fills the holes of one cache."""
 
-  def __init__(self, sections, workdir, teacher, teaching, rows, cache):
+  def __init__(self, sections, workdir, teacher, teaching, rows, cache, spent):
     self._rows: pipeline.RowSource = rows
     self._cache: logit_cache.LogitCache = cache
     self._recorder: recorder.Recorder = teaching
     self._write_ahead = sections.cache.write_ahead
     self._name = cache.location.name
     self._positions = workdir / f"{self._name}_position.json"
-    self._ledger = ledger.Ledger(workdir, "cache")
+    self._ledger: ledger.Ledger = spent
     L = sections.data.L
     self._flops_per_row = L * sizes.forward_flops_per_token(teacher.cfg, L)
     # Since the last entry in the ledger, by this process.

@@ -8,6 +8,7 @@ Shape letters (docs/glossary.md): B batch, L position, K entries of a record.
 
 from collections.abc import Callable, Iterator
 import concurrent.futures
+import functools
 from typing import Any, NamedTuple, TypeVar
 
 import grain
@@ -48,6 +49,7 @@ def row_order(
   return np.asarray(order), np.asarray(passes)
 
 
+@functools.lru_cache(maxsize=16)
 def _epoch_seed(seed: int, epoch: int) -> int:
   return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 

@@ -39,15 +39,18 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   """
   sections = config.to_sections(cfg)
   mesh = _make_mesh(sections)
-  _import(sections, workdir)
-  for each in _fillers(sections, workdir, mesh):
+  # One clock for all caches, or each would count what the others took.
+  spent = ledger.Ledger(workdir, "cache")
+  _import(sections, workdir, spent)
+  for each in _fillers(sections, workdir, mesh, spent):
     each.fill()
 
 
 def repair(cfg: ConfigDict, workdir: Path) -> None:
   """Computes again what is damaged, rows and records, and fills the holes."""
   sections = config.to_sections(cfg)
-  for each in _fillers(sections, workdir, _make_mesh(sections)):
+  spent = ledger.Ledger(workdir, "cache")
+  for each in _fillers(sections, workdir, _make_mesh(sections), spent):
     each.repair()
     each.fill()
 
@@ -59,7 +62,7 @@ def _make_mesh(sections: config.Sections) -> Mesh:
 
 
 def _fillers(
-  sections: config.Sections, workdir: Path, mesh: Mesh
+  sections: config.Sections, workdir: Path, mesh: Mesh, spent: ledger.Ledger
 ) -> list[filler.Filler]:
   teacher = hosts.together(lambda: assemble.open_teacher(sections, workdir))
   teaching = recorder.Recorder(sections, mesh, teacher)
@@ -84,12 +87,14 @@ def _fillers(
     where = assemble.cache_place(sections, workdir, name)
     cache = _create(where, wanted, rows, teaching)
     fillers.append(
-      filler.Filler(sections, workdir, teacher, teaching, rows, cache)
+      filler.Filler(sections, workdir, teacher, teaching, rows, cache, spent)
     )
   return fillers
 
 
-def _import(sections: config.Sections, workdir: Path) -> None:
+def _import(
+  sections: config.Sections, workdir: Path, spent: ledger.Ledger
+) -> None:
   """Fills the cache to train on from another tool's, if the config says so."""
   section = sections.cache
   if not section.import_path:
@@ -123,7 +128,6 @@ def _import(sections: config.Sections, workdir: Path) -> None:
     wanted,
     lambda: importer.id_order(dataset.read(first), teacher.cfg.V),
   )
-  spent = ledger.Ledger(workdir, "cache")
   written = store.bytes_written()
 
   def committed(part: range) -> None:

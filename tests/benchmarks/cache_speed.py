@@ -27,6 +27,7 @@ from analogjax import (
   assemble,
   config,
   filler,
+  ledger,
   optim,
   recorder,
   sharding,
@@ -303,8 +304,11 @@ def caching(
     nonlocal count
     count += 1
     where = store.place(folder / f"cache_{count}")
+    spent = ledger.Ledger(folder, "cache")
     cache = logit_cache.create(where, wanted, lambda: order_V)
-    filler.Filler(sections, folder, teacher, teaching, rows, cache).fill()
+    filler.Filler(
+      sections, folder, teacher, teaching, rows, cache, spent
+    ).fill()
     shutil.rmtree(folder / f"cache_{count}")
 
   def forward():

@@ -83,13 +83,14 @@ def results(workdir):
 @pytest.fixture(scope="session")
 def undisturbed(tiny, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+  began = time.monotonic()
   done = tiny.run("run", workdir)
-  return workdir, done
+  return workdir, done, time.monotonic() - began
 
 
 @pytest.mark.slow
 def test_the_whole_job_leaves_what_the_design_says(undisturbed):
-  workdir, done = undisturbed
+  workdir, done, seconds = undisturbed
   assert "KL to teacher" in done.stdout
   names = {p.name for p in workdir.iterdir()}
   assert names >= {
@@ -106,6 +107,7 @@ def test_the_whole_job_leaves_what_the_design_says(undisturbed):
     *("cache", "measure", "export"),
     *(f"train/{phase}" for phase in PHASES),
   }
+  assert sum(summary["seconds"].values()) <= seconds  # None counts twice.
   assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
   records = metrics.read(workdir / "train" / "pretrain")
   curve = [r["held_out/hard_label_nats"] for r in records if len(r) == 4]
@@ -114,7 +116,7 @@ def test_the_whole_job_leaves_what_the_design_says(undisturbed):
 
 @pytest.mark.slow
 def test_the_analog_loads_in_transformers_and_generates(undisturbed):
-  workdir, _ = undisturbed
+  workdir, *_ = undisturbed
   folder = workdir / "export"
   model = transformers.AutoModelForCausalLM.from_pretrained(folder)
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -128,7 +130,7 @@ def test_the_analog_loads_in_transformers_and_generates(undisturbed):
 
 @pytest.mark.slow
 def test_a_finished_run_does_nothing_when_run_again(tiny, undisturbed):
-  workdir, _ = undisturbed
+  workdir, *_ = undisturbed
   before = {
     p: p.stat().st_mtime_ns
     for name in ("cache", "held_out", "train", "export")

@@ -47,10 +47,6 @@ _HEADER = (
   "bias^2",
   "variance",
   "ECE",
-  "write",
-  "read",
-  "grain",
-  "grain, by batch",
 )
 
 
@@ -171,28 +167,37 @@ def _target(met: bool, what: str) -> str:
 def _title(table):
   return (
     f"{table.text}: {table.tokens:,} tokens, entropy {table.entropy:.2f} nats,"
-    f" ||t||^2 {table.square:.3f}, the teacher's own ECE"
+    f" sum p^2 {table.square:.3f},\nthe teacher's own ECE"
     f" {table.teacher_ece:.4f}."
   )
 
 
 def markdown(table: cache_table.Table) -> list[str]:
-  """The table, speeds in thousands of tokens/s: processor / clock."""
-  out = [_row(_HEADER), "|---" * len(_HEADER) + "|"]
-  return out + [_row(_cells(line)) for line in table.lines]
+  """What each format takes and keeps; where they were timed, the speeds too.
+
+  Speeds are in thousands of tokens a second: of a core's time / by the clock.
+  """
+  out = _rows(_HEADER, map(_cells, table.lines))
+  timed = [line for line in table.lines if line.speed]
+  if timed:
+    out += ["", *_rows(("format", *cache_speed.WAYS), map(_speeds, timed))]
+  return out
 
 
-def _row(cells):
-  return "| " + " | ".join(cells) + " |"
+def _rows(header, lines):
+  rows = [header, ["---"] * len(header), *lines]
+  return ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
-def _cells(line):
+def _speeds(line):
   def rate(what: str) -> str:
-    if not line.speed:
-      return "-"
     cpu, clock = line.speed[f"{what} cpu"], line.speed[f"{what} clock"]
     return f"{cpu / 1e3:,.0f} / {clock / 1e3:,.0f}"
 
+  return line.name, *map(rate, cache_speed.WAYS)
+
+
+def _cells(line):
   is_drawn = line.variance.mean > 0
   bias2 = str(line.bias2) if is_drawn else f"{line.bias2.mean:.2e}"
   own = "-" if line.own_mass != line.own_mass else f"{line.own_mass:.3f}"
@@ -206,7 +211,6 @@ def _cells(line):
     f"{bias2} {line.loss}".strip(),
     str(line.variance) if is_drawn else "0",
     f"{line.ece:.4f}",
-    *(rate(what) for what in cache_speed.WAYS),
   )
 
 

@@ -5,10 +5,12 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import math
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
+import jax
 from jax.sharding import Mesh
 
 import analogjax
@@ -41,6 +43,39 @@ class Teacher:
 
 def make_mesh(sections: Sections) -> Mesh:
   return sharding.make_mesh(dataclasses.asdict(sections.mesh))
+
+
+def make_train_meshes(sections: Sections) -> tuple[Mesh, Mesh]:
+  """The student's mesh, and that of a teacher in the loop.
+
+  The same one, unless teacher.mesh sets devices aside: the last ones.
+
+  Raises:
+    ValueError: too few devices, or several processes.
+  """
+  phases = (sections.train.phase[name] for name in sections.train.phases)
+  own = sections.teacher.mesh
+  if own is None or not any(phase.runs_teacher for phase in phases):
+    mesh = make_mesh(sections)
+    return mesh, mesh
+  axes = dataclasses.asdict(own)
+  number, devices = math.prod(axes.values()), jax.devices()
+  if jax.process_count() > 1:
+    raise ValueError(
+      "teacher.mesh: devices of its own need a single process, found"
+      f" {jax.process_count()}; set teacher.mesh=None, and the teacher shares"
+      " the student's."
+    )
+  if number >= len(devices):
+    raise ValueError(
+      f"teacher.mesh: {number} devices for the teacher leave none of the"
+      f" {len(devices)} for the student; make it smaller, or set"
+      " teacher.mesh=None, and the teacher shares the student's."
+    )
+  student = sharding.make_mesh(
+    dataclasses.asdict(sections.mesh), devices[:-number]
+  )
+  return student, sharding.make_mesh(axes, devices[-number:])
 
 
 def student_config(sections: Sections) -> decoder.DecoderConfig:
@@ -222,6 +257,11 @@ def _leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     else:
       leaves[path + name] = value
   return leaves
+
+
+def cache_names(sections: Sections) -> tuple[str, ...]:
+  """The caches that this config's stages read."""
+  return (CACHE, HELD_OUT) if sections.reads_cache else (HELD_OUT,)
 
 
 def cache_place(sections: Sections, workdir: Path, name: str) -> store.Place:

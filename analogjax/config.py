@@ -18,10 +18,11 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
-from analogjax import config_types
+from analogjax import config_types, divergences
 from analogjax.config_types import FreeForm, listed, suggest
 from analogjax.data import store
 from analogjax.models import layers
+from analogjax.objectives import LossConfig
 from analogjax.optim import OptimizerConfig
 
 
@@ -55,6 +56,23 @@ def _check_sha256(section: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """Devices along each axis; -1 takes what is left."""
+
+  data: Annotated[int, "copies of the parameters, between slices"]
+  fsdp: Annotated[int, "parameters and rows are split"]
+  expert: Annotated[int, "experts are split; 1 for a dense model"]
+  tensor: Annotated[int, "heads, feed-forward and vocabulary are split"]
+
+  def __post_init__(self):
+    sizes = dataclasses.asdict(self)
+    for axis, size in sizes.items():
+      _check(size >= 1 or size == -1, axis, "a positive number or -1", size)
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    _check(len(rest) <= 1, rest[-1] if rest else "", "-1 on one axis only", -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GgufConfig:
   """A teacher inside an installed package, for the demo only."""
 
@@ -76,10 +94,16 @@ class TeacherConfig:
   sha256: Annotated[str, "digest of the folder; '': not checked"]
   gguf: Annotated[GgufConfig | None, "used where path is ''; may be None"]
   dtype: Annotated[str, "compute dtype: float32 or bfloat16"]
+  mesh: Annotated[
+    MeshConfig | None, "of a live teacher's own devices; None: the student's"
+  ]
 
   def __post_init__(self):
     _check_sha256(self)
     _check_choice(self, "dtype", "float32", "bfloat16")
+    if self.mesh is not None:
+      for axis, size in dataclasses.asdict(self.mesh).items():
+        _check(size >= 1, f"mesh.{axis}", "a positive number", size)
     ok = bool(self.path) or self.gguf is not None
     _check(ok, "path", "a folder, as teacher.gguf is None", self.path)
 
@@ -217,11 +241,13 @@ class PhaseConfig:
 
   init_from: Annotated[str, "earlier phase to start from; '': random"]
   rows: Annotated[str, "where rows come from: cache or pipeline"]
-  alpha: Annotated[float, "weight of the teacher against hard labels, 0 to 1"]
   num_steps: Annotated[int, "optimizer updates"]
   batch_rows: Annotated[int, "rows per step, over all devices"]
+  microbatches: Annotated[
+    int, "parts of a batch, one after another; divides it"
+  ]
   seed: Annotated[int, "of the order of the rows"]
-  loss_chunk: Annotated[int, "tokens of a row whose logits are held at once"]
+  loss: Annotated[LossConfig, "what is minimized"]
   optimizer: Annotated[OptimizerConfig, "update rule and schedule"]
   checkpoint_every_steps: Annotated[int, "steps"]
   keep_checkpoints: Annotated[int, "checkpoints on disk at once"]
@@ -230,13 +256,18 @@ class PhaseConfig:
 
   def __post_init__(self):
     _check_choice(self, "rows", "cache", "pipeline")
-    _check(0 <= self.alpha <= 1, "alpha", "0 <= alpha <= 1", self.alpha)
-    if self.alpha > 0:
-      expected = f"'cache', as alpha={self.alpha} needs a cached teacher"
+    if self.reads_records:
+      expected = (
+        f"'cache', as loss.alpha={self.loss.alpha} needs a teacher and"
+        " loss.teacher is 'cache'"
+      )
       _check(self.rows == "cache", "rows", expected, self.rows)
     _check_counts(self, "num_steps", "batch_rows", "checkpoint_every_steps")
     _check_counts(self, "keep_checkpoints", "eval_every_steps")
-    _check_counts(self, "log_every_steps", "loss_chunk")
+    _check_counts(self, "log_every_steps", "microbatches")
+    expected = f"a divisor of batch_rows={self.batch_rows}"
+    ok = self.batch_rows % self.microbatches == 0
+    _check(ok, "microbatches", expected, self.microbatches)
     _check_seed(self)
     least = self.optimizer.warmup_steps + self.optimizer.decay_steps
     _check(
@@ -245,6 +276,16 @@ class PhaseConfig:
       f"at least optimizer.warmup_steps + optimizer.decay_steps = {least}",
       self.num_steps,
     )
+
+  @property
+  def reads_records(self) -> bool:
+    """Whether it learns from a cached teacher."""
+    return self.loss.has_teacher and self.loss.teacher == "cache"
+
+  @property
+  def runs_teacher(self) -> bool:
+    """Whether it learns from a teacher in the loop."""
+    return self.loss.has_teacher and self.loss.teacher == "live"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -304,23 +345,6 @@ class ReleaseConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-  """Devices along each axis; -1 takes what is left."""
-
-  data: Annotated[int, "copies of the parameters, between slices"]
-  fsdp: Annotated[int, "parameters and rows are split"]
-  expert: Annotated[int, "experts are split; 1 for a dense model"]
-  tensor: Annotated[int, "heads, feed-forward and vocabulary are split"]
-
-  def __post_init__(self):
-    sizes = dataclasses.asdict(self)
-    for axis, size in sizes.items():
-      _check(size >= 1 or size == -1, axis, "a positive number or -1", size)
-    rest = [axis for axis, size in sizes.items() if size == -1]
-    _check(len(rest) <= 1, rest[-1] if rest else "", "-1 on one axis only", -1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sections:
   """A whole config, checked: what the stages work with."""
 
@@ -348,19 +372,37 @@ class Sections:
         f"at most cache.num_rows={self.cache.num_rows}",
         phase.batch_rows,
       )
-      # Both need losses that are not built yet.
-      expected = "0, as no loss takes records of cache."
-      field = f"train.{name}.alpha"
-      learns = phase.alpha > 0
-      ok = not (learns and self.cache.kind == "topk")
-      _check(ok, field, f"{expected}kind 'topk' yet", phase.alpha)
-      ok = not (learns and self.cache.temperature != 1)
-      _check(ok, field, f"{expected}temperature other than 1 yet", phase.alpha)
+      if phase.reads_records:
+        self._check_records(f"train.{name}.loss", phase.loss)
     ran = f"a phase of train.phases ({listed(self.train.phases)})"
     for name in self.measure.phases:
       _check(name in self.train.phases, "measure.phases", ran, name)
     phase = self.release.phase
     _check(phase in self.train.phases, "release.phase", ran, phase)
+
+  @property
+  def reads_cache(self) -> bool:
+    """Whether any phase has its rows from the cache to train on."""
+    phases = (self.train.phase[name] for name in self.train.phases)
+    return any(phase.rows == "cache" for phase in phases)
+
+  def _check_records(self, field: str, loss: LossConfig) -> None:
+    """Refuses what cannot be learned from the records of this cache."""
+    cache = self.cache
+    _check(
+      loss.temperature == cache.temperature,
+      f"{field}.temperature",
+      f"cache.temperature={cache.temperature}, as the records are of that",
+      loss.temperature,
+    )
+    ok = loss.divergence in divergences.LINEAR or cache.kind == "topk"
+    names = " or ".join(map(repr, divergences.LINEAR))
+    expected = (
+      f"{names}, as no other is unbiased with sampled records (cache.kind"
+      f" {cache.kind!r}); with cache.kind 'topk' or {field}.teacher 'live' any"
+      " is"
+    )
+    _check(ok, f"{field}.divergence", expected, loss.divergence)
 
 
 def schema() -> list[config_types.Field]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from analogjax import losses
+from analogjax import losses, sharding
 from analogjax.data import batches, sampling
 
 
@@ -110,32 +110,75 @@ def expected_ids_step(
   return jax.lax.scan(body, jnp.zeros(head_VD.shape[0]), starts)[0]
 
 
+def hidden_step(
+  params: nnx.State, batch: batches.Batch, *, graphdef: nnx.GraphDef
+) -> jax.Array:
+  """Final hidden states [B, L, W] of a teacher in the loop.
+
+  What travels to the student's devices, instead of logits: with the teacher's
+  unembedding it is all of its distribution.
+  """
+  return _hidden(params, batch, graphdef)[0]
+
+
 def train_step(
   state: TrainState,
   batch: batches.Batch,
+  teacher: losses.Teacher | None = None,
   *,
   graphdef: nnx.GraphDef,
   tx: optax.GradientTransformation,
-  alpha: float,
-  chunk: int,
+  objective: losses.Objective,
+  alpha: optax.Schedule,
+  microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One optimizer update on one global batch.
 
   The stage jits this with `state` donated and its sharding pinned on the way
-  out, so XLA reduces the gradients: there is no collective to read here.
-  Metrics are device scalars; the loop fetches them one step late.
-  """
+  out, so XLA reduces the gradients of the layers: there is no collective to
+  read here. Metrics are device scalars; the loop fetches them one step late.
 
-  def loss_fn(params):
-    x_BLD, head_VD = _hidden(params, batch, graphdef)
-    total, sums = losses.mixed_cross_entropy(
-      x_BLD, head_VD, batch.targets, jnp.float32(alpha), chunk=chunk
+  Args:
+    state: before the update.
+    batch: rows with labels and, without `teacher`, records.
+    teacher: in the loop, its hidden states of the same rows.
+    graphdef: of the student.
+    tx: the optimizer.
+    objective: the loss.
+    alpha: weight of the teacher by step.
+    microbatches: equal parts of the batch that go through the model one after
+      another; their activations are never there together.
+  """
+  weight = jnp.maximum(jnp.sum(batch.targets.weights_BL), 1.0)
+  alpha_now = jnp.asarray(alpha(state.step), jnp.float32)
+  x_BLW = None if teacher is None else teacher.x_BLW
+
+  def loss_fn(params, piece):
+    part, x_BLW = piece
+    x_BLD, head_VD = _hidden(params, part, graphdef)
+    live = None if teacher is None else teacher._replace(x_BLW=x_BLW)
+    total, sums = losses.distillation_loss(
+      x_BLD, head_VD, part.targets, alpha_now, objective, live
     )
     # One mean over the global batch. A mean of per-device means would weigh
     # tokens by how much padding their neighbours carry.
-    return total / jnp.maximum(sums.weight, 1.0), sums
+    return total / weight, sums
 
-  (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+  if microbatches == 1:
+    (loss, sums), grads = gradient(state.params, (batch, x_BLW))
+  else:
+
+    def add(carry, piece):
+      return jax.tree.map(jnp.add, carry, gradient(state.params, piece)), None
+
+    pieces = jax.tree.map(
+      lambda a: _split_rows(a, microbatches), (batch, x_BLW)
+    )
+    first = jax.tree.map(lambda a: a[0], pieces)
+    shapes = jax.eval_shape(gradient, state.params, first)
+    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    ((loss, sums), grads), _ = jax.lax.scan(add, start, pieces)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params: Any = optax.apply_updates(state.params, updates)
   new_state = TrainState(
@@ -143,16 +186,25 @@ def train_step(
     params=params,
     opt_state=opt_state,
   )
-  weight = jnp.maximum(sums.weight, 1.0)
   metrics = {
     "loss_nats": loss,
     "hard_label_nats": sums.hard / weight,
     "grad_norm": optax.tree.norm(grads),
     "label_tokens": sums.weight,
   }
-  if batch.targets.ids_BLK.shape[-1]:
+  if teacher is not None or batch.targets.ids_BLK.shape[-1]:
     metrics["teacher_nats"] = sums.teacher / weight
+    metrics["alpha"] = alpha_now
   return new_state, metrics
+
+
+def _split_rows(a, parts):
+  """[B, ...] -> [parts, B / parts, ...]; each device keeps the rows it has.
+
+  Part m is the rows m, m + parts, ...: consecutive rows would be one device's.
+  """
+  a = jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0)
+  return sharding.pin(a, (None, sharding.ACTIVATION_AXES["B"]))
 
 
 def eval_step(
@@ -160,12 +212,12 @@ def eval_step(
   batch: batches.Batch,
   *,
   graphdef: nnx.GraphDef,
-  chunk: int,
+  objective: losses.Objective,
 ) -> losses.LossSums:
   """Sums of the losses on one batch; the caller adds batches and divides."""
   x_BLD, head_VD = _hidden(params, batch, graphdef)
-  _, sums = losses.mixed_cross_entropy(
-    x_BLD, head_VD, batch.targets, jnp.zeros(()), chunk=chunk
+  _, sums = losses.distillation_loss(
+    x_BLD, head_VD, batch.targets, 0.0, objective
   )
   return sums
 
@@ -237,8 +289,13 @@ def compare_step(
   return sums
 
 
+def head(params: nnx.State, graphdef: nnx.GraphDef) -> jax.Array:
+  """The unembedding of a model, [V, D]."""
+  return nnx.merge(graphdef, params).head_VD
+
+
 def _logits(x_BSD, head_VD, params, graphdef):
-  """Of a model that is measured or sampled; the losses know no soft cap."""
+  """Of a model that is measured or sampled."""
   logits_BSV = losses.unembed(x_BSD, head_VD)
   return nnx.merge(graphdef, params).cap(logits_BSV)
 

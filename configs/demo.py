@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
       ),
     ),
     dtype="float32",  # Compute.
+    mesh=None,  # A live teacher shares the student's devices.
   )
 
   cfg.student = dict(
@@ -96,11 +97,22 @@ def get_config() -> ConfigDict:
     values = dict(
       init_from="pretrain",
       rows="cache",
-      alpha=0.0,  # Weight of the teacher against hard labels.
       num_steps=160,  # Steps: two passes over the cached rows.
       batch_rows=4,  # Rows per step.
+      microbatches=1,  # Parts of a batch, one after another.
       seed=1,
-      loss_chunk=16,  # Tokens of a row whose logits are held at once.
+      loss=dict(
+        teacher="cache",
+        alpha=0.0,  # Weight of the teacher against hard labels.
+        alpha_schedule="constant",
+        alpha_final=0.0,  # Used by cosine.
+        divergence="forward_kl",
+        mixture=0.5,  # Used by skew_kl and jensen_shannon.
+        temperature=1.0,  # That of the cache.
+        z_loss=0.0,  # Weight.
+        exact_gradient=False,  # All is float32 here.
+        chunk=64,  # Tokens of a device whose logits are held at once.
+      ),
       optimizer=dict(
         name="adamw",
         learning_rate=3e-3,  # Peak, per step.
@@ -123,11 +135,13 @@ def get_config() -> ConfigDict:
 
   pretrain = phase(init_from="", rows="pipeline", num_steps=120, seed=0)
   pretrain["optimizer"]["decay_steps"] = 0  # The phases after it go on.
+  distill = phase()
+  distill["loss"]["alpha"] = 0.9  # 0.9 teacher, 0.1 hard labels.
   cfg.train = dict(
     phases=("pretrain", "control", "distill"),
     pretrain=pretrain,
     control=phase(),  # Hard labels alone.
-    distill=phase(alpha=0.9),  # 0.9 teacher, 0.1 hard labels.
+    distill=distill,
   )
 
   cfg.measure = dict(

@@ -23,7 +23,7 @@ def sections(cache=None, **student):
     cfg.student.update(student)
     cfg.cache.update(cache or {})
     if cache:  # No loss takes every kind of record yet.
-      cfg.train.distill.alpha = 0.0
+      cfg.train.distill.loss.alpha = 0.0
   return config.to_sections(cfg)
 
 

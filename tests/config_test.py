@@ -21,14 +21,26 @@ OPTIMIZER = dict(
   weight_decay=0.1,
   clip_norm=1.0,
 )
+LOSS = dict(
+  teacher="cache",
+  alpha=0.0,
+  alpha_schedule="constant",
+  alpha_final=0.0,
+  divergence="forward_kl",
+  mixture=0.5,
+  temperature=1.0,
+  z_loss=0.0,
+  exact_gradient=False,
+  chunk=4,
+)
 PHASE = dict(
   init_from="",
   rows="pipeline",
-  alpha=0.0,
   num_steps=10,
   batch_rows=2,
+  microbatches=1,
   seed=0,
-  loss_chunk=4,
+  loss=LOSS,
   optimizer=OPTIMIZER,
   checkpoint_every_steps=5,
   keep_checkpoints=1,
@@ -41,9 +53,12 @@ PHASE = dict(
 def values():
   """A config as plain values; a test breaks one of them."""
   pretrain, distill = copy.deepcopy(PHASE), copy.deepcopy(PHASE)
-  distill |= dict(init_from="pretrain", rows="cache", alpha=0.9)
+  distill |= dict(init_from="pretrain", rows="cache")
+  distill["loss"]["alpha"] = 0.9
   return dict(
-    teacher=dict(path="/models/t", sha256="", gguf=None, dtype="float32"),
+    teacher=dict(
+      path="/models/t", sha256="", gguf=None, dtype="float32", mesh=None
+    ),
     student=dict(
       **dict(seed=0, V=100, D=8, Y=2, N=4, G=2, H=4, F=16, max_positions=64),
       **dict(rope_theta=1e4, rope_scaling=None),
@@ -89,14 +104,16 @@ def message(values):
 
 
 def test_a_good_config_becomes_typed_sections(values):
-  values["train"]["pretrain"]["alpha"] = 0  # An int where a float belongs.
+  values["train"]["pretrain"]["loss"]["alpha"] = (
+    0  # An int where a float belongs.
+  )
   values["measure"]["phases"] = ["distill"]  # A list where a tuple belongs.
   s = config.to_sections(ConfigDict(values))
   assert s.student.D == 8
   assert s.teacher.gguf is None
   assert s.train.phases == ("pretrain", "distill")
   assert s.train.phase["distill"].optimizer.learning_rate == 1e-3
-  assert isinstance(s.train.phase["pretrain"].alpha, float)
+  assert isinstance(s.train.phase["pretrain"].loss.alpha, float)
   assert s.measure.phases == ("distill",)
   assert s.data.arguments == {"path": "x"}
   with pytest.raises(dataclasses.FrozenInstanceError):
@@ -207,8 +224,18 @@ def test_wrong_type_is_named(values, path, bad, expected):
     ("train.phases", ("distill",) * 2, "expected each phase once"),
     ("train.phases", ("../x",), "expected names of letters a-z, digits and _"),
     ("train.pretrain.init_from", "distill", "expected '' or a phase that runs"),
-    ("train.distill.alpha", 1.5, "expected 0 <= alpha <= 1, found 1.5."),
-    ("train.distill.rows", "pipeline", "expected 'cache', as alpha=0.9"),
+    ("train.distill.loss.alpha", 1.5, "expected 0 <= alpha <= 1, found 1.5."),
+    ("train.distill.loss.teacher", "dead", "expected 'cache' or 'live', found"),
+    ("train.distill.loss.alpha_schedule", "wsd", "expected 'constant' or 'cos"),
+    ("train.distill.loss.divergence", "kl", "expected 'forward_kl' or 'rever"),
+    ("train.distill.loss.divergence", "reverse_kl", "expected 'forward_kl', a"),
+    ("train.distill.loss.mixture", 0.0, "expected 0 < mixture < 1, found 0.0"),
+    ("train.distill.loss.temperature", 0.0, "expected > 0, found 0.0."),
+    ("train.distill.loss.temperature", 2.0, "expected cache.temperature=1.0, "),
+    ("train.distill.loss.z_loss", -1.0, "expected 0 or more, found -1.0."),
+    ("train.distill.loss.chunk", 0, "expected a positive number, found 0."),
+    ("train.distill.microbatches", 3, "expected a divisor of batch_rows=2, f"),
+    ("train.distill.rows", "pipeline", "expected 'cache', as loss.alpha=0.9"),
     ("train.distill.batch_rows", 9, "expected at most cache.num_rows=8"),
     ("train.distill.num_steps", 4, "expected at least optimizer.warmup_steps"),
     ("train.distill.log_every_steps", 0, "expected a positive number, found 0"),
@@ -233,7 +260,8 @@ def test_broken_rule_is_named_and_says_how_to_set_it(
   ("path", "edge"),
   [
     ("cache.tau", 1.0),
-    ("train.distill.alpha", 1.0),
+    ("train.distill.loss.alpha", 1.0),
+    ("train.distill.microbatches", 2),
     ("train.distill.num_steps", 5),
     ("train.distill.batch_rows", 8),
     ("student.max_positions", 16),
@@ -243,6 +271,33 @@ def test_broken_rule_is_named_and_says_how_to_set_it(
 def test_the_edge_of_a_rule_is_inside(values, path, edge):
   put(values, path, edge)
   config.to_sections(ConfigDict(values))
+
+
+def test_a_live_teacher_takes_any_rows_divergence_and_temperature(values):
+  distill = values["train"]["distill"]
+  distill |= dict(rows="pipeline")
+  distill["loss"] |= dict(teacher="live", divergence="skew_kl", temperature=2.0)
+  s = config.to_sections(ConfigDict(values))
+  assert s.train.phase["distill"].runs_teacher and not s.reads_cache
+
+
+def test_records_of_kind_topk_take_any_divergence(values):
+  values["cache"] |= dict(kind="topk", temperature=2.0)
+  values["train"]["distill"]["loss"] |= dict(
+    divergence="jensen_shannon", temperature=2.0
+  )
+  s = config.to_sections(ConfigDict(values))
+  assert s.train.phase["distill"].reads_records and s.reads_cache
+
+
+def test_a_mesh_of_the_teachers_own_has_sizes(values):
+  mesh = dict(data=1, fsdp=-1, expert=1, tensor=1)
+  values["teacher"]["mesh"] = mesh
+  text = message(values)
+  assert text.startswith("teacher.mesh.fsdp: expected a positive number, found")
+  mesh["fsdp"] = 2
+  s = config.to_sections(ConfigDict(values))
+  assert s.teacher.mesh is not None and s.teacher.mesh.fsdp == 2
 
 
 def test_a_phase_that_is_not_run_still_has_its_types_checked(values):

@@ -10,7 +10,7 @@ import optax
 import pytest
 from scipy import stats
 
-from analogjax import optim, sharding, steps
+from analogjax import losses, optim, sharding, steps
 from analogjax.data import batches, logit_cache, rows as rows_lib, sampling
 from analogjax.models import decoder
 
@@ -56,7 +56,7 @@ MESHES = (ALONE, dict(data=8), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2))
 
 
 def make_mesh(axes):
-  number = int(np.prod(list(axes.values())))
+  number = int(np.prod(list(axes.values()) or [1]))
   return sharding.make_mesh(axes, jax.devices()[:number])
 
 
@@ -159,8 +159,8 @@ def train(index):
         steps.train_step,
         graphdef=decoder.graphdef(STUDENT),
         tx=OPTIMIZER,
-        alpha=0.7,
-        chunk=CHUNK,
+        alpha=optax.constant_schedule(0.7),
+        objective=losses.Objective(chunk=CHUNK),
       ),
       donate_argnums=0,
       out_shardings=(shardings, NamedSharding(mesh, P())),
@@ -377,7 +377,9 @@ def test_compare_step_on_another_mesh():
 
 def test_eval_step_adds_up_what_train_step_divides():
   step = functools.partial(
-    steps.eval_step, graphdef=decoder.graphdef(STUDENT), chunk=CHUNK
+    steps.eval_step,
+    graphdef=decoder.graphdef(STUDENT),
+    objective=losses.Objective(chunk=CHUNK),
   )
   sums = on_mesh(ALONE, step, parameters(0), make_batch())
   metrics = train(0)[1][0]
@@ -387,6 +389,31 @@ def test_eval_step_adds_up_what_train_step_divides():
     np.testing.assert_allclose(
       getattr(sums, name) / sums.weight, metric, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("axes", [{}, dict(data=2, tensor=2)], ids=str)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_microbatches_give_the_update_of_the_whole_batch(axes, parts):
+  def run(microbatches):
+    step = functools.partial(
+      steps.train_step,
+      graphdef=decoder.graphdef(STUDENT),
+      tx=keep_gradient(),
+      alpha=optax.constant_schedule(0.7),
+      objective=losses.Objective(chunk=CHUNK),
+      microbatches=microbatches,
+    )
+    mesh = make_mesh(axes)
+    with jax.set_mesh(mesh):
+      state = start(keep_gradient())
+      batch = sharding.put_rows(make_batch(), mesh)
+      state, metrics = jax.device_get(jax.jit(step)(state, batch))
+    return state.opt_state, metrics
+
+  (whole, metrics), (pieces, others) = run(1), run(parts)
+  compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+  jax.tree.map(compare, whole, pieces)
+  jax.tree.map(compare, metrics, others)
 
 
 # The gradient of a cached step.
@@ -409,8 +436,8 @@ def gradient_step():
     steps.train_step,
     graphdef=decoder.graphdef(STUDENT),
     tx=keep_gradient(),
-    alpha=0.9,
-    chunk=L,
+    alpha=optax.constant_schedule(0.9),
+    objective=losses.Objective(chunk=L),
   )
   return jax.jit(step)
 
@@ -511,8 +538,8 @@ def test_no_records_no_metric_of_a_teacher():
     steps.train_step,
     graphdef=decoder.graphdef(STUDENT),
     tx=keep_gradient(),
-    alpha=0.0,
-    chunk=CHUNK,
+    alpha=optax.constant_schedule(0.0),
+    objective=losses.Objective(chunk=CHUNK),
   )
   _, metrics = jax.eval_shape(step, state, batch._replace(targets=targets))
-  assert set(metrics) == set(train(0)[1][0]) - {"teacher_nats"}
+  assert set(metrics) == set(train(0)[1][0]) - {"teacher_nats", "alpha"}

@@ -65,9 +65,24 @@ def from_rows(rows: rows_lib.Rows) -> Batch:
 
 def from_entries(entries: logit_cache.Entries) -> Batch:
   """A batch with hard labels and the teacher's records."""
-  return _batch(
+  batch = _batch(
     entries.rows, entries.ids_BLK, entries.p_BLK, entries.capture_weights_BL
   )
+  if entries.log_tail_BL is None:
+    return batch
+  # Where nothing was captured the tail is not known, and counts for nothing.
+  captured_BL = entries.capture_weights_BL > 0
+  tail_BL = np.where(captured_BL, entries.log_tail_BL, 0).astype(np.float32)
+  targets = batch.targets._replace(log_tail_BL=tail_BL)
+  return batch._replace(targets=targets)
+
+
+def for_live_teacher(rows: rows_lib.Rows) -> Batch:
+  """A batch for a teacher in the loop, which says something at each label."""
+  batch = from_rows(rows)
+  weights_BL = batch.targets.weights_BL
+  targets = batch.targets._replace(teacher_weights_BL=weights_BL)
+  return batch._replace(targets=targets)
 
 
 def labels(rows: rows_lib.Rows) -> tuple[np.ndarray, np.ndarray]:

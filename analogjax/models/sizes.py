@@ -162,7 +162,7 @@ def training_bytes(
     cfg: shape of the student.
     rows: rows of the batch on this device.
     L: tokens in a row.
-    chunk: positions of each row whose logits exist at a time.
+    chunk: tokens of a device whose logits exist at a time.
     dtype_bytes: of the compute dtype.
     remat: none, dots or full, as in DecoderConfig.
     split: devices that share parameters, gradients and moments (fsdp x tensor).
@@ -176,7 +176,7 @@ def training_bytes(
     activations=activation_bytes(
       cfg, rows=rows, L=L, dtype_bytes=dtype_bytes, remat=remat, tensor=tensor
     ),
-    logits=logits_bytes(cfg, rows=rows, chunk=chunk, tensor=tensor),
+    logits=logits_bytes(cfg, rows=1, chunk=min(chunk, rows * L), tensor=tensor),
   )
 
 

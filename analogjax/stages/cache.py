@@ -67,11 +67,11 @@ def _fillers(
   teacher = hosts.together(lambda: assemble.open_teacher(sections, workdir))
   teaching = recorder.Recorder(sections, mesh, teacher)
   fillers = []
-  for name, num_rows in (
-    (assemble.CACHE, sections.cache.num_rows),
-    (assemble.HELD_OUT, sections.cache.held_out_rows),
-  ):
+  for name in assemble.cache_names(sections):
     held_out = name == assemble.HELD_OUT
+    num_rows = (
+      sections.cache.held_out_rows if held_out else sections.cache.num_rows
+    )
     if sections.cache.import_path and not held_out:
       continue
     open_rows = functools.partial(
@@ -97,7 +97,7 @@ def _import(
 ) -> None:
   """Fills the cache to train on from another tool's, if the config says so."""
   section = sections.cache
-  if not section.import_path:
+  if not section.import_path or not sections.reads_cache:
     return
   if jax.process_count() > 1:
     raise ValueError(

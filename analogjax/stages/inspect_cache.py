@@ -22,7 +22,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   if jax.process_index() != 0:
     return
   sections = config.to_sections(cfg)
-  for name in (assemble.CACHE, assemble.HELD_OUT):
+  for name in assemble.cache_names(sections):
     where = assemble.cache_place(sections, workdir, name)
     cache = logit_cache.open_cache(where)
     summary = cache_check.summarize(cache, _some_objects(cache))

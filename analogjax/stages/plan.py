@@ -158,7 +158,8 @@ def _phase(sections: config.Sections, name: str) -> dict[str, Any]:
   return {
     "init_from": phase.init_from,
     "rows": phase.rows,
-    "alpha": phase.alpha,
+    "alpha": phase.loss.alpha,
+    "teacher": phase.loss.teacher if phase.loss.has_teacher else None,
     "steps": phase.num_steps,
     "tokens": rows * sections.data.L,
     # How often each cached row is seen; a pipeline's length is not known here.
@@ -209,9 +210,9 @@ def _memory(
     phase = sections.train.phase[name]
     training = sizes.training_bytes(
       student,
-      rows=math.ceil(phase.batch_rows / row_ways),
+      rows=math.ceil(phase.batch_rows / phase.microbatches / row_ways),
       L=L,
-      chunk=phase.loss_chunk,
+      chunk=phase.loss.chunk,
       dtype_bytes=_DTYPE_BYTES[student.dtype],
       remat=student.remat,
       split=split,

@@ -26,7 +26,8 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
 
 def _collect(sections: config.Sections, workdir: Path) -> dict[str, Any]:
   fidelity = hf_folder.read_json(workdir / "fidelity.json")
-  place = assemble.cache_place(sections, workdir, assemble.CACHE)
+  name = assemble.cache_names(sections)[0]
+  place = assemble.cache_place(sections, workdir, name)
   cache = logit_cache.open_cache(place)
   tokens = cache.manifest.num_rows * cache.manifest.sequence_length
   sizes = cache.bytes_by_array(cache.objects())

@@ -21,8 +21,10 @@ from analogjax import (
   checkpoint,
   config,
   ledger,
+  live,
   losses,
   metrics,
+  objectives,
   optim,
   progress,
   sharding,
@@ -35,17 +37,46 @@ from analogjax.models import decoder, sizes
 def run(cfg: ConfigDict, workdir: Path) -> None:
   """Trains every phase of the config that is not finished yet."""
   sections = config.to_sections(cfg)
-  mesh = assemble.make_mesh(sections)
+  mesh, teacher_mesh = assemble.make_train_meshes(sections)
   teacher = assemble.open_teacher(sections, workdir)
-  cache = assemble.open_cache(sections, teacher, workdir, assemble.CACHE)
+  cache = _open_cache(sections, teacher, workdir)
   held_out = assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
   for name in sections.train.phases:
-    rows = sections.train.phase[name].batch_rows
-    sharding.check_batch_rows(rows, mesh, f"train.{name}.batch_rows")
+    phase = sections.train.phase[name]
+    field = f"train.{name}.batch_rows"
+    rows = phase.batch_rows // phase.microbatches
+    if phase.microbatches > 1:
+      field += f" / train.{name}.microbatches"
+    sharding.check_batch_rows(rows, mesh, field)
+    if phase.runs_teacher:
+      sharding.check_batch_rows(
+        phase.batch_rows, teacher_mesh, f"train.{name}.batch_rows"
+      )
+
+  # The weights are read once, and only where a phase is not complete.
+  @functools.cache
+  def live_teacher():
+    return live.LiveTeacher(teacher, teacher_mesh, mesh)
+
   for name in sections.train.phases:
     phase = sections.train.phase[name]
     order = _row_order(phase, sections, teacher, workdir, cache)
-    _Phase(name, sections, workdir, mesh, order, held_out).run()
+    make_teacher = live_teacher if phase.runs_teacher else None
+    _Phase(
+      name, sections, teacher, workdir, mesh, order, held_out, make_teacher
+    ).run()
+
+
+def _open_cache(sections, teacher, workdir) -> logit_cache.LogitCache | None:
+  """The cache to train on; one that no phase reads need not be there."""
+  if sections.reads_cache:
+    return assemble.open_cache(sections, teacher, workdir, assemble.CACHE)
+  where = assemble.cache_place(sections, workdir, assemble.CACHE)
+  if cache_format.read_group(where) is None:
+    return None
+  cache = logit_cache.open_cache(where)
+  assemble.check_cache(sections, teacher, cache)
+  return cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +90,12 @@ class _RowOrder:
 
 
 def _row_order(phase, sections, teacher, workdir, cache) -> _RowOrder:
+  make = batches.for_live_teacher if phase.runs_teacher else batches.from_rows
   if phase.rows == "pipeline":
     rows = assemble.open_rows(sections, teacher, workdir, held_out=False)
     # One run has one pipeline, whether its rows come through the cache or not;
     # but rows that were imported come from nowhere else.
-    if not sections.cache.import_path:
+    if cache is not None and not sections.cache.import_path:
       wanted = dataclasses.replace(
         cache.manifest, pipeline_fingerprint=rows.fingerprint
       )
@@ -76,7 +108,7 @@ def _row_order(phase, sections, teacher, workdir, cache) -> _RowOrder:
         "pipeline": sections.data.pipeline,
         "pipeline_fingerprint": rows.fingerprint,
       },
-      read=lambda step: batches.from_rows(order.read(step)),
+      read=lambda step: make(order.read(step)),
       position=order.position,
       restore=order.restore,
     )
@@ -90,9 +122,9 @@ def _row_order(phase, sections, teacher, workdir, cache) -> _RowOrder:
     )
     # Every pass over the rows sees a draw of its own, while there are any.
     entries = cache.read(indices, passes % cache.manifest.num_replicas)
-    if phase.alpha:
+    if phase.reads_records:
       return batches.from_entries(entries)
-    return batches.from_rows(entries.rows)
+    return make(entries.rows)
 
   identity = dataclasses.asdict(cache.manifest)
   del identity["software"]  # Recorded only.
@@ -108,13 +140,16 @@ def _row_order(phase, sections, teacher, workdir, cache) -> _RowOrder:
 class _Phase:
   """One phase: from its start, or its last checkpoint, to its last step."""
 
-  def __init__(self, name, sections, workdir, mesh, order, held_out):
+  def __init__(
+    self, name, sections, teacher, workdir, mesh, order, held_out, make_teacher
+  ):
     self._name: str = name
     self._sections: config.Sections = sections
     self._phase: config.PhaseConfig = sections.train.phase[name]
     self._mesh: Mesh = mesh
     self._order: _RowOrder = order
     self._held_out: logit_cache.LogitCache = held_out
+    self._make_teacher: Callable[[], live.LiveTeacher] | None = make_teacher
     self._workdir = workdir
     self._folder = assemble.phase_folder(workdir, name)
     self._cfg = assemble.student_config(sections)
@@ -123,7 +158,7 @@ class _Phase:
     self._tx = optim.make_optimizer(
       self._phase.optimizer, self._phase.num_steps
     )
-    self._fingerprints = self._make_fingerprints(sections)
+    self._fingerprints = self._make_fingerprints(sections, teacher)
     # Tells this training from another one with the same config, for what is
     # made of its checkpoints.
     self._lineage = secrets.token_hex(8)
@@ -131,20 +166,30 @@ class _Phase:
     self._abstract = abstract
     self._shardings = sharding.state_shardings(abstract, mesh)
     graphdef = decoder.graphdef(self._cfg)
-    chunk = self._phase.loss_chunk
+    loss = self._phase.loss
+    objective = objectives.make_objective(
+      loss, teacher_softcap=teacher.cfg.logit_softcap
+    )
     self._train_step = jax.jit(
       functools.partial(
         steps.train_step,
         graphdef=graphdef,
         tx=self._tx,
-        alpha=self._phase.alpha,
-        chunk=chunk,
+        objective=objective,
+        alpha=objectives.make_alpha(
+          loss, self._phase.optimizer, self._phase.num_steps
+        ),
+        microbatches=self._phase.microbatches,
       ),
       donate_argnums=0,
       out_shardings=(self._shardings, NamedSharding(mesh, P())),
     )
+    # On the held-out cache every phase is measured alike.
+    measured = losses.Objective(
+      temperature=held_out.manifest.temperature, chunk=loss.chunk
+    )
     self._eval_step = jax.jit(
-      functools.partial(steps.eval_step, graphdef=graphdef, chunk=chunk),
+      functools.partial(steps.eval_step, graphdef=graphdef, objective=measured),
       out_shardings=NamedSharding(mesh, P()),
     )
 
@@ -163,7 +208,7 @@ class _Phase:
     finally:
       saved.close()
 
-  def _make_fingerprints(self, sections) -> dict[str, Any]:
+  def _make_fingerprints(self, sections, teacher) -> dict[str, Any]:
     """What a checkpoint depends on, and a restart has to share."""
     phase = dataclasses.asdict(self._phase)
     # These may change in the middle of a phase.
@@ -172,20 +217,19 @@ class _Phase:
       "keep_checkpoints",
       "eval_every_steps",
       "log_every_steps",
-      "loss_chunk",
     ):
       del phase[free]
+    del phase["loss"]["chunk"]
     student = assemble.student_identity(sections)
     # Through JSON, as it comes back from a checkpoint.
-    return json.loads(
-      json.dumps(
-        {
-          "student": student,
-          f"train.{self._name}": phase,
-          "data": self._order.identity,
-        }
-      )
-    )
+    parts = {
+      "student": student,
+      f"train.{self._name}": phase,
+      "data": self._order.identity,
+    }
+    if self._phase.runs_teacher:
+      parts["teacher"] = {"digest": teacher.digest, "dtype": teacher.cfg.dtype}
+    return json.loads(json.dumps(parts))
 
   def _check(self, about: Mapping[str, Any]) -> None:
     found = about["fingerprints"]
@@ -221,6 +265,9 @@ class _Phase:
     phase = self._phase
     tokens = phase.batch_rows * self._L
     flops = tokens * sizes.training_flops_per_token(self._cfg, self._L)
+    teacher = None if self._make_teacher is None else self._make_teacher()
+    if teacher is not None:
+      flops += tokens * teacher.flops_per_token(self._L)
     spent = ledger.Ledger(self._workdir, f"train/{self._name}")
     writer = _on_process_0(metrics.Writer, self._folder, first_step=start)
     unsaved = 0
@@ -242,7 +289,8 @@ class _Phase:
       pending = None
       ahead = batches.prefetch(make, range(start, total))
       for step, batch in enumerate(ahead, start + 1):
-        state, values = self._train_step(state, batch)
+        hidden = None if teacher is None else teacher.hidden(batch)
+        state, values = self._train_step(state, batch, hidden)
         # One step late: the device works on this step meanwhile.
         if pending is not None:
           report(*pending)
@@ -277,7 +325,11 @@ class _Phase:
     if writer is not None:
       values = {"held_out/hard_label_nats": sums.hard / sums.weight}
       m = self._held_out.manifest
-      if m.kind != "topk" and m.temperature == 1:
+      if m.temperature == 1 and m.kind == "topk":
+        # Of the ids that are named and all others as one.
+        kl = sums.teacher / sums.weight
+        values["held_out/kl_lower_bound_nats"] = kl
+      elif m.temperature == 1:
         # Unbiased over the sampling; the final measure uses dense logits.
         kl = (sums.teacher - entropy) / sums.weight
         values["held_out/kl_estimate_nats"] = kl

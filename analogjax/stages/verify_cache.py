@@ -22,7 +22,7 @@ def run(cfg: ConfigDict, workdir: Path, *, rows: int) -> None:
   """
   sections = config.to_sections(cfg)
   problems = []
-  for name in (assemble.CACHE, assemble.HELD_OUT):
+  for name in assemble.cache_names(sections):
     where = assemble.cache_place(sections, workdir, name)
     cache = logit_cache.open_cache(where)
     found, holes = {}, 0

@@ -77,7 +77,12 @@ def sparse_step(
 
   def step(state, batch, alpha):
     return steps.train_step(
-      state, batch, graphdef=graphdef, tx=tx, alpha=alpha, chunk=s.chunk
+      state,
+      batch,
+      graphdef=graphdef,
+      tx=tx,
+      objective=losses.Objective(chunk=s.chunk),
+      alpha=lambda _: alpha,
     )[0]
 
   return tx, jax.jit(step, donate_argnums=0)

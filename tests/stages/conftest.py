@@ -201,7 +201,7 @@ def _overrides(teacher):
       f"train.{phase}.checkpoint_every_steps": 4,
       f"train.{phase}.eval_every_steps": 6,
       f"train.{phase}.log_every_steps": 1,
-      f"train.{phase}.loss_chunk": 8,
+      f"train.{phase}.loss.chunk": 32,
       f"train.{phase}.optimizer.warmup_steps": 2,
       f"train.{phase}.optimizer.decay_steps": 4,
     }

@@ -443,7 +443,7 @@ def test_a_cache_of_another_config(bench, cached, override, says):
   says = ["the logit cache was written with", *says, "Use another --workdir"]
   bench.refuse("cache", cached, override, says=says)
   from_rows = ["--config.train.distill.rows=pipeline"]
-  from_rows += ["--config.train.distill.alpha=0"]
+  from_rows += ["--config.train.distill.loss.alpha=0"]
   if "rows_per_object" not in override:  # It changes no number.
     bench.refuse("train", cached, override, *from_rows, says=says)
 

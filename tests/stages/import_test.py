@@ -54,7 +54,6 @@ def _arguments(tiny, command, workdir, parquet, *more):
     f"  cfg.cache.update(kind='topk', top_k={K})\n"
     f"  cfg.cache.import_path = {str(parquet)!r}\n"
     f"  cfg.cache.import_codec = {CODEC!r}\n"
-    "  cfg.train.distill.alpha = 0.0\n"
     "  return cfg\n"
   )
   more = ("--config.cache.batch_rows=8", *more)  # Eight devices.
@@ -118,13 +117,6 @@ def test_what_does_not_fit_is_refused(tiny, tmp_path, parquet, capsys):
   assert main.main(arguments) == 2
   err = capsys.readouterr().err
   assert "cache.top_k=3" in err and "have 4 ids; set cache.top_k=4" in err
-
-  more = "--config.train.distill.alpha=0.5"
-  arguments = _arguments(tiny, "train", tmp_path / "run", parquet, more)
-  assert main.main(arguments) == 2
-  assert "no loss takes records of cache.kind 'topk' yet" in (
-    capsys.readouterr().err
-  )
 
   arguments = _arguments(tiny, "cache", tmp_path / "run", tmp_path / "none")
   assert main.main(arguments) == 2

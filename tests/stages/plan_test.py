@@ -86,7 +86,7 @@ def test_numbers_by_hand():
 def test_other_kinds_have_slots_and_bytes_of_their_own():
   random, topk = (
     make("cache.kind=random"),
-    make(*("cache.kind=topk", "train.distill.alpha=0")),
+    make("cache.kind=topk"),
   )
   assert random["cache"]["slots"] == 50 and topk["cache"]["slots"] == 16
   assert topk["cache"]["bytes_per_token_in_memory"] == 16 * 8 + 24

@@ -1,0 +1,124 @@
+"""Phases that learn from a teacher in the loop, and from topk records."""
+
+import dataclasses
+
+import pytest
+
+from analogjax import metrics
+
+PHASES = ("--config.train.phases=distill", "--config.measure.phases=distill")
+FRESH = "--config.train.distill.init_from="
+FEW = tuple(
+  f"--config.train.distill.{field}={value}"
+  for field, value in (
+    ("num_steps", 6),
+    ("eval_every_steps", 6),
+    ("checkpoint_every_steps", 3),
+    ("batch_rows", 8),
+  )
+)
+# Every id has a probability of its own: the records are the teacher.
+ALL_IDS = ("--config.cache.kind=topk", "--config.cache.top_k=384")
+
+
+def records(workdir):
+  """Of each step: the values that were logged."""
+  found = metrics.read(workdir / "train/distill")
+  return {r["step"]: r for r in found if "train/loss_nats" in r}
+
+
+def train(tiny, workdir, *more):
+  common = (*PHASES, FRESH, *FEW, "--config.cache.batch_rows=8")
+  for command in ("cache", "train"):
+    tiny.run(command, workdir, *common, *more)
+  return records(workdir)
+
+
+def with_two_devices_for_the_teacher(tiny, folder):
+  config = folder / "own.py"
+  config.write_text(
+    "import runpy\n\n\ndef get_config():\n"
+    f"  cfg = runpy.run_path({str(tiny.config)!r})['get_config']()\n"
+    "  cfg.teacher.mesh = dict(data=1, fsdp=2, expert=1, tensor=1)\n"
+    "  return cfg\n"
+  )
+  return dataclasses.replace(tiny, config=config)
+
+
+@pytest.fixture(scope="module")
+def cached(tiny, tmp_path_factory):
+  """Six steps on records that hold the whole distribution."""
+  workdir = tmp_path_factory.mktemp("cached") / "run"
+  return workdir, train(tiny, workdir, *ALL_IDS)
+
+
+def assert_same_losses(found, wanted, rtol):
+  assert found.keys() == wanted.keys()
+  for step, values in wanted.items():
+    for name in ("train/teacher_nats", "train/hard_label_nats"):
+      assert found[step][name] == pytest.approx(values[name], rel=rtol)
+
+
+@pytest.mark.slow
+def test_a_cached_step_equals_one_with_the_teacher_in_the_loop(
+  tiny, tmp_path, cached
+):
+  """Same rows, same order; records are rounded to 1/64 of a nat or so."""
+  live = train(
+    tiny, tmp_path / "run", *ALL_IDS, "--config.train.distill.loss.teacher=live"
+  )
+  assert_same_losses(live, cached[1], rtol=0.01)
+
+
+@pytest.mark.slow
+def test_without_records_nothing_is_cached_to_train_on(tiny, tmp_path):
+  """The rows come from the pipeline; the teacher sits on its own devices."""
+  workdir = tmp_path / "run"
+  tiny = with_two_devices_for_the_teacher(tiny, tmp_path)
+  four = "import jax; jax.config.update('jax_num_cpu_devices', 4)"
+  more = (
+    *("--config.train.distill.rows=pipeline", "--config.cache.batch_rows=8"),
+    *("--config.train.distill.loss.teacher=live", *PHASES, FRESH, *FEW),
+    "--config.train.distill.loss.divergence=reverse_kl",
+    "--config.train.distill.microbatches=2",
+    "--config.train.distill.loss.alpha_schedule=learning_rate",
+  )
+  tiny.run("cache", workdir, *more, patch=four)
+  assert not (workdir / "cache").exists() and (workdir / "held_out").exists()
+  tiny.run("train", workdir, *more, patch=four)
+  found = records(workdir)
+  assert len(found) == 6
+  assert found[6]["train/alpha"] < found[2]["train/alpha"]
+  tiny.run("train", workdir, *more, patch=four)
+  assert records(workdir) == found
+  tiny.run("run", workdir, *more, "--config.release.phase=distill", patch=four)
+
+
+@pytest.mark.slow
+def test_topk_records_and_any_divergence(tiny, tmp_path, cached):
+  more = ("--config.cache.kind=topk", "--config.cache.top_k=8")
+  name = "--config.train.distill.loss.divergence=jensen_shannon"
+  found = train(tiny, tmp_path / "run", *more, name)
+  assert found[6]["train/teacher_nats"] < found[1]["train/teacher_nats"]
+  held_out = metrics.read(tmp_path / "run/train/distill")
+  bound = [r for r in held_out if "held_out/kl_lower_bound_nats" in r]
+  whole = [
+    r
+    for r in metrics.read(cached[0] / "train/distill")
+    if "held_out/kl_lower_bound_nats" in r
+  ]
+  # Before the first step the students are the same, and so is the teacher.
+  field = "held_out/kl_lower_bound_nats"
+  assert 0 < bound[0][field] < whole[0][field]
+
+
+def test_no_devices_are_left(tiny, tmp_path):
+  tiny = with_two_devices_for_the_teacher(tiny, tmp_path)
+  done = tiny.run(
+    "train",
+    tmp_path / "run",
+    "--config.train.distill.loss.teacher=live",
+    check=False,
+  )
+  assert done.returncode == 2
+  assert "teacher.mesh: 2 devices for the teacher leave none" in done.stderr

@@ -120,9 +120,11 @@ def get_config() -> ConfigDict:
         schedule="wsd",
         decay_steps=60,  # Steps, the last ones.
         final_fraction=0.1,  # Of the peak.
-        b1=0.9,  # No unit, as are the next two.
+        b1=0.9,  # No unit, as are the next three.
         b2=0.95,
         eps=1e-8,
+        muon_momentum=0.95,  # Used by name muon.
+        momentum_dtype="float32",
         weight_decay=0.1,  # Per unit of learning rate.
         clip_norm=1.0,  # Global norm of the gradient.
       ),

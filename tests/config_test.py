@@ -18,6 +18,8 @@ OPTIMIZER = dict(
   b1=0.9,
   b2=0.95,
   eps=1e-8,
+  muon_momentum=0.95,
+  momentum_dtype="float32",
   weight_decay=0.1,
   clip_norm=1.0,
 )

@@ -45,6 +45,8 @@ OPTIMIZER = optim.make_optimizer(
     b1=0.9,
     b2=0.99,
     eps=1e-6,
+    muon_momentum=0.95,
+    momentum_dtype="float32",
     weight_decay=0.1,
     clip_norm=1.0,
   ),

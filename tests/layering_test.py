@@ -12,7 +12,7 @@ LAYERS = (
   {"hosts"},
   {
     *("models", "data", "losses", "divergences", "objectives", "optim"),
-    *("checkpoint", "metrics", "ledger", "progress"),
+    *("checkpoint", "metrics", "ledger", "progress", "throughput"),
   },
   {"steps"},
   {"fidelity", "release", "safety"},

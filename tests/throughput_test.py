@@ -1,0 +1,247 @@
+"""Tests for analogjax/throughput.py."""
+
+import math
+import time
+
+import jax
+import pytest
+
+from analogjax import throughput
+from analogjax.models import sizes
+
+
+@pytest.mark.parametrize(
+  ("kind", "bfloat16", "float32"),
+  [
+    ("TPU v4", 275e12, 275e12),
+    ("TPU v5 lite", 197e12, 197e12),
+    ("TPU v5", 459e12, 459e12),
+    ("TPU v5p", 459e12, 459e12),
+    ("TPU v6 lite", 918e12, 918e12),
+    ("TPU7x", 1153.5e12, 1153.5e12),  # Half a chip.
+    ("NVIDIA A100-SXM4-80GB", 312e12, 156e12),
+    ("NVIDIA A100-PCIE-40GB", 312e12, 156e12),
+    ("A100-SXM4-40GB", 312e12, 156e12),
+    ("NVIDIA A100 80GB PCIe", 312e12, 156e12),
+    ("NVIDIA A10", 125e12, 62.5e12),
+    ("NVIDIA A10G", 70e12, 35e12),
+    ("NVIDIA H100 80GB HBM3", 989.4e12, 494.7e12),
+    ("NVIDIA H100 PCIe", 756e12, 378e12),
+    ("NVIDIA H100 NVL", 835.5e12, 417.5e12),
+    ("NVIDIA H200", 989.4e12, 494.7e12),
+    ("NVIDIA H200 NVL", 835.5e12, 417.5e12),
+    ("NVIDIA GH200 480GB", 989.4e12, 494.7e12),
+    ("NVIDIA B200", 2.25e15, 1.125e15),
+    ("NVIDIA B300 SXM6 AC", 2.25e15, 1.125e15),
+    ("NVIDIA GB200", 2.5e15, 1.25e15),
+    ("NVIDIA L4", 121e12, 60e12),
+    ("NVIDIA L40S", 362e12, 183e12),
+  ],
+)
+def test_the_peak_of_a_device(kind, bfloat16, float32):
+  assert throughput.peak_flops(kind, "bfloat16") == pytest.approx(bfloat16)
+  assert throughput.peak_flops(kind, "float32") == pytest.approx(float32)
+
+
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "cpu",
+    "",
+    "TPU v3",  # Unknown here.
+    "TPU v5 lite pod",
+    "NVIDIA A100-SXM4-40GB MIG 1g.5gb",  # A slice of a GPU is not the GPU.
+    "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+    "NVIDIA H20",  # A seventh of an H200.
+    "NVIDIA H800",
+    "NVIDIA A100X",
+    "NVIDIA L40",
+    "Tesla V100-SXM2-16GB",
+  ],
+)
+def test_no_peak_is_made_up(kind):
+  for dtype in ("bfloat16", "float32"):
+    assert throughput.peak_flops(kind, dtype) is None
+
+
+def test_this_device_is_asked_by_its_kind():
+  kind = jax.devices()[0].device_kind
+  found = throughput.peak_flops(kind, "float32")
+  assert found is None if jax.default_backend() == "cpu" else found > 1e12
+
+
+@pytest.fixture
+def now():
+  return [100.0]
+
+
+def make_meter(now, **changes):
+  values = dict(
+    tokens_per_step=1000,
+    student_flops=6e12,
+    teacher_flops=2e12,
+    num_devices=4,
+    peak=2e12,
+    clock=lambda: now[0],
+  )
+  return throughput.Meter(**(values | changes))
+
+
+def spend(now, meter, seconds, activity=None):
+  if activity is None:
+    now[0] += seconds
+  else:
+    with meter.during(activity):
+      now[0] += seconds
+
+
+def test_rates_and_utilisation_by_hand(now):
+  """Ten steps of 2 s, four devices: 0.5 steps a second."""
+  meter = make_meter(now)
+  for _ in range(10):
+    spend(now, meter, 2)
+    meter.step()
+  assert meter.read() == pytest.approx(
+    {
+      "tokens_per_second": 500.0,
+      "student_flops_per_second": 0.75e12,  # 6e12 / 4 / 2
+      "teacher_flops_per_second": 0.25e12,
+      "combined_flops_per_second": 1e12,
+      "mfu": 0.5,
+      "mfu_student": 0.375,
+      "data_fraction": 0.0,
+      "goodput": 1.0,
+    }
+  )
+
+
+def test_all_time_is_booked_once(now):
+  """30 s: compile 10, data 4, steps 6, eval 7, checkpoint 3."""
+  meter = make_meter(now)
+  spend(now, meter, 10, "compile")
+  for wait in (3, 1):
+    spend(now, meter, wait, "data")
+    spend(now, meter, 3)
+    meter.step()
+  spend(now, meter, 7, "eval")
+  spend(now, meter, 3, "checkpoint")
+  values = meter.read()
+  # Waiting for data slows training down; an evaluation does not.
+  assert values["tokens_per_second"] == pytest.approx(2000 / 10)
+  assert values["mfu"] == pytest.approx(2 * 8e12 / 4 / 10 / 2e12)
+  assert values["data_fraction"] == pytest.approx(4 / 10)
+  assert values["goodput"] == pytest.approx(6 / 30)
+
+
+def test_what_interrupts_a_step_is_not_in_it(now):
+  meter = make_meter(now)
+  spend(now, meter, 1)
+  spend(now, meter, 5, "eval")
+  spend(now, meter, 1)
+  meter.step()
+  spend(now, meter, 1)
+  meter.step()
+  values = meter.read()
+  assert values["goodput"] == pytest.approx(3 / 8)
+  assert values["tokens_per_second"] == pytest.approx(2000 / 3)
+
+
+def test_a_read_starts_anew_and_goodput_goes_on(now):
+  meter = make_meter(now)
+  spend(now, meter, 8, "compile")
+  spend(now, meter, 2)
+  meter.step()
+  assert meter.read()["goodput"] == pytest.approx(0.2)
+  for _ in range(4):
+    spend(now, meter, 1, "data")
+    spend(now, meter, 1.5)
+    meter.step()
+  values = meter.read()
+  assert values["tokens_per_second"] == pytest.approx(4000 / 10)
+  assert values["data_fraction"] == pytest.approx(0.4)
+  assert values["goodput"] == pytest.approx(8 / 20)
+
+
+def test_a_step_may_end_after_a_read(now):
+  """Its tokens count where it ends, its time where it was spent."""
+  meter = make_meter(now)
+  spend(now, meter, 1)
+  meter.step()
+  spend(now, meter, 1)
+  values = meter.read()
+  assert values["tokens_per_second"] == pytest.approx(500)
+  assert values["goodput"] == pytest.approx(0.5)  # The last second may hang.
+  spend(now, meter, 1)
+  meter.step()
+  values = meter.read()
+  assert values["tokens_per_second"] == pytest.approx(1000)
+  assert values["goodput"] == pytest.approx(1.0)
+
+
+def test_without_a_step_the_rates_are_zero(now):
+  meter = make_meter(now)
+  for activity in (None, "eval"):
+    if activity:
+      spend(now, meter, 3, activity)
+    values = meter.read()
+    assert values["mfu"] == values["tokens_per_second"] == 0.0
+    assert values["goodput"] == values["data_fraction"] == 0.0
+
+
+def test_without_a_peak_there_is_no_utilisation(now):
+  meter = make_meter(now, peak=None, teacher_flops=0.0)
+  spend(now, meter, 2)
+  meter.step()
+  values = meter.read()
+  assert "mfu" not in values and "mfu_student" not in values
+  assert values["teacher_flops_per_second"] == 0.0
+  rate = values["student_flops_per_second"]
+  assert rate == values["combined_flops_per_second"] == pytest.approx(0.75e12)
+
+
+def test_an_activity_that_fails_is_booked_and_over(now):
+  meter = make_meter(now)
+  with pytest.raises(StopIteration), meter.during("data"):
+    now[0] += 4
+    raise StopIteration
+  spend(now, meter, 4)
+  meter.step()
+  values = meter.read()
+  assert values["data_fraction"] == values["goodput"] == pytest.approx(0.5)
+
+
+def test_misuse_is_an_assertion(now):
+  meter = make_meter(now)
+  with pytest.raises(AssertionError, match="data during eval"):
+    with meter.during("eval"), meter.during("data"):
+      pass
+  with pytest.raises(AssertionError, match="lunch"):
+    meter.during("lunch").__enter__()
+  with pytest.raises(AssertionError, match="read during eval"):
+    with meter.during("eval"):
+      meter.read()
+
+
+def test_it_takes_the_formulas_of_sizes_and_the_clock_of_the_host():
+  """One step of a known length; the FLOPs come back out of the rate."""
+
+  class Shape:
+    V, D, Y, N, G, H, F = 100, 8, 2, 4, 2, 4, 16
+    tie_embeddings, attention_bias, mlp_bias = True, False, False
+
+  flops = 1000 * sizes.training_flops_per_token(Shape(), 16)
+  before = time.perf_counter()
+  meter = throughput.Meter(
+    tokens_per_step=1000,
+    student_flops=flops,
+    teacher_flops=0,
+    num_devices=1,
+    peak=throughput.peak_flops("TPU v4", "bfloat16"),
+  )
+  meter.step()
+  values = meter.read()
+  longest = time.perf_counter() - before
+  assert values["student_flops_per_second"] >= flops / longest
+  assert values["mfu"] == values["student_flops_per_second"] / 275e12
+  assert all(isinstance(x, float) for x in values.values())
+  assert all(math.isfinite(x) for x in values.values())

@@ -1,5 +1,18 @@
 """Grouped-query attention over packed rows.
 
+Three implementations, chosen by `DecoderConfig.attention`:
+
+- splash, on a TPU (splash.py): no [L, M] exists.
+- cudnn, in bfloat16 on a GPU: no scores exist, but the mask does, as a bias of
+  2 B L M bytes that all heads share. Before jax 0.12 the backward pass writes
+  as much again, a gradient of the bias that nobody reads. cuDNN could be told
+  where documents start instead, but jax has no public way to do so, and until
+  after 0.11.0 its private one read the wrong keys where G < N (jax #39521).
+- xla, anywhere: scores of 4 B N L M bytes, their gradients, and the mask.
+
+The sizes of cudnn are those of the lowered program (jax 0.10.2) and of jax's
+source (0.11.0, 0.12.0). What a GPU then allocates is not verified.
+
 Shape letters (docs/glossary.md): B batch, L query position, M key position,
 D model width, N query heads, G key/value heads, H head width.
 """
@@ -10,7 +23,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from analogjax.models import layers
+from analogjax import sharding
+from analogjax.models import layers, splash
+
+CHOICES = ("auto", "xla", "cudnn", "splash")
+Implementation = Literal["cudnn", "splash", "xla"]
 
 
 class Attention(nnx.Module):
@@ -59,22 +76,79 @@ class Attention(nnx.Module):
     q_BLNH = layers.rotate(q_BLNH, positions_BL, frequencies)
     k_BMGH = layers.rotate(k_BMGH, positions_BL, frequencies)
 
-    same_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
-    y_BLNH = jax.nn.dot_product_attention(
-      q_BLNH,
-      k_BMGH,
-      v_BMGH,
-      mask=same_BLM[:, None],
-      is_causal=True,
-      implementation=_implementation(cfg.dtype),
+    name = implementation(
+      cfg.attention, dtype=cfg.dtype, L=x_BLD.shape[1], G=cfg.G, H=cfg.H
     )
+    if name == "splash":
+      y_BLNH = splash.attend(q_BLNH, k_BMGH, v_BMGH, segments_BL)
+    else:
+      same_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
+      if name == "cudnn":
+        # Each device has the mask of its own rows alone: left to itself, the
+        # partitioner may hold that of the whole batch. Not verified.
+        same_BLM = sharding.constrain(same_BLM, "BLM")
+      # A boolean mask, not a bias: from jax 0.12 on it has no gradient.
+      y_BLNH = jax.nn.dot_product_attention(
+        q_BLNH,
+        k_BMGH,
+        v_BMGH,
+        mask=same_BLM[:, None],
+        is_causal=True,
+        implementation=name,
+      )
     y_BLD = jnp.einsum("BLNH,NHD->BLD", y_BLNH, self.wo_NHD.astype(cfg.dtype))
     if cfg.attention_bias:
       y_BLD += self.bo_D.astype(cfg.dtype)[None, None]
     return y_BLD
 
 
-def _implementation(dtype: str) -> Literal["cudnn", "xla"]:
-  # cuDNN's kernel takes 16-bit inputs alone.
-  fused = jax.default_backend() == "gpu" and dtype == "bfloat16"
-  return "cudnn" if fused else "xla"
+def implementation(
+  choice: str, *, dtype: str, L: int, G: int, H: int
+) -> Implementation:
+  """What computes attention on the devices that this is traced for.
+
+  "auto" is the first of cudnn, splash and xla that can run.
+
+  Raises:
+    ValueError: a choice that cannot run on these devices or shapes.
+  """
+  platform = _platform()
+  # In the order of preference.
+  unmet: dict[Implementation, list[str]] = {
+    "cudnn": [],
+    "splash": splash.unmet(L, G, H),
+    "xla": [],
+  }
+  if platform != "tpu":
+    unmet["splash"].insert(0, f"a TPU (found {platform})")
+  if platform != "gpu":
+    unmet["cudnn"].append(f"a GPU (found {platform})")
+  if dtype != "bfloat16":
+    unmet["cudnn"].append(f"dtype bfloat16 (found {dtype})")
+  # The three below as jax.nn checks them; heads wider than 128 need a Hopper,
+  # which it checks itself.
+  if H % 8:
+    unmet["cudnn"].append(f"H a multiple of 8 (found {H})")
+  if H > 256:
+    unmet["cudnn"].append(f"H of 256 at most (found {H})")
+  if L % 2:
+    unmet["cudnn"].append(f"L even (found {L})")
+  for name, needs in unmet.items():
+    if choice in ("auto", name) and not needs:
+      return name
+    if choice == name:
+      raise ValueError(
+        f"attention: {choice!r} needs {' and '.join(needs)}; use 'auto' or"
+        " 'xla'."
+      )
+  raise AssertionError(choice)
+
+
+def _platform() -> str:
+  """Of the mesh's devices, or where there is no mesh, of the default device.
+
+  A program may be compiled for devices that are not here: a TPU's on a CPU.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  # jax 0.10.0 does not know the platform of a mesh.
+  return getattr(device, "platform", None) or jax.default_backend()

@@ -44,6 +44,7 @@ class DecoderConfig:
   logit_softcap: float | None = None
   dtype: str = "float32"  # Compute dtype; parameters stay float32.
   remat: str = "none"  # "none", "dots" (keep matmul outputs) or "full".
+  attention: str = "auto"  # "auto", "xla", "cudnn" or "splash".
 
   def __post_init__(self):
     for field in ("V", "D", "Y", "N", "G", "H", "F", "max_positions"):
@@ -62,6 +63,11 @@ class DecoderConfig:
     if self.remat not in ("none", "dots", "full"):
       raise ValueError(
         f"remat: expected 'none', 'dots' or 'full', found {self.remat!r}."
+      )
+    if self.attention not in attention.CHOICES:
+      raise ValueError(
+        "attention: expected 'auto', 'xla', 'cudnn' or 'splash', found"
+        f" {self.attention!r}."
       )
 
   @property

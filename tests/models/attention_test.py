@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax.models import attention, decoder, layers
+from analogjax import sharding
+from analogjax.models import attention, decoder, layers, splash
 
 D, H, L = 10, 6, 9
 SEGMENTS = [1, 1, 1, 2, 2, 2, 2, 0, 0]
@@ -149,3 +150,123 @@ def test_bfloat16_softmax_is_in_float32():
   exact = _layer(_config())(x_BLD.astype(jnp.float32), *args)
   error = np.abs(np.float32(y_BLD) - exact).max() / np.abs(exact).max()
   assert error < 0.02
+
+
+# Which implementation runs.
+
+MESHES = {
+  platform: jax.sharding.AbstractMesh(
+    (1, 1, 1, 1),
+    sharding.MESH_AXES,
+    axis_types=(jax.sharding.AxisType.Auto,) * 4,
+    abstract_device=jax.sharding.AbstractDevice(
+      device_kind=kind, num_cores=None, platform=platform
+    ),
+  )
+  for platform, kind in (
+    ("cpu", "cpu"),
+    ("gpu", "NVIDIA H200"),
+    ("tpu", "TPU v5 lite"),
+  )
+}
+
+
+def _chosen(platform, choice, **changes):
+  sizes = dict(dtype="bfloat16", L=256, G=2, H=64) | changes
+  with jax.sharding.use_abstract_mesh(MESHES[platform]):
+    return attention.implementation(choice, **sizes)
+
+
+@pytest.mark.parametrize(
+  ("platform", "changes", "expected"),
+  [
+    ("cpu", {}, "xla"),
+    ("gpu", {}, "cudnn"),
+    ("tpu", {}, "splash"),
+    ("gpu", dict(dtype="float32"), "xla"),
+    ("gpu", dict(H=6), "xla"),
+    ("gpu", dict(H=264), "xla"),
+    ("gpu", dict(L=255), "xla"),
+    ("gpu", dict(L=100), "cudnn"),
+    ("tpu", dict(dtype="float32"), "splash"),
+    ("tpu", dict(L=100), "xla"),
+    ("tpu", dict(H=6), "xla"),
+  ],
+)
+def test_auto_is_what_the_devices_and_shapes_allow(platform, changes, expected):
+  assert _chosen(platform, "auto", **changes) == expected
+  assert _chosen(platform, "xla", **changes) == "xla"
+  if expected != "xla":
+    assert _chosen(platform, expected, **changes) == expected
+
+
+@pytest.mark.parametrize(
+  ("platform", "choice", "changes", "message"),
+  [
+    ("cpu", "splash", {}, r"a TPU \(found cpu\);"),
+    ("gpu", "splash", {}, r"a TPU \(found gpu\);"),
+    ("tpu", "splash", dict(L=200), r"L a multiple of 128 \(found 200\);"),
+    (
+      *("cpu", "cudnn", dict(dtype="float32")),
+      r"a GPU \(found cpu\) and dtype bfloat16 \(found float32\);",
+    ),
+    ("tpu", "cudnn", {}, r"a GPU \(found tpu\);"),
+    ("gpu", "cudnn", dict(H=12), r"H a multiple of 8 \(found 12\);"),
+    ("gpu", "cudnn", dict(H=512), r"H of 256 at most \(found 512\);"),
+    ("gpu", "cudnn", dict(L=9), r"L even \(found 9\);"),
+  ],
+)
+def test_a_choice_that_cannot_run_says_what_it_needs(
+  platform, choice, changes, message
+):
+  message = f"^attention: '{choice}' needs {message} use 'auto' or 'xla'"
+  with pytest.raises(ValueError, match=message):
+    _chosen(platform, choice, **changes)
+
+
+def test_the_devices_are_those_of_the_mesh_or_the_default_ones():
+  shapes = dict(dtype="bfloat16", L=256, G=2, H=64)
+  # These tests run on a CPU, and so does what has no mesh.
+  assert attention.implementation("auto", **shapes) == "xla"
+  with jax.set_mesh(sharding.make_mesh({}, jax.devices()[:1])):
+    assert attention.implementation("auto", **shapes) == "xla"
+  with jax.sharding.use_abstract_mesh(
+    MESHES["tpu"].update(abstract_device=None)
+  ):
+    assert attention.implementation("auto", **shapes) == "xla"
+
+
+def test_an_unknown_choice_is_refused():
+  message = "^attention: expected 'auto', .* found 'flash'"
+  with pytest.raises(ValueError, match=message):
+    _config(attention="flash")
+
+
+def test_the_choice_reaches_the_layer():
+  layer = _layer(_config(attention="splash"))
+  with pytest.raises(ValueError, match="^attention: 'splash' needs a TPU"):
+    _apply(layer, _x())
+  plain = _apply(_layer(_config()), _x())
+  chosen = _apply(_layer(_config(attention="xla")), _x())
+  np.testing.assert_array_equal(chosen, plain)
+
+
+def test_splash_in_the_layer(monkeypatch):
+  """The layer of a TPU, whose kernel runs in the interpreter."""
+  length = 128
+  cfg = _config(H=64)
+  layer = _layer(cfg)
+  rng = np.random.default_rng(0)
+  x_BLD = jnp.asarray(rng.normal(size=(2, length, D)), jnp.float32)
+  segments_BL = np.repeat([[1, 2, 0], [3, 1, 2]], [50, 60, 18], axis=1)
+  positions_BL = np.tile(np.arange(length), (2, 1)) % 50
+
+  def run():
+    args = x_BLD, jnp.asarray(segments_BL), jnp.asarray(positions_BL)
+    return jax.jit(lambda *a: nnx.merge(*nnx.split(layer))(*a))(*args)
+
+  expected = run()
+  interpreted = functools.partial(splash.attend, interpret=True)
+  monkeypatch.setattr(splash, "attend", interpreted)
+  monkeypatch.setattr(attention, "implementation", lambda *_, **__: "splash")
+  np.testing.assert_allclose(run(), expected, atol=2e-5)

@@ -105,6 +105,7 @@ def open_teacher(sections: Sections, workdir: Path) -> Teacher:
     source = gguf.find_gguf(**dataclasses.asdict(section.gguf))
     gguf.convert(source, folder)
   cfg = hf_folder.read_config(folder, dtype=section.dtype)
+  cfg = dataclasses.replace(cfg, attention=section.attention)
   check_pair(sections, cfg)
   tokenizer = folder / "tokenizer.json"
   if not tokenizer.is_file():
@@ -185,7 +186,8 @@ def open_rows(
 def student_identity(sections: Sections) -> dict[str, Any]:
   """What makes the student's parameters what they are; JSON values."""
   student = dataclasses.asdict(sections.student)
-  for free in ("size_window", "remat"):  # They change no number.
+  # They change no number, but for the rounding of another kernel.
+  for free in ("size_window", "remat", "attention"):
     del student[free]
   return student
 

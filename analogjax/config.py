@@ -25,6 +25,8 @@ from analogjax.models import layers
 from analogjax.objectives import LossConfig
 from analogjax.optim import OptimizerConfig
 
+_ATTENTION = ("auto", "xla", "cudnn", "splash")
+
 
 def _check(ok: bool, field: str, expected: str, found: Any) -> None:
   # config_types.build puts the section in front and says how to set the field.
@@ -94,6 +96,7 @@ class TeacherConfig:
   sha256: Annotated[str, "digest of the folder; '': not checked"]
   gguf: Annotated[GgufConfig | None, "used where path is ''; may be None"]
   dtype: Annotated[str, "compute dtype: float32 or bfloat16"]
+  attention: Annotated[str, "kernel: auto, xla, cudnn or splash"]
   mesh: Annotated[
     MeshConfig | None, "of a live teacher's own devices; None: the student's"
   ]
@@ -101,6 +104,7 @@ class TeacherConfig:
   def __post_init__(self):
     _check_sha256(self)
     _check_choice(self, "dtype", "float32", "bfloat16")
+    _check_choice(self, "attention", *_ATTENTION)
     if self.mesh is not None:
       for axis, size in dataclasses.asdict(self.mesh).items():
         _check(size >= 1, f"mesh.{axis}", "a positive number", size)
@@ -145,6 +149,7 @@ class StudentConfig:
   mlp_bias: Annotated[bool, "biases in the MLP"]
   dtype: Annotated[str, "compute dtype: float32 or bfloat16"]
   remat: Annotated[str, "kept for the backward pass: none, dots or full"]
+  attention: Annotated[str, "kernel: auto, xla, cudnn or splash"]
   size_window: Annotated[str, "outside 0.5-5 % of the teacher: refuse or warn"]
 
   def __post_init__(self):
@@ -157,6 +162,7 @@ class StudentConfig:
     _check_choice(self, "dtype", "float32", "bfloat16")
     # "none" means that nothing is recomputed, see models/decoder.py.
     _check_choice(self, "remat", "none", "dots", "full")
+    _check_choice(self, "attention", *_ATTENTION)
     _check_choice(self, "size_window", "refuse", "warn")
 
 

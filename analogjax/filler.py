@@ -201,6 +201,7 @@ class Filler:
       self._ledger.append(
         tokens=int(rows.sum()) * self._cache.manifest.sequence_length,
         flops=int(rows.sum()) * self._flops_per_row,
+        teacher_flops=int(rows.sum()) * self._flops_per_row,
         bytes=int(written.sum()),
       )
     ended = [int(end) for end in ends if end >= 0]

@@ -9,6 +9,10 @@ from typing import Any
 import jax
 
 FILE = "ledger.jsonl"
+_SUMMED = (
+  *("seconds", "device_seconds", "tokens"),
+  *("flops", "teacher_flops", "bytes"),
+)
 
 
 class Ledger:
@@ -21,13 +25,19 @@ class Ledger:
     self._since = time.monotonic()
 
   def append(
-    self, *, tokens: int = 0, flops: float = 0, bytes: int = 0
+    self,
+    *,
+    tokens: int = 0,
+    flops: float = 0,
+    teacher_flops: float = 0,
+    bytes: int = 0,
   ) -> None:
     """Adds an entry for the time since the one before.
 
     Args:
       tokens: positions that went through a model.
       flops: floating-point operations by the formulas of models/sizes.py.
+      teacher_flops: of these, what the teacher took.
       bytes: written to disk.
     """
     now = time.monotonic()
@@ -44,6 +54,7 @@ class Ledger:
       "device_seconds": round(seconds * jax.device_count(), 3),
       "tokens": tokens,
       "flops": float(flops),
+      "teacher_flops": float(teacher_flops),
       "bytes": bytes,
     }
     with open(self._path, "a", encoding="utf-8") as file:
@@ -51,7 +62,7 @@ class Ledger:
 
 
 def totals(workdir: Path) -> dict[str, dict[str, float]]:
-  """What each stage has spent in all: seconds, tokens, flops, bytes."""
+  """What each stage has spent in all, by the fields of `append`."""
   path = workdir / FILE
   sums: dict[str, Any] = defaultdict(lambda: defaultdict(float))
   if path.exists():
@@ -60,6 +71,6 @@ def totals(workdir: Path) -> dict[str, dict[str, float]]:
         entry = json.loads(line)
       except json.JSONDecodeError:
         continue  # Cut short by a kill.
-      for field in ("seconds", "device_seconds", "tokens", "flops", "bytes"):
-        sums[entry["stage"]][field] += entry[field]
+      for field in _SUMMED:
+        sums[entry["stage"]][field] += entry.get(field, 0)
   return {stage: dict(fields) for stage, fields in sums.items()}

@@ -61,5 +61,11 @@ class LiveTeacher:
       x_BLW = jax.device_put(x_BLW, rows)
     return losses.Teacher(x_BLW, self._head_VW)
 
+  @property
+  def num_own_devices(self) -> int:
+    """Devices that the student has no part in."""
+    return 0 if self._mesh is self._student_mesh else self._mesh.size
+
   def flops_per_token(self, L: int) -> int:
+    """Of its forward pass; the formula is in models/sizes.py."""
     return sizes.forward_flops_per_token(self.cfg, L)

@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
       ),
     ),
     dtype="float32",  # Compute.
+    attention="auto",  # The kernel.
     mesh=None,  # A live teacher shares the student's devices.
   )
 
@@ -53,6 +54,7 @@ def get_config() -> ConfigDict:
     mlp_bias=False,
     dtype="float32",  # Compute.
     remat="none",
+    attention="auto",  # The kernel.
     size_window="refuse",  # Outside 0.5-5 % of the teacher's parameters.
   )
 

@@ -59,14 +59,19 @@ def values():
   distill["loss"]["alpha"] = 0.9
   return dict(
     teacher=dict(
-      path="/models/t", sha256="", gguf=None, dtype="float32", mesh=None
+      path="/models/t",
+      sha256="",
+      gguf=None,
+      dtype="float32",
+      mesh=None,
+      attention="auto",
     ),
     student=dict(
       **dict(seed=0, V=100, D=8, Y=2, N=4, G=2, H=4, F=16, max_positions=64),
       **dict(rope_theta=1e4, rope_scaling=None),
       **dict(rms_norm_eps=1e-5, tie_embeddings=True),
       **dict(attention_bias=False, mlp_bias=False, dtype="float32"),
-      **dict(remat="none", size_window="refuse"),
+      **dict(remat="none", attention="auto", size_window="refuse"),
     ),
     data=dict(
       L=16,
@@ -226,6 +231,8 @@ def test_wrong_type_is_named(values, path, bad, expected):
     ("train.phases", ("distill",) * 2, "expected each phase once"),
     ("train.phases", ("../x",), "expected names of letters a-z, digits and _"),
     ("train.pretrain.init_from", "distill", "expected '' or a phase that runs"),
+    ("student.attention", "flash", "expected 'auto' or 'xla' or 'cudnn' or 's"),
+    ("teacher.attention", "", "expected 'auto' or 'xla' or 'cudnn' or 'splas"),
     ("train.distill.loss.alpha", 1.5, "expected 0 <= alpha <= 1, found 1.5."),
     ("train.distill.loss.teacher", "dead", "expected 'cache' or 'live', found"),
     ("train.distill.loss.alpha_schedule", "wsd", "expected 'constant' or 'cos"),

@@ -13,7 +13,7 @@ def test_totals_add_up_by_stage_and_over_restarts(tmp_path, monkeypatch):
   monkeypatch.setattr(ledger.time, "monotonic", lambda: now[0])
   cache = ledger.Ledger(tmp_path, "cache")
   now[0] += 2
-  cache.append(tokens=10, flops=1e9, bytes=5)
+  cache.append(tokens=10, flops=1e9, teacher_flops=6e8, bytes=5)
   now[0] += 3
   cache.append(tokens=20)
   now[0] += 50  # Between two runs: nobody's time.
@@ -27,6 +27,7 @@ def test_totals_add_up_by_stage_and_over_restarts(tmp_path, monkeypatch):
       "device_seconds": 6.0 * jax.device_count(),
       "tokens": 31,
       "flops": 1e9,
+      "teacher_flops": 6e8,
       "bytes": 5,
     }
   }

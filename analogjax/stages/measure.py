@@ -93,10 +93,16 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     "output": results,
   }
   config_files.write_json(path, value)
-  per_token = sizes.forward_flops_per_token(teacher.cfg, L)
-  per_token += len(params) * sizes.forward_flops_per_token(student_cfg, L)
+  of_teacher = sizes.forward_flops_per_token(teacher.cfg, L)
+  per_token = of_teacher + len(params) * sizes.forward_flops_per_token(
+    student_cfg, L
+  )
   tokens = num_rows * L
-  spent.append(tokens=tokens, flops=tokens * per_token)
+  spent.append(
+    tokens=tokens,
+    flops=tokens * per_token,
+    teacher_flops=tokens * of_teacher,
+  )
 
 
 def _add(a: float, b: float) -> float:

@@ -4,6 +4,7 @@ Letters: B rows of a step, L positions.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import functools
 import json
@@ -29,6 +30,7 @@ from analogjax import (
   progress,
   sharding,
   steps,
+  throughput,
 )
 from analogjax.data import batches, cache_format, logit_cache
 from analogjax.models import decoder, sizes
@@ -265,9 +267,18 @@ class _Phase:
     phase = self._phase
     tokens = phase.batch_rows * self._L
     flops = tokens * sizes.training_flops_per_token(self._cfg, self._L)
-    teacher = None if self._make_teacher is None else self._make_teacher()
-    if teacher is not None:
-      flops += tokens * teacher.flops_per_token(self._L)
+    teacher, teacher_flops, devices = None, 0, self._mesh.size
+    if self._make_teacher is not None:
+      teacher = self._make_teacher()
+      teacher_flops = tokens * teacher.flops_per_token(self._L)
+      devices += teacher.num_own_devices
+    meter = throughput.Meter(
+      tokens_per_step=tokens,
+      student_flops=flops,
+      teacher_flops=teacher_flops,
+      num_devices=devices,
+      peak=throughput.peak_flops(jax.devices()[0].device_kind, self._cfg.dtype),
+    )
     spent = ledger.Ledger(self._workdir, f"train/{self._name}")
     writer = _on_process_0(metrics.Writer, self._folder, first_step=start)
     unsaved = 0
@@ -280,6 +291,9 @@ class _Phase:
       bar.advance(1, tokens=tokens, values={"loss": values["loss_nats"]})
       if step % phase.log_every_steps == 0 and writer is not None:
         writer.write(step, {f"train/{k}": v for k, v in values.items()})
+        # A record of its own: no two runs have the same.
+        speed = {f"speed/{k}": v for k, v in meter.read().items()}
+        writer.write(step, speed)
 
     title = f"train {self._name}"
     total = phase.num_steps
@@ -288,26 +302,41 @@ class _Phase:
         self._evaluate(0, state, writer)
       pending = None
       ahead = batches.prefetch(make, range(start, total))
-      for step, batch in enumerate(ahead, start + 1):
-        hidden = None if teacher is None else teacher.hidden(batch)
-        state, values = self._train_step(state, batch, hidden)
+      for step in range(start + 1, total + 1):
+        with meter.during("data"):
+          batch = next(ahead)
+        first = step == start + 1
+        with meter.during("compile") if first else contextlib.nullcontext():
+          hidden = None if teacher is None else teacher.hidden(batch)
+          state, values = self._train_step(state, batch, hidden)
         # One step late: the device works on this step meanwhile.
         if pending is not None:
           report(*pending)
         pending = (step, values)
         unsaved += 1
-        if step % phase.eval_every_steps == 0 or step == total:
-          self._evaluate(step, state, writer)
-        if step % phase.checkpoint_every_steps == 0 or step == total:
-          # A restart goes on after this step, so its record must be there.
+        evaluates = step % phase.eval_every_steps == 0 or step == total
+        saves = step % phase.checkpoint_every_steps == 0 or step == total
+        if evaluates or saves:
+          # A restart goes on after this step, so its record must be there; and
+          # its time is its own, not that of what follows.
           report(*pending)
           pending = None
+        meter.step()
+        if evaluates:
+          with meter.during("eval"):
+            self._evaluate(step, state, writer)
+        if saves:
           about = {
             "fingerprints": {**self._fingerprints, "lineage": self._lineage},
             "position": self._order.position(step),
           }
-          saved.save(step, state, about)
-          spent.append(tokens=unsaved * tokens, flops=unsaved * flops)
+          with meter.during("checkpoint"):
+            saved.save(step, state, about)
+          spent.append(
+            tokens=unsaved * tokens,
+            flops=unsaved * (flops + teacher_flops),
+            teacher_flops=unsaved * teacher_flops,
+          )
           unsaved = 0
     if writer is not None:
       writer.close()

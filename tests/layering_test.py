@@ -11,8 +11,8 @@ LAYERS = (
   {"sharding"},
   {"hosts"},
   {
-    *("models", "data", "losses", "divergences", "objectives", "optim"),
-    *("checkpoint", "metrics", "ledger", "progress", "throughput"),
+    *("models", "data", "losses", "divergences", "gram", "objectives"),
+    *("optim", "checkpoint", "metrics", "ledger", "progress", "throughput"),
   },
   {"steps"},
   {"fidelity", "release", "safety"},

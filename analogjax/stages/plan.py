@@ -116,8 +116,10 @@ def _problems(
     "measure.batch_rows": sections.measure.batch_rows,
   }
   for name in sections.train.phases:
-    rows = sections.train.phase[name].batch_rows
-    batches[f"train.{name}.batch_rows"] = rows
+    phase, field = sections.train.phase[name], f"train.{name}.batch_rows"
+    if phase.microbatches > 1:
+      field += f" / train.{name}.microbatches"
+    batches[field] = phase.batch_rows // phase.microbatches
   for field, rows in batches.items():
     if rows % ways:
       found.append(f"{field}: {rows} is not a multiple of {ways} devices.")
@@ -126,7 +128,7 @@ def _problems(
 
 def _cache(sections: config.Sections) -> dict[str, Any]:
   cache, L = sections.cache, sections.data.L
-  rows = cache.num_rows + cache.held_out_rows
+  rows = cache.held_out_rows + sections.reads_cache * cache.num_rows
   parameters = {
     "threshold": cache.tau,
     "random": cache.num_draws,
@@ -170,12 +172,14 @@ def _phase(sections: config.Sections, name: str) -> dict[str, Any]:
 def _flops(sections: config.Sections, teacher: sizes.Shape) -> dict[str, int]:
   """Model FLOPs of each stage; export computes nothing."""
   student, cache, L = sections.student, sections.cache, sections.data.L
-  rows = cache.num_rows + cache.held_out_rows
+  rows = cache.held_out_rows + sections.reads_cache * cache.num_rows
   flops = {"cache": rows * L * sizes.forward_flops_per_token(teacher, L)}
   for name in sections.train.phases:
     phase = sections.train.phase[name]
     tokens = phase.num_steps * phase.batch_rows * L
     per_token = sizes.training_flops_per_token(student, L)
+    if phase.runs_teacher:
+      per_token += sizes.forward_flops_per_token(teacher, L)
     flops[f"train.{name}"] = tokens * per_token
   tokens = cache.held_out_rows * L
   # The full distribution of the teacher is computed again, once, on these rows.
@@ -224,8 +228,11 @@ def _memory(
       "moments": training.moments,
       "activations": training.activations,
       "logits": training.logits,
-      "total": training.total,
     }
+    if phase.runs_teacher and sections.teacher.mesh is None:
+      memory[f"train.{name}"]["teacher"] = caching["params"]
+    parts = memory[f"train.{name}"]
+    parts["total"] = sum(parts.values())
   return memory
 
 
@@ -289,6 +296,10 @@ def print_plan(plan: Mapping[str, Any], console: rich.console.Console) -> None:
   console.print(table)
   noun = "device" if devices == 1 else "devices"
   console.print(f"Mesh: {axes}, {devices} {noun}. Activations: an estimate.")
+  for stage, parts in plan["memory_bytes_per_device"].items():
+    if "teacher" in parts:
+      size = _si(parts["teacher"], "B")
+      console.print(f"The total of {stage} has the live teacher, {size}.")
   for problem in plan["problems"]:
     console.print(f"Will be refused: {problem}", style="red")
 

@@ -94,6 +94,28 @@ def test_other_kinds_have_slots_and_bytes_of_their_own():
     assert p["cache"]["expected_bytes_per_token"] > 30
 
 
+def test_a_live_teacher_costs_its_forward_pass_and_its_place():
+  live = ("train.distill.loss.teacher=live", "train.distill.microbatches=4")
+  p, cached = make(*live), make()
+  teacher = p["teacher"]["forward_flops_per_token"]
+  more = p["flops"]["train.distill"] - cached["flops"]["train.distill"]
+  assert more == 300 * 8 * 256 * teacher
+  memory, without = (
+    plan["memory_bytes_per_device"]["train.distill"] for plan in (p, cached)
+  )
+  assert memory["teacher"] == 4 * 134_515_008 and "teacher" not in without
+  assert memory["activations"] == without["activations"] / 4
+  assert memory["total"] == sum(memory.values()) - memory["total"]
+  split = make(*live, data=4)["problems"]
+  assert [x for x in split if "microbatches: 2 is not a multiple of 4" in x]
+
+
+def test_nothing_is_cached_to_train_on_where_no_phase_reads_it():
+  phases = ("train.phases=pretrain", "measure.phases=pretrain")
+  p = make(*phases, "release.phase=pretrain")
+  assert p["cache"]["tokens"] == p["cache"]["held_out_tokens"] == 32 * 256
+
+
 def test_a_bfloat16_teacher_takes_half_the_memory():
   full, half = make(), make("teacher.dtype=bfloat16")
   full, half = (p["memory_bytes_per_device"]["cache"] for p in (full, half))

@@ -20,9 +20,9 @@ import json
 from pathlib import Path
 
 from flax import nnx
+from grid_arms import PIPELINE, Settings
+from grid_records import open_rows
 import jax
-from knee_arms import PIPELINE, Settings
-from knee_records import open_rows
 import numpy as np
 
 from analogjax import sharding

@@ -7,33 +7,13 @@ from pathlib import Path
 import statistics
 from typing import Any
 
-from knee_arms import ARMS, Arm
-
-# 0.975 quantile of Student's t for 1 to 9 degrees of freedom.
-T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+from grid_arms import Arm
+from grid_run import interval, read_results
 
 
-def read_results(workdir: Path) -> list[dict[str, Any]]:
-  path = workdir / "results.jsonl"
-  if not path.exists():
-    return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def key_of(line: Mapping[str, Any]) -> tuple[str, int, float]:
-  return line["arm"], line["seed"], line["learning_rate"]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-  """Mean, and half the width of its 95 % interval (Student's t)."""
-  n = len(values)
-  if n < 2:
-    return (values[0] if values else math.nan), math.nan
-  width = T_QUANTILE[n - 2] * statistics.stdev(values) / math.sqrt(n)
-  return statistics.fmean(values), width
-
-
-def summarise(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarise(
+  arms: Mapping[str, Arm], lines: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
   """One entry an arm, by falling KL.
 
   "kept" is the part of the way from hard labels to the whole teacher, both on
@@ -41,13 +21,13 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """
   by = {(line["arm"], line["seed"]): line for line in lines}
   out = []
-  for name, arm in ARMS.items():
+  for name, arm in arms.items():
     there = sorted(seed for found, seed in by if found == name)
     if not there:
       continue
     got = [by[name, seed] for seed in there]
     floor, top = (
-      next(n for n, a in ARMS.items() if a.kind == k and a.data == arm.data)
+      next(n for n, a in arms.items() if a.kind == k and a.data == arm.data)
       for k in ("hard", "dense")
     )
     kept = []
@@ -98,7 +78,9 @@ def _percent(value: float, half_width: float) -> str:
   return f"{100 * value:.1f}{more}"
 
 
-def plot(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot(
+  arms: Mapping[str, Arm], summary: Sequence[Mapping[str, Any]], path: Path
+) -> None:
   import matplotlib
 
   matplotlib.use("Agg")
@@ -110,7 +92,7 @@ def plot(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
       axes.axhline(e["kl"], linestyle="--", linewidth=0.8, color="gray")
       axes.text(1, e["kl"], e["arm"], fontsize=7, verticalalignment="bottom")
       continue
-    arm = ARMS[e["arm"]]
+    arm = arms[e["arm"]]
     plain = arm == Arm(kind="threshold", value=arm.value)
     size = e["bytes_per_token"] * arm.data
     axes.errorbar(
@@ -125,12 +107,14 @@ def plot(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
   plt.close(figure)
 
 
-def report(workdir: Path, learning_rate: float) -> None:
+def report(
+  arms: Mapping[str, Arm], workdir: Path, learning_rate: float
+) -> None:
   lines = read_results(workdir)
   lines = [line for line in lines if line["learning_rate"] == learning_rate]
-  summary = summarise(lines)
+  summary = summarise(arms, lines)
   (workdir / "knee.json").write_text(json.dumps(summary, indent=2) + "\n")
   table = to_markdown(summary)
   (workdir / "knee.md").write_text(table)
-  plot(summary, workdir / "knee.png")
+  plot(arms, summary, workdir / "knee.png")
   print(table)

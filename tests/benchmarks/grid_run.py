@@ -25,6 +25,8 @@ from analogjax.data import logit_cache, rows as rows_lib
 
 # 0.975 quantile of Student's t for 1 to 9 degrees of freedom.
 T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+# At least, so that grids of few rows have the same starts, whatever their rows.
+_OTHERS_FROM = 432
 
 
 class Prepared(NamedTuple):
@@ -51,7 +53,8 @@ def prepare(s: Settings, workdir: Path, most: int = 1) -> Prepared:
   num_rows = s.rows * most
   source = open_rows(s, "train")
   rows = source.read(range(num_rows))
-  others = source.read(range(num_rows, num_rows + s.pretrain_rows))
+  first = max(num_rows, _OTHERS_FROM)
+  others = source.read(range(first, first + s.pretrain_rows))
   held = open_rows(s, "held_out").read(range(s.held_out_rows))
   kept = keep(s, workdir, "train", rows)
   return Prepared(kept, keep(s, workdir, "held_out", held), others)

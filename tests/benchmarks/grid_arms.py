@@ -43,7 +43,9 @@ LARGE = dict(
 class Arm:
   """One way to train the student."""
 
-  kind: str  # "hard", "dense", "threshold", "random" or "topk".
+  # "start" (nothing is trained), "hard", "dense", "threshold", "random" or
+  # "topk".
+  kind: str
   value: float = 0.0  # tau, or how many ids are drawn or kept.
   alpha: float = 1.0  # Weight of the teacher against hard labels.
   alpha_schedule: str = "constant"
@@ -53,11 +55,6 @@ class Arm:
   renormalised: str = ""
   replicas: int = 1  # Epoch e reads replica e modulo this.
   data: int = 1  # So many times the rows in so many times fewer epochs.
-
-  def __post_init__(self):
-    # A student that is compared at K ids alone has no log-sum-exp over all for
-    # hard labels to share.
-    assert self.renormalised != "both" or self.alpha == 1
 
 
 class Draw(NamedTuple):
@@ -74,7 +71,7 @@ class Draw(NamedTuple):
 
 def draw_of(arm: Arm) -> Draw | None:
   """What the arm reads; None where no cache."""
-  if arm.kind in ("hard", "dense"):
+  if arm.kind in ("start", "hard", "dense"):
     return None
   sampler = sampling.make_sampler(
     arm.kind, tau=arm.value, num_draws=int(arm.value), top_k=int(arm.value)

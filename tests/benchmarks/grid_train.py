@@ -100,8 +100,8 @@ def make_step(
     )[0]
 
   def step_of_both(state, batch, alpha, teacher):
-    del alpha, teacher
-    grads = jax.grad(both_renormalised)(state.params, batch, graphdef)
+    del teacher
+    grads = jax.grad(both_renormalised)(state.params, batch, alpha, graphdef)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     return steps.TrainState(
       step=state.step + 1,
@@ -113,22 +113,29 @@ def make_step(
   return tx, jax.jit(run, donate_argnums=0)
 
 
-def both_renormalised(params, batch: batches.Batch, graphdef) -> jax.Array:
-  """KL over the K ids alone, each side made to sum to one there; a mean.
+def both_renormalised(
+  params, batch: batches.Batch, alpha: jax.Array | float, graphdef
+) -> jax.Array:
+  """alpha x KL over the K ids alone + (1 - alpha) x hard labels; a mean.
 
-  The student's logits at all other ids have no gradient.
+  Each side is made to sum to one over the K ids, so that the KL has no gradient
+  by the student's logits at all others.
 
   Source: MaxText 2026-08, Tunix 0.1.7 (LogitStrategy, distill_top_k).
   """
   x_BLD = steps.hidden_step(params, batch, graphdef=graphdef)
+  head_VD = steps.head(params, graphdef)
   targets = batch.targets
-  head_BLKD = steps.head(params, graphdef)[targets.ids_BLK]
-  z_BLK = jnp.einsum("BLD,BLKD->BLK", x_BLD, head_BLKD)
+  z_BLK = jnp.einsum("BLD,BLKD->BLK", x_BLD, head_VD[targets.ids_BLK])
   logq_BLK = jax.nn.log_softmax(z_BLK)
   p_BLK = targets.p_BLK  # Stretched already.
   kl_BLK = jax.scipy.special.xlogy(p_BLK, p_BLK) - p_BLK * logq_BLK
   w_BL = targets.weights_BL
-  return jnp.sum(kl_BLK.sum(-1) * w_BL) / jnp.maximum(jnp.sum(w_BL), 1)
+  hard, _ = losses.distillation_loss(
+    x_BLD, head_VD, targets, 0.0, losses.Objective(chunk=w_BL.shape[1])
+  )
+  total = alpha * jnp.sum(kl_BLK.sum(-1) * w_BL) + (1 - alpha) * hard
+  return total / jnp.maximum(jnp.sum(w_BL), 1)
 
 
 def stretched(batch: batches.Batch) -> batches.Batch:
@@ -185,6 +192,8 @@ def train(
   learning_rate: float,
 ):
   """The student's parameters after one arm."""
+  if arm.kind == "start":
+    return params
   num_rows = s.rows * arm.data
   cfg = student_config(s, len(kept.head_VW))
   optimizer = optimizer_config(learning_rate, s.num_steps, fall=True)

@@ -42,13 +42,15 @@ DOCS = Path(__file__).parents[2] / "docs" / "experiments.md"
 PAIRS = (
   ("threshold", "random"),
   ("threshold", "top-k + bin"),
-  ("threshold", "top-k, both renormalised"),
-  ("top-k + bin", "top-k, both renormalised"),
-  ("top-k + bin", "top-k, teacher renormalised"),
-  ("top-k + bin, Jensen-Shannon", "top-k + bin"),
-  ("threshold, 0.9 with the rate", "threshold"),
-  ("threshold, 0.9", "threshold"),
-  ("threshold, 0.9 with the rate", "threshold, 0.9"),
+  ("threshold", "top-k teacher renormalised"),
+  ("threshold 0.9", "top-k both renormalised 0.9"),
+  ("top-k + bin", "top-k teacher renormalised"),
+  ("top-k + bin", "top-k both renormalised"),
+  ("top-k + bin JS", "top-k + bin"),
+  ("dense JS", "dense"),
+  ("threshold 0.9", "threshold"),
+  ("threshold 0.9 as the rate", "threshold"),
+  ("threshold 0.9 as the rate", "threshold 0.9"),
 )
 _MATCH_ROWS = 16  # Enough for bytes per token to 1 % of each other.
 
@@ -57,18 +59,21 @@ def make_arms(tau: float, top_k: int, num_draws: int) -> dict[str, Arm]:
   top = functools.partial(Arm, kind="topk", value=top_k)
   threshold = functools.partial(Arm, kind="threshold", value=tau)
   return {
+    "start": Arm(kind="start"),
     "hard": Arm(kind="hard", alpha=0.0),
     "dense": Arm(kind="dense"),
+    "dense JS": Arm(kind="dense", divergence="jensen_shannon"),
     "threshold": threshold(),
-    "random": Arm(kind="random", value=num_draws),
-    "top-k, both renormalised": top(renormalised="both"),
-    "top-k + bin": top(),
-    "top-k, teacher renormalised": top(renormalised="teacher"),
-    "threshold, 0.9 with the rate": threshold(
+    "threshold 0.9": threshold(alpha=0.9),
+    "threshold 0.9 as the rate": threshold(
       alpha=0.9, alpha_schedule="learning_rate"
     ),
-    "threshold, 0.9": threshold(alpha=0.9),
-    "top-k + bin, Jensen-Shannon": top(divergence="jensen_shannon"),
+    "random": Arm(kind="random", value=num_draws),
+    "top-k + bin": top(),
+    "top-k + bin JS": top(divergence="jensen_shannon"),
+    "top-k teacher renormalised": top(renormalised="teacher"),
+    "top-k both renormalised": top(renormalised="both"),
+    "top-k both renormalised 0.9": top(renormalised="both", alpha=0.9),
   }
 
 

@@ -141,19 +141,28 @@ def _sentences(against, pairs, told) -> list[str]:
     phrases = []
     for reference in REFERENCES:
       mine = [(a, b) for a, b in against if b == reference]
-      for word, wanted in (("better", m.sign), ("worse", -m.sign), ("", 0)):
-        found = [a for a, b in mine if _verdict(told[a, b, m.field]) == wanted]
+      for word, wanted in (
+        ("better than", 1),
+        ("worse than", -1),
+        ("not told apart from", 0),
+      ):
+        verdicts = {a: _verdict(told[a, b, m.field], m) for a, b in mine}
+        found = [a for a, verdict in verdicts.items() if verdict == wanted]
         if found:
-          what = f"{word} than" if word else "not told apart from"
-          phrases.append(f"{what} *{reference}*: {', '.join(found)}")
+          phrases.append(f"{word} *{reference}*: {', '.join(found)}")
+    others = {1: [], 0: []}
     for a, b in pairs:
-      sign = _verdict(told[a, b, m.field]) * m.sign
-      what = {1: "better than", -1: "worse than"}.get(
-        sign, "not told apart from"
-      )
-      phrases.append(f"{a} is {what} {b}")
+      verdict = _verdict(told[a, b, m.field], m)
+      both = (b, a) if verdict < 0 else (a, b)
+      others[abs(verdict)].append(both)
+    if others[1]:
+      found = ", ".join(f"{a} before {b}" for a, b in others[1])
+      phrases.append(f"of the others, better first: {found}")
+    if others[0]:
+      found = ", ".join(f"{a} and {b}" for a, b in others[0])
+      phrases.append(f"not told apart: {found}")
     if phrases:
-      out.append(_wrapped(f"- {m.title}: {'; '.join(phrases)}."))
+      out.append(_wrapped(f"- **{m.title}**. {'; '.join(phrases)}."))
   count, found = len(told), sum(d.is_told for d in told.values())
   by_chance = (
     f"Of {count} intervals {found} leave out 0 (bold); about"
@@ -162,9 +171,10 @@ def _sentences(against, pairs, told) -> list[str]:
   return ["\n".join(out), _wrapped(by_chance)] if told else []
 
 
-def _verdict(d: Difference) -> int:
-  """The sign of a difference that is told, else 0."""
-  return int(math.copysign(1, d.mean)) if d.is_told else 0
+def _verdict(d: Difference, measure: Measure) -> int:
+  """1: the first of the two is better, -1: it is worse, 0: it is not told."""
+  sign = 1 if d.mean > 0 else -1
+  return sign * measure.sign if d.is_told else 0
 
 
 def _wrapped(text: str) -> str:

@@ -86,16 +86,16 @@ def test_what_is_better(module, tmp_path):
   )
   words = " ".join(text.split())
   assert (
-    "- KL to the teacher: better than *hard*: good; not told apart from"
-    " *hard*: wild; good is not told apart from wild." in words
+    "- **KL to the teacher**. better than *hard*: good; not told apart from"
+    " *hard*: wild; not told apart: good and wild." in words
   )
-  assert "- top-1 agreement: better than *hard*: good;" in words
+  assert "- **top-1 agreement**. better than *hard*: good;" in words
   assert "| good | hard | +0.000 +- 0.000 | **-0.997 +- 0.014** |" in text
   assert "Of 12 intervals 2 leave out 0" in words
 
 
 def test_both_renormalised_is_the_kl_over_k_ids(module):
-  """Against float64, and without a gradient at ids that are not named."""
+  """Against float64; without labels no gradient at ids that are not named."""
   V, B, L, K = 24, 2, 6, 3
   cfg = decoder.DecoderConfig(
     **dict(V=V, D=8, Y=1, N=2, G=1, H=4, F=16, max_positions=L),
@@ -124,7 +124,7 @@ def test_both_renormalised_is_the_kl_over_k_ids(module):
   grid_train = module("grid_train")
   batch = grid_train.stretched(batch)
   value, grads = jax.value_and_grad(grid_train.both_renormalised)(
-    params, batch, graphdef
+    params, batch, 1.0, graphdef
   )
   x_BLD = grid_train.steps.hidden_step(params, batch, graphdef=graphdef)
   head_VD = grid_train.steps.head(params, graphdef)
@@ -133,7 +133,14 @@ def test_both_renormalised_is_the_kl_over_k_ids(module):
   logq_BLK = z_BLK - np.log(np.exp(z_BLK).sum(-1, keepdims=True))
   t_BLK = p_BLK / p_BLK.sum(-1, keepdims=True)
   kl_BL = (t_BLK * (np.log(t_BLK) - logq_BLK)).sum(-1)
-  assert value == pytest.approx((kl_BL * w_BL).sum() / w_BL.sum(), rel=1e-5)
+  kl = (kl_BL * w_BL).sum() / w_BL.sum()
+  assert value == pytest.approx(kl, rel=1e-5)
+  logq_BLV = z_BLV - np.log(np.exp(z_BLV).sum(-1, keepdims=True))
+  labels_BL1 = batch.targets.labels_BL[..., None]
+  hard_BL = -np.take_along_axis(logq_BLV, labels_BL1, -1)[..., 0]
+  hard = (hard_BL * w_BL).sum() / w_BL.sum()
+  mixed = grid_train.both_renormalised(params, batch, 0.9, graphdef)
+  assert mixed == pytest.approx(0.9 * kl + 0.1 * hard, rel=1e-5)
   of_head_VD = grid_train.steps.head(grads, graphdef)
   assert np.abs(of_head_VD).sum() > 0
   assert not of_head_VD[V - 4 :].any()
@@ -160,14 +167,14 @@ def test_the_whole_script(module, teacher, tmp_path, monkeypatch):
   names = list(module("quality").make_arms(0.2, 4, 1))
   assert [line["arm"] for line in first] == names
   by = {line["arm"]: line for line in first}
-  assert by["dense"]["kl"] < by["hard"]["kl"]
+  assert by["dense"]["kl"] < by["hard"]["kl"] < by["start"]["kl"]
   assert len({round(line["kl"], 6) for line in first}) == len(names)
   assert all(0 <= line["ece"] <= 1 for line in first)
   # Equal bytes, and not one draw more than it takes.
   sizes = {name: by[name]["bytes_per_token"] for name in names}
   assert sizes["threshold"] > 0 and sizes["hard"] == sizes["dense"] == 0
   assert 0.9 < sizes["random"] / sizes["threshold"] < 1.3
-  assert sizes["threshold, 0.9"] == sizes["threshold"]
+  assert sizes["threshold 0.9"] == sizes["threshold"]
   text = page.read_text()
   assert text.startswith("before\n") and text.endswith("after\n")
   assert "old" not in text and "| top-k + bin | 1 |" in text

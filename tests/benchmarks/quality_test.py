@@ -33,11 +33,11 @@ def test_calibration_by_hand(module):
   # Bins 0, 0, 7 and 14 of 15; the last token is not counted.
   gaps_15 = module("grid_compare").calibration_gaps(
     np.float32([0.02, 0.04, 0.5, 1.0, 0.9]),
-    np.array([False, True, True, True, False]),
+    np.array([False, True, True, False, False]),
     np.float32([1, 1, 2, 1, 0]),
   )
   wanted_15 = np.zeros(15)
-  wanted_15[[0, 7]] = 0.02 + 0.04 - 1, 2 * (0.5 - 1)
+  wanted_15[[0, 7, 14]] = 0.02 + 0.04 - 1, 2 * (0.5 - 1), 1
   np.testing.assert_allclose(gaps_15, wanted_15, atol=1e-6)
 
 

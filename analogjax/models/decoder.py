@@ -6,11 +6,13 @@ vocabulary, Y layers. Stacked layers sit in `blocks_Y`, one scan runs them.
 
 import dataclasses
 import functools
+import math
 import re
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from analogjax import sharding
 from analogjax.models import attention, layers
@@ -141,11 +143,7 @@ class Decoder(nnx.Module):
     """
     cfg = self.cfg
     wanted = {site: _parse_site(site, cfg.Y) for site in sites}
-    # Left split over both axes, the table makes the partitioner rematerialise
-    # the whole lookup on meshes with fsdp and tensor.
-    table_VD = sharding.pin(self.embed_VD[...], ("tensor", None))
-    x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(cfg.dtype)
-    x_BLD = sharding.constrain(x_BLD, "BLD")
+    x_BLD = _look_up(self.embed_VD[...], tokens_BL, cfg.dtype)
 
     graphdef, blocks_Y = nnx.split(self.blocks_Y)
     kept = {site: jnp.zeros_like(x_BLD) for site in sites}
@@ -175,6 +173,42 @@ class Decoder(nnx.Module):
   def head_VD(self) -> jax.Array:
     """The unembedding, float32; `cap` of its products are the logits."""
     return (self.embed_VD if self.cfg.tie_embeddings else self.unembed_VD)[...]
+
+
+def _look_up(embed_VD, tokens_BL, dtype):
+  """Rows of the embedding in the compute dtype, [B, L, D]; NaN for no id.
+
+  On a mesh the table stays where it is: each device looks all tokens of its
+  fsdp group up in the part of V and D that it has. So tokens and [B, L, D]
+  travel, both ways, instead of the table in float32 and a gradient of its size.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  rows = sharding.ACTIVATION_AXES["B"]
+  width, tensor = sharding.WEIGHT_AXES["D"], sharding.WEIGHT_AXES["V"]
+  if mesh.empty:
+    return jnp.take(embed_VD, tokens_BL, axis=0).astype(dtype)
+  if len(tokens_BL) % math.prod(mesh.shape[axis] for axis in rows):
+    # Left split over both axes, the table makes the partitioner rematerialise
+    # the whole lookup on meshes with fsdp and tensor.
+    table_VD = sharding.pin(embed_VD, (tensor, None))
+    x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(dtype)
+    return sharding.constrain(x_BLD, "BLD")
+  V = len(embed_VD)
+
+  def local(embed_VD, tokens_BL):
+    tokens_BL = jax.lax.all_gather(tokens_BL, width, tiled=True)
+    own_BL = tokens_BL - jax.lax.axis_index(tensor) * len(embed_VD)
+    # A negative index would count from the end.
+    own_BL = jnp.where(own_BL < 0, V, own_BL)
+    x_BLD = embed_VD.at[own_BL].get(mode="fill", fill_value=0).astype(dtype)
+    is_id_BL1 = ((tokens_BL >= 0) & (tokens_BL < V))[..., None]
+    x_BLD = jnp.where(is_id_BL1, x_BLD, jnp.nan)
+    x_BLD = jax.lax.all_to_all(x_BLD, width, 0, 2, tiled=True)
+    return jax.lax.psum(x_BLD, tensor)  # Exact: all terms but one are 0.
+
+  return jax.shard_map(
+    local, in_specs=(P(tensor, width), P(rows)), out_specs=P(rows)
+  )(embed_VD, tokens_BL)
 
 
 def _remat(fn, policy: str):

@@ -1,0 +1,305 @@
+"""Compiles training steps for TPUs that need not be there: memory, traffic.
+
+Needs libtpu alone (`pip install libtpu`; or TPU_LIBRARY_PATH names its
+libtpu.so). A line takes two minutes on two cores.
+
+  python tests/benchmarks/compile_tpu.py --list
+  python tests/benchmarks/compile_tpu.py --only=8b-fsdp16 --only=loss-1
+  python tests/benchmarks/compile_tpu.py --json=compile_tpu.json --write-docs
+"""
+
+import argparse
+from collections.abc import Sequence
+import dataclasses
+import datetime
+import json
+import os
+from pathlib import Path
+import re
+import sys
+import tempfile
+import time
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # It would look for a TPU's own machine.
+
+import collectives  # noqa: E402
+import jax  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec as P  # noqa: E402
+import students  # noqa: E402
+
+from analogjax import losses, sharding  # noqa: E402
+
+_DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+_BEGIN, _END = "<!-- compile tpu: begin -->", "<!-- compile tpu: end -->"
+# HBM of a chip, GB. Source: Google Cloud, "TPU v5p" and "TPU v5e".
+_HBM = {"v5p": 95, "v5e": 16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+  """What is compiled."""
+
+  name: str
+  topology: str  # As get_topology_desc has it: "v5p:4x4x4".
+  student: str  # Of students.SHAPES.
+  mesh: dict[str, int]
+  rows: int  # Of a batch.
+  L: int
+  remat: str = "full"
+  chunk: int = 1024
+  microbatches: int = 1
+  whole_step: bool = True  # False: the loss and its gradient alone.
+
+  def __str__(self):
+    mesh = " x ".join(f"{a}={n}" for a, n in self.mesh.items()) or "1 chip"
+    kind = self.topology.split(":")[0]
+    if not self.whole_step:
+      return f"loss alone, {kind}, {mesh}, {self.rows * self.L:,} tokens"
+    parts = "" if self.microbatches == 1 else f" in {self.microbatches} parts"
+    return (
+      f"{self.student}, {kind}, {mesh}, {self.rows} rows of {self.L:,}{parts},"
+      f" remat {self.remat}"
+    )
+
+
+def _lines():
+  v5p = dict(topology="v5p:4x4x4", student="8B", L=8192)
+  split = dict(fsdp=16, tensor=4)
+  yield Line(name="8b-fsdp16", mesh=split, rows=16, **v5p)
+  short = v5p | dict(L=4096)
+  yield Line(name="8b-fsdp16-L4096", mesh=split, rows=32, **short)
+  yield Line(name="8b-fsdp16-dots", mesh=split, rows=16, remat="dots", **v5p)
+  parts = dict(rows=64, microbatches=4)
+  yield Line(name="8b-fsdp16-parts", mesh=split, **parts, **v5p)
+  yield Line(name="8b-fsdp64", mesh=dict(fsdp=64), rows=64, **v5p)
+  v5e = dict(topology="v5e:4x4", student="1B")
+  mesh = dict(fsdp=8, tensor=2)
+  yield Line(name="1b-fsdp8", mesh=mesh, rows=8, L=4096, **v5e)
+  yield Line(name="1b-fsdp8-L8192", mesh=mesh, rows=8, L=8192, **v5e)
+  yield Line(name="1b-fsdp16", mesh=dict(fsdp=16), rows=16, L=4096, **v5e)
+  loss = dict(topology="v5p:2x2x1", student="8B", rows=1, L=8192)
+  yield Line(name="loss-1", mesh={}, whole_step=False, **loss)
+  mesh = dict(tensor=4)
+  yield Line(name="loss-tensor4", mesh=mesh, whole_step=False, **loss)
+
+
+LINES = {line.name: line for line in _lines()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--list", action="store_true")
+  parser.add_argument("--only", action="append", choices=LINES)
+  parser.add_argument("--json", type=Path, help="adds to what is there")
+  parser.add_argument("--hlo", type=Path, help="a folder for the programs")
+  if students.has_attention():
+    parser.add_argument("--attention", default="auto")
+  parser.add_argument("--write-docs", action="store_true")
+  args = parser.parse_args(argv)
+  if args.list:
+    for line in LINES.values():
+      print(f"{line.name}: {line}")
+    return 0
+  changes = {}
+  if students.has_attention():
+    changes = dict(attention=args.attention)
+  results = _read(args.json)
+  for name in args.only or LINES:
+    results[name] = _attempt(LINES[name], changes, args.hlo)
+    print(_describe(results[name]), flush=True)
+    if args.json:
+      args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+  text = "\n".join(markdown(results))
+  print(text)
+  if args.write_docs:
+    page = _DOCS.read_text(encoding="utf-8")
+    head, rest = page.split(_BEGIN)
+    _, tail = rest.split(_END)
+    page = f"{head}{_BEGIN}\n\n{text}\n\n{_END}{tail}"
+    _DOCS.write_text(page, encoding="utf-8")
+  return 0
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+  if path is None or not path.exists():
+    return {}
+  return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _attempt(line: Line, changes, hlo: Path | None) -> dict[str, Any]:
+  found = {
+    "line": dataclasses.asdict(line),
+    "is": str(line),
+    "changes": changes,
+    "date": datetime.date.today().isoformat(),
+    "jax": jax.__version__,
+  }
+  began = time.perf_counter()
+  try:
+    memory, text, report = _compile(line, changes)
+  except jax.errors.JaxRuntimeError as error:
+    # The compiler refuses what does not fit, and says what is largest.
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return found | {"too_large": str(error)[:4000]}
+  if hlo is not None:
+    hlo.mkdir(parents=True, exist_ok=True)
+    (hlo / f"{line.name}.hlo").write_text(text, encoding="utf-8")
+    (hlo / f"{line.name}.memory").write_text(report, encoding="utf-8")
+  axis_sizes = {a: line.mesh.get(a, 1) for a in sharding.MESH_AXES}
+  exchanged = collectives.find(text, axis_sizes)
+  largest = sorted(exchanged, key=lambda one: -one.sent * one.times)
+  return found | {
+    "seconds": round(time.perf_counter() - began, 1),
+    "bytes": {
+      "arguments": memory.argument_size_in_bytes,
+      "outputs": memory.output_size_in_bytes,
+      "aliased": memory.alias_size_in_bytes,
+      "temporaries": memory.temp_size_in_bytes,
+      "code": memory.generated_code_size_in_bytes,
+    },
+    "largest_buffers": _largest(report),
+    "collectives": [
+      {"kind": kind, "axes": axes, "runs": runs, "sent": sent, "known": known}
+      for (kind, axes), (runs, sent, known) in collectives.by_kind(
+        exchanged
+      ).items()
+    ],
+    "largest_collectives": [dataclasses.asdict(one) for one in largest[:12]],
+  }
+
+
+def _compile(line: Line, changes) -> tuple[Any, str, str]:
+  """Memory, the optimized program, and the compiler's report of its heap."""
+  number = 1
+  for size in line.mesh.values():
+    number *= size
+  topology = topologies.get_topology_desc(line.topology, "tpu")
+  mesh = sharding.make_mesh(line.mesh, list(topology.devices)[:number])
+  batch = jax.tree.map(
+    lambda x: students.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
+    students.make_batch("threshold", line.rows, line.L),
+  )
+  cfg = students.config(line.student, remat=line.remat, **changes)
+  training = students.Training(
+    cfg=cfg,
+    mesh=mesh,
+    objective=losses.Objective(chunk=line.chunk),
+    microbatches=line.microbatches,
+  )
+  with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+    if line.whole_step:
+      lowered = training.step.lower(training.abstract, batch, None)
+    else:
+      lowered = _lower_loss(training, batch.targets)
+    # Not compiled.as_text(): jaxlib cannot read each program that a newer
+    # libtpu makes.
+    compiled = lowered.compile(
+      compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    )
+
+    def dumped(end):
+      (path,) = Path(folder).glob(f"*{end}")
+      return path.read_text(encoding="utf-8")
+
+    return (
+      compiled.memory_analysis(),
+      dumped(".after_optimizations.txt"),
+      dumped("-memory-usage-report.txt"),
+    )
+
+
+def _lower_loss(training, targets):
+  """The loss and its gradient by hidden states and unembedding."""
+  B, L = targets.labels_BL.shape
+  mesh, cfg = training.mesh, training.cfg
+  rows = NamedSharding(mesh, sharding.ROWS)
+  head = NamedSharding(mesh, sharding.weight_spec("VD"))
+
+  def loss(x_BLD, head_VD, targets):
+    return losses.distillation_loss(
+      x_BLD, head_VD, targets, training.alpha, training.objective
+    )[0]
+
+  gradient = jax.value_and_grad(loss, argnums=(0, 1))
+  jitted = jax.jit(
+    gradient, out_shardings=(NamedSharding(mesh, P()), (rows, head))
+  )
+  return jitted.lower(
+    jax.ShapeDtypeStruct((B, L, cfg.D), cfg.dtype, sharding=rows),
+    jax.ShapeDtypeStruct((cfg.V, cfg.D), "float32", sharding=head),
+    targets,
+  )
+
+
+def _largest(report: str) -> list[str]:
+  """The largest regions of the heap, and what lies in each over time."""
+  found = re.findall(
+    r"%\);\s+([\d.]+[KMG]iB);\s+\d+;\s+\d+;\s+(.+)", report.split("\n\n")[0]
+  )
+  return [f"{size}: {what}" for size, what in found[:8]]
+
+
+def _total(result) -> int:
+  size = result["bytes"]
+  return sum(size.values()) - 2 * size["aliased"]
+
+
+def _chip(result) -> str:
+  return result["line"]["topology"].split(":")[0]
+
+
+def _describe(result) -> str:
+  if "too_large" in result:
+    return f"{result['is']}: does not fit.\n{result['too_large']}"
+  lines = [f"{result['is']}: {_total(result) / 1e9:.2f} GB a device"]
+  lines += [f"  buffer {what}" for what in result["largest_buffers"]]
+  for one in result["largest_collectives"]:
+    each = f"{one['times']} x {one['sent'] / 1e6:.1f} MB"
+    axes = " x ".join(one["axes"])
+    lines.append(f"  {one['kind']} {axes} {each}: {one['shape']}")
+    lines.append(f"    {one['source']}")
+  return "\n".join(lines)
+
+
+def markdown(results: dict[str, Any]) -> list[str]:
+  """Two tables: memory, and what is exchanged."""
+  about = {(r["date"], r["jax"]) for r in results.values()}
+  lines = [
+    "; ".join(f"{date}, jax {version}" for date, version in sorted(about)) + ".",
+    "",
+    "| program | arguments | new outputs | temporaries | code | all | of HBM |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for result in results.values():
+    hbm = _HBM[_chip(result)]
+    if "too_large" in result:
+      lines.append(f"| {result['is']} | - | - | - | - | does not fit | {hbm} |")
+      continue
+    size, total = result["bytes"], _total(result)
+    new = size["outputs"] - size["aliased"]
+    parts = (size["arguments"], new, size["temporaries"], size["code"], total)
+    cells = " | ".join(f"{part / 1e9:.2f}" for part in parts)
+    percent = 100 * total / (hbm * 1e9)
+    lines.append(f"| {result['is']} | {cells} | {percent:.0f} % of {hbm} |")
+  lines += ["", "| program | collective | axes | runs | MB sent |"]
+  lines.append("|---|---|---|---|---|")
+  for result in results.values():
+    for one in result.get("collectives", []):
+      if one["sent"] < 1e5:
+        continue
+      more = "" if one["known"] else " or more"
+      lines.append(
+        f"| {result['is']} | {one['kind']} | {one['axes']} | {one['runs']:,}"
+        f"{more} | {one['sent'] / 1e6:,.1f}{more} |"
+      )
+  return lines
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,146 @@
+"""Students, batches and training steps for the benchmarks."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+import optax
+
+from analogjax import losses, optim, sharding, steps
+from analogjax.data import batches
+from analogjax.models import decoder
+
+V = 128_256  # The vocabulary of Llama 3.
+_SLOTS = {"hard": 0, "threshold": 26, "topk": 16, "live": 0}  # K of a record.
+KINDS = tuple(_SLOTS)
+
+# Shapes of SmolLM2-135M, Llama-3.2-1B and -3B and Llama-3.1-8B.
+SHAPES = {
+  "135M": dict(D=576, Y=30, N=9, G=3, H=64, F=1536, tie_embeddings=True),
+  "1B": dict(D=2048, Y=16, N=32, G=8, H=64, F=8192, tie_embeddings=True),
+  "3B": dict(D=3072, Y=28, N=24, G=8, H=128, F=8192, tie_embeddings=True),
+  "8B": dict(D=4096, Y=32, N=32, G=8, H=128, F=14_336, tie_embeddings=False),
+}
+
+
+def config(name: str, **changes: Any) -> decoder.DecoderConfig:
+  """The decoder of a name; remat, attention and the like are changes."""
+  fields = dict(
+    V=V,
+    max_positions=8192,
+    rope_theta=5e5,
+    rms_norm_eps=1e-5,
+    attention_bias=False,
+    mlp_bias=False,
+    dtype="bfloat16",
+  )
+  return decoder.DecoderConfig(**{**fields, **SHAPES[name], **changes})
+
+
+def has_attention() -> bool:
+  """Whether the implementation of attention is a field of the decoder."""
+  return "attention" in {
+    f.name for f in dataclasses.fields(decoder.DecoderConfig)
+  }
+
+
+def make_batch(kind: str, B: int, L: int, V: int = V) -> batches.Batch:
+  """Rows of two documents with records of a kind, on the host."""
+  K = _SLOTS[kind]
+  rng = np.random.default_rng(0)
+  ones_BL = np.ones((B, L), np.float32)
+  segments_BL = 1 + (np.arange(L) >= L // 3).astype(np.int32)
+  positions_BL = np.arange(L) - (segments_BL == 2) * (L // 3)
+  # Probabilities that fall with the rank, and one for what is not named.
+  p_K = 1 / np.arange(1.0, K + 2)
+  p_K /= p_K.sum()
+  log_tail_BL = np.log(p_K[-1]) * ones_BL if kind == "topk" else None
+  p_K = p_K[:K] / (1 if kind == "topk" else p_K[:K].sum())
+  steps_BLK = rng.integers(1, V // max(K, 1) + 1, (B, L, K))
+  return batches.Batch(
+    tokens_BL=rng.integers(0, V, (B, L)).astype(np.int32),
+    segments_BL=np.broadcast_to(segments_BL, (B, L)),
+    positions_BL=np.broadcast_to(positions_BL, (B, L)).astype(np.int32),
+    targets=losses.Targets(
+      labels_BL=rng.integers(0, V, (B, L)).astype(np.int32),
+      weights_BL=ones_BL,
+      teacher_weights_BL=ones_BL * (kind != "hard"),
+      ids_BLK=(np.cumsum(steps_BLK, axis=-1) - 1).astype(np.int32),
+      p_BLK=np.broadcast_to(p_K, (B, L, K)).astype(np.float32),
+      log_tail_BL=log_tail_BL,
+    ),
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """A training step as the stages make it, and the state that it starts from."""
+
+  cfg: decoder.DecoderConfig
+  mesh: Mesh
+  objective: losses.Objective
+  microbatches: int = 1
+  alpha: float = 0.9  # 0 for hard labels.
+
+  @functools.cached_property
+  def tx(self) -> optax.GradientTransformation:
+    cfg = optim.OptimizerConfig(
+      name="adamw",
+      learning_rate=1e-4,
+      warmup_steps=100,
+      schedule="wsd",
+      decay_steps=100,
+      final_fraction=0.0,
+      b1=0.9,
+      b2=0.95,
+      eps=1e-8,
+      weight_decay=0.1,
+      clip_norm=1.0,
+    )
+    return optim.make_optimizer(cfg, num_steps=1000)
+
+  def init(self) -> steps.TrainState:
+    params = decoder.init_parameters(self.cfg, 0)
+    return steps.TrainState(
+      step=jax.numpy.zeros((), "int32"),
+      params=params,
+      opt_state=self.tx.init(params),
+    )
+
+  @functools.cached_property
+  def abstract(self) -> steps.TrainState:
+    """Shapes with shardings."""
+    abstract = jax.eval_shape(self.init)
+    where = sharding.state_shardings(abstract, self.mesh)
+    return jax.tree.map(shape_of, abstract, where)
+
+  @functools.cached_property
+  def shardings(self) -> Any:
+    return jax.tree.map(lambda x: x.sharding, self.abstract)
+
+  def start(self) -> steps.TrainState:
+    """The state, made where it belongs."""
+    return jax.jit(self.init, out_shardings=self.shardings)()
+
+  @functools.cached_property
+  def step(self):
+    """(state, batch, teacher or None) -> state, metrics; jitted."""
+    return jax.jit(
+      functools.partial(
+        steps.train_step,
+        graphdef=decoder.graphdef(self.cfg),
+        tx=self.tx,
+        objective=self.objective,
+        alpha=optax.constant_schedule(self.alpha),
+        microbatches=self.microbatches,
+      ),
+      donate_argnums=0,
+      out_shardings=(self.shardings, NamedSharding(self.mesh, P())),
+    )
+
+
+def shape_of(x: Any, where: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
@@ -56,12 +57,18 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
       f"mesh: {given} does not match the {len(devices)} devices that there"
       f" are; the product of the axes must be {len(devices)}."
     )
-  return jax.make_mesh(
-    tuple(sizes),
-    MESH_AXES,
-    axis_types=(AxisType.Auto,) * len(MESH_AXES),
-    devices=devices,
-  )
+  types = (AxisType.Auto,) * len(MESH_AXES)
+  try:
+    return jax.make_mesh(
+      tuple(sizes), MESH_AXES, axis_types=types, devices=devices
+    )
+  except NotImplementedError:
+    # An axis of a TPU's torus has to be shared by two of ours: tensor=2 of a
+    # v5p:4x4x4, say.
+    placed = mesh_utils.create_device_mesh(
+      tuple(sizes), devices, allow_split_physical_axes=True
+    )
+    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def letters_of(path: str) -> str:

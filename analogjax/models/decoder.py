@@ -183,31 +183,30 @@ def _look_up(embed_VD, tokens_BL, dtype):
   travel, both ways, instead of the table in float32 and a gradient of its size.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  rows = sharding.ACTIVATION_AXES["B"]
-  width, tensor = sharding.WEIGHT_AXES["D"], sharding.WEIGHT_AXES["V"]
   if mesh.empty:
     return jnp.take(embed_VD, tokens_BL, axis=0).astype(dtype)
-  if len(tokens_BL) % math.prod(mesh.shape[axis] for axis in rows):
-    # Left split over both axes, the table makes the partitioner rematerialise
-    # the whole lookup on meshes with fsdp and tensor.
-    table_VD = sharding.pin(embed_VD, (tensor, None))
-    x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(dtype)
-    return sharding.constrain(x_BLD, "BLD")
-  V = len(embed_VD)
+  V, width = len(embed_VD), sharding.WEIGHT_AXES["D"]
+  tensor, rows = sharding.WEIGHT_AXES["V"], sharding.ACTIVATION_AXES["B"]
+  ways = math.prod(mesh.shape[axis] for axis in rows)
+  divided = len(tokens_BL) % ways == 0  # Else every device takes all rows.
 
   def local(embed_VD, tokens_BL):
-    tokens_BL = jax.lax.all_gather(tokens_BL, width, tiled=True)
+    if divided:
+      tokens_BL = jax.lax.all_gather(tokens_BL, width, tiled=True)
     own_BL = tokens_BL - jax.lax.axis_index(tensor) * len(embed_VD)
     # A negative index would count from the end.
     own_BL = jnp.where(own_BL < 0, V, own_BL)
     x_BLD = embed_VD.at[own_BL].get(mode="fill", fill_value=0).astype(dtype)
     is_id_BL1 = ((tokens_BL >= 0) & (tokens_BL < V))[..., None]
     x_BLD = jnp.where(is_id_BL1, x_BLD, jnp.nan)
-    x_BLD = jax.lax.all_to_all(x_BLD, width, 0, 2, tiled=True)
+    if divided:
+      x_BLD = jax.lax.all_to_all(x_BLD, width, 0, 2, tiled=True)
     return jax.lax.psum(x_BLD, tensor)  # Exact: all terms but one are 0.
 
   return jax.shard_map(
-    local, in_specs=(P(tensor, width), P(rows)), out_specs=P(rows)
+    local,
+    in_specs=(P(tensor, width), P(rows) if divided else P()),
+    out_specs=P(rows) if divided else P(None, None, width),
   )(embed_VD, tokens_BL)
 
 

@@ -7,6 +7,7 @@ import re
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 import torch
@@ -171,6 +172,84 @@ def test_the_partitioner_copies_no_whole_array(capfd):
   assert np.isfinite(value)
   # XLA says so on the process's own stderr, and nowhere else.
   assert "Involuntary full remat" not in capfd.readouterr().err
+
+
+# Tokens, and how often each of the ids 0 to 4 is among them.
+LOOKUP_TOKENS = np.where(np.arange(B * 64) % 2, 3, np.arange(B * 64) % 5)
+
+
+@pytest.mark.parametrize("rows", [B, B - 1])
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    {},
+    dict(fsdp=8),
+    dict(tensor=8),
+    dict(data=2, fsdp=2, tensor=2),
+    dict(expert=2, fsdp=2, tensor=2),
+  ],
+)
+def test_a_lookup_and_its_gradient(sizes, rows):
+  """Rows as they are, rounded; a gradient that counts in float32."""
+  mesh = sharding.make_mesh(sizes, jax.devices()[: 8 if sizes else 1])
+  embed_VD = np.random.default_rng(5).normal(size=(CFG.V, CFG.D))
+  embed_VD = embed_VD.astype(np.float32)
+  tokens_BL = LOOKUP_TOKENS.reshape(B, -1)[:rows].astype(np.int32)
+
+  @jax.jit
+  def lookup(embed_VD):
+    x_BLD, back = jax.vjp(
+      lambda e: decoder._look_up(e, tokens_BL, "bfloat16"), embed_VD
+    )
+    return x_BLD, *back(jnp.ones_like(x_BLD))
+
+  spec = sharding.weight_spec("VD")
+  with jax.set_mesh(mesh):
+    embed_VD = jax.device_put(embed_VD, NamedSharding(mesh, spec))
+    x_BLD, gradient_VD = lookup(embed_VD)
+  expected = np.asarray(embed_VD)[tokens_BL].astype(x_BLD.dtype)
+  np.testing.assert_array_equal(x_BLD, expected)
+  # Counts beyond 256 are lost where bfloat16 adds them up.
+  counts_V = np.bincount(tokens_BL.ravel(), minlength=CFG.V)
+  assert counts_V.max() > 256
+  expected = np.broadcast_to(counts_V[:, None], embed_VD.shape)
+  np.testing.assert_array_equal(gradient_VD, expected)
+
+
+def test_a_lookup_moves_tokens_and_not_the_table():
+  mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+
+  def loss(embed_VD, tokens_BL):
+    return jnp.sum(decoder._look_up(embed_VD, tokens_BL, "float32") ** 2)
+
+  shape, where = jax.ShapeDtypeStruct, functools.partial(NamedSharding, mesh)
+  with jax.set_mesh(mesh):
+    program = jax.jit(jax.grad(loss)).lower(
+      shape((CFG.V, CFG.D), "float32", sharding=where(P("tensor", "fsdp"))),
+      shape((B, L), "int32", sharding=where(sharding.ROWS)),
+    )
+  text = program.compile().as_text()
+  # Where nothing is exchanged, the next line would find nothing either.
+  assert re.search(r"s32\[\d+,12\]\S* all-gather", text)
+  assert not re.search(r"f32\S* (all-gather|reduce-scatter)", text)
+  # Over `data` alone the gradient is summed, of the part that a device has.
+  gradients = re.findall(r"= f32\[(\d+,\d+)\]\S* all-reduce", text)
+  assert gradients == ["20,12"]
+
+
+@pytest.mark.parametrize("sizes", [{}, dict(fsdp=2, tensor=2)])
+@pytest.mark.parametrize("token", [-CFG.V - 1, CFG.V])
+def test_what_is_no_id_is_not_a_number(sizes, token):
+  mesh = sharding.make_mesh(sizes, jax.devices()[: 4 if sizes else 1])
+  tokens_BL = np.zeros((B, L), np.int32)
+  tokens_BL[1, 2] = token
+  with jax.set_mesh(mesh):
+    embed_VD = jnp.ones((CFG.V, CFG.D))
+    x_BLD = jax.jit(decoder._look_up, static_argnums=2)(
+      embed_VD, tokens_BL, "float32"
+    )
+  bad_BL = np.isnan(x_BLD).all(-1)
+  assert bad_BL[1, 2] and bad_BL.sum() == np.isnan(x_BLD).any(-1).sum() == 1
 
 
 def test_parameters_start_out_the_same_on_any_mesh():

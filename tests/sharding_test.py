@@ -1,6 +1,9 @@
 """Tests for analogjax/sharding.py."""
 
+import os
+
 import jax
+from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
@@ -132,6 +135,24 @@ def test_an_axis_that_does_not_divide_is_named(sizes, leaf, message):
 def test_make_mesh(sizes, expected):
   mesh = sharding.make_mesh(sizes)
   assert tuple(mesh.shape[axis] for axis in sharding.MESH_AXES) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "sizes", [dict(fsdp=32, tensor=2), dict(fsdp=16, tensor=4), dict(fsdp=64)]
+)
+def test_make_mesh_of_a_torus(sizes):
+  """Sizes that the sides of a TPU's torus are products of, and others."""
+  if not os.environ.get("TPU_LIBRARY_PATH"):
+    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so that knows a torus")
+  topology = topologies.get_topology_desc("v5p:4x4x4", "tpu")
+  mesh = sharding.make_mesh(sizes, topology.devices)
+  assert {a: n for a, n in mesh.shape.items() if n > 1} == sizes
+  assert set(mesh.devices.flat) == set(topology.devices)
+  # Devices of `tensor` exchange most, so they are neighbours.
+  for group in mesh.devices.reshape(-1, sizes.get("tensor", 1)):
+    coords = np.asarray([device.coords for device in group])
+    assert (np.ptp(coords, axis=0) > 0).sum() <= 1
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,15 @@ def _markdown(results) -> Iterator[str]:
       yield _row(name, found)
   yield ""
   yield "GB: the most that was held; * planned by XLA for the step, no more."
+  yield "The loss alone, as a multiple of its three matrix products at the peak:"
   yield ""
-  yield "| loss alone, value and gradient | ms: median (min, p90) | x 3 GEMM | GB |"
+  yield "| value and gradient | ms: median (min, p90) | x 3 GEMM | GB |"
   yield "|---|---|---|---|"
   for name, found in lines.items():
     if name.startswith("loss"):
       yield _loss_row(name, found)
   yield ""
-  yield "| student | teacher | cached / live, tokens/s | FLOPs allow | reached |"
+  yield "| student | teacher | cached / live | FLOPs allow | reached |"
   yield "|---|---|---|---|---|"
   yield from _cached_and_live(lines)
 
@@ -92,9 +93,7 @@ def compare(cached, live) -> tuple[float, float]:
 
 
 def _times(found) -> str:
-  median, low, high = (
-    1000 * found[k] for k in ("median_s", "min_s", "p90_s")
-  )
+  median, low, high = (1000 * found[k] for k in ("median_s", "min_s", "p90_s"))
   return f"{median:,.1f} ({low:,.1f}, {high:,.1f})"
 
 

@@ -129,9 +129,10 @@ def test_a_line_that_dies_is_reported(
   assert accelerator.main(arguments) == 0
   results = json.loads((tmp_path / "accelerator.json").read_text())
   assert results["lines"]["135M-hard"]["status"] == status
-  assert f"| 135M, hard labels | - | {status} |" in (
-    tmp_path / "accelerator.md"
-  ).read_text()
+  assert (
+    f"| 135M, hard labels | - | {status} |"
+    in (tmp_path / "accelerator.md").read_text()
+  )
 
 
 def test_a_group_waits_at_its_ends_alone(module, monkeypatch):

@@ -146,9 +146,7 @@ def _calls(line: str, computations) -> Iterator[tuple[str, int, bool]]:
         yield name, times or 1, times is not None
 
 
-def _trips(
-  line: str, condition: list[str], body: list[str]
-) -> int | None:
+def _trips(line: str, condition: list[str], body: list[str]) -> int | None:
   """Iterations of a while loop, or None.
 
   Either the compiler says it, or the loop counts from 0 up to a constant in
@@ -232,7 +230,8 @@ def _bytes(shape: str) -> float:
 def _listed(groups: str) -> list[list[int]]:
   """{0,1},{2,3}"""
   return [
-    [int(i) for i in group.split(",")] for group in re.findall(r"{([^}]*)", groups)
+    [int(i) for i in group.split(",")]
+    for group in re.findall(r"{([^}]*)", groups)
   ]
 
 

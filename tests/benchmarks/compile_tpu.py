@@ -75,6 +75,8 @@ def _lines():
   parts = dict(rows=64, microbatches=4)
   yield Line(name="8b-fsdp16-parts", mesh=split, **parts, **v5p)
   yield Line(name="8b-fsdp64", mesh=dict(fsdp=64), rows=64, **v5p)
+  mesh = dict(data=4, fsdp=16)
+  yield Line(name="8b-data4-fsdp16", mesh=mesh, rows=64, **v5p)
   v5e = dict(topology="v5e:4x4", student="1B")
   mesh = dict(fsdp=8, tensor=2)
   yield Line(name="1b-fsdp8", mesh=mesh, rows=8, L=4096, **v5e)
@@ -271,7 +273,8 @@ def markdown(results: dict[str, Any]) -> list[str]:
   """Two tables: memory, and what is exchanged."""
   about = {(r["date"], r["jax"]) for r in results.values()}
   lines = [
-    "; ".join(f"{date}, jax {version}" for date, version in sorted(about)) + ".",
+    "; ".join(f"{date}, jax {version}" for date, version in sorted(about))
+    + ".",
     "",
     "| program | arguments | new outputs | temporaries | code | all | of HBM |",
     "|---|---|---|---|---|---|---|",

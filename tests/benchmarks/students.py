@@ -77,7 +77,7 @@ def make_batch(kind: str, B: int, L: int, V: int = V) -> batches.Batch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-  """A training step as the stages make it, and the state that it starts from."""
+  """A training step as the stages make it, and the state before it."""
 
   cfg: decoder.DecoderConfig
   mesh: Mesh

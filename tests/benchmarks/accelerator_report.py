@@ -35,7 +35,7 @@ def _markdown(results) -> Iterator[str]:
       yield _row(name, found)
   yield ""
   yield "GB: the most that was held; * planned by XLA for the step, no more."
-  yield "The loss alone, as a multiple of its three matrix products at the peak:"
+  yield "The loss alone, as a multiple of its three matrix products at peak:"
   yield ""
   yield "| value and gradient | ms: median (min, p90) | x 3 GEMM | GB |"
   yield "|---|---|---|---|"

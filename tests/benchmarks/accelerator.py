@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import datetime
 import importlib.metadata
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -38,7 +37,7 @@ from jax.sharding import NamedSharding  # noqa: E402
 import numpy as np  # noqa: E402
 import students  # noqa: E402
 
-from analogjax import losses, sharding, steps  # noqa: E402
+from analogjax import losses, sharding, steps, throughput  # noqa: E402
 from analogjax.models import decoder, sizes  # noqa: E402
 
 _TIMEOUT_S = 1800  # Of a line, compilation included.
@@ -122,8 +121,7 @@ def _arguments(argv):
   parser.add_argument("--groups", type=int, help="that are timed")
   parser.add_argument("--group", type=int, help="steps between two waits")
   parser.add_argument("--remat", choices=("none", "dots", "full"))
-  if students.has_attention():
-    parser.add_argument("--attention", default="auto")
+  parser.add_argument("--attention", default="auto")
   parser.add_argument("--line", choices=LINES, help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
   defaults = dict(length=4096, chunk=2048, groups=10, group=5)
@@ -189,7 +187,7 @@ def measure(line: Line, args) -> dict[str, Any]:
   value = float(run.value())
   if not np.isfinite(value):
     return {"status": "failed", "error": f"the loss is {value}"}
-  peak = _peak_flops(device.device_kind)
+  peak = throughput.peak_flops(device.device_kind, "bfloat16")
   median = statistics.median(seconds)
   stats = device.memory_stats()
   if stats and "peak_bytes_in_use" in stats:
@@ -366,8 +364,7 @@ def plain_loss(x_BLD, head_VD, targets):
 
 
 def _config(name: str, args, **changes) -> decoder.DecoderConfig:
-  if students.has_attention():
-    changes["attention"] = args.attention
+  changes["attention"] = args.attention
   if args.toy:
     changes |= dict(V=512, D=32, Y=2, N=4, G=2, H=8, F=64)
   if args.toy and name == "8B":
@@ -384,13 +381,6 @@ def _planned(program) -> int:
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes
   )
-
-
-def _peak_flops(device_kind: str) -> float | None:
-  if importlib.util.find_spec("analogjax.throughput") is None:
-    return None
-  throughput = importlib.import_module("analogjax.throughput")
-  return throughput.peak_flops(device_kind, "bfloat16")
 
 
 def _version(name: str) -> str:

@@ -4,7 +4,7 @@ Needs libtpu alone (`pip install libtpu`; or TPU_LIBRARY_PATH names its
 libtpu.so). A line takes two minutes on two cores.
 
   python tests/benchmarks/compile_tpu.py --list
-  python tests/benchmarks/compile_tpu.py --only=8b-fsdp16 --only=loss-1
+  python tests/benchmarks/compile_tpu.py --only=8b --only=loss-1
   python tests/benchmarks/compile_tpu.py --json=compile_tpu.json --write-docs
 """
 
@@ -51,6 +51,7 @@ class Line:
   remat: str = "full"
   chunk: int = 1024
   microbatches: int = 1
+  attention: str = "splash"
   whole_step: bool = True  # False: the loss and its gradient alone.
 
   def __str__(self):
@@ -61,27 +62,29 @@ class Line:
     parts = "" if self.microbatches == 1 else f" in {self.microbatches} parts"
     return (
       f"{self.student}, {kind}, {mesh}, {self.rows} rows of {self.L:,}{parts},"
-      f" remat {self.remat}"
+      f" remat {self.remat}, {self.attention}"
     )
 
 
 def _lines():
   v5p = dict(topology="v5p:4x4x4", student="8B", L=8192)
-  split = dict(fsdp=16, tensor=4)
-  yield Line(name="8b-fsdp16", mesh=split, rows=16, **v5p)
-  short = v5p | dict(L=4096)
-  yield Line(name="8b-fsdp16-L4096", mesh=split, rows=32, **short)
-  yield Line(name="8b-fsdp16-dots", mesh=split, rows=16, remat="dots", **v5p)
-  parts = dict(rows=64, microbatches=4)
-  yield Line(name="8b-fsdp16-parts", mesh=split, **parts, **v5p)
+  split = dict(mesh=dict(fsdp=16, tensor=4), rows=16)
+  yield Line(name="8b", **split, **v5p)
+  yield Line(name="8b-dots", remat="dots", **split, **v5p)
+  yield Line(name="8b-xla", attention="xla", **split, **v5p)
+  short = v5p | split | dict(rows=32, L=4096)
+  yield Line(name="8b-xla-L4096", attention="xla", **short)
+  parts = split | dict(rows=64, microbatches=4)
+  yield Line(name="8b-parts", **parts, **v5p)
   yield Line(name="8b-fsdp64", mesh=dict(fsdp=64), rows=64, **v5p)
   mesh = dict(data=4, fsdp=16)
-  yield Line(name="8b-data4-fsdp16", mesh=mesh, rows=64, **v5p)
-  v5e = dict(topology="v5e:4x4", student="1B")
-  mesh = dict(fsdp=8, tensor=2)
-  yield Line(name="1b-fsdp8", mesh=mesh, rows=8, L=4096, **v5e)
-  yield Line(name="1b-fsdp8-L8192", mesh=mesh, rows=8, L=8192, **v5e)
-  yield Line(name="1b-fsdp16", mesh=dict(fsdp=16), rows=16, L=4096, **v5e)
+  yield Line(name="8b-data4", mesh=mesh, rows=64, **v5p)
+  v5e = dict(topology="v5e:4x4", student="1B", mesh=dict(fsdp=8, tensor=2))
+  yield Line(name="1b", rows=8, L=8192, **v5e)
+  yield Line(name="1b-xla", rows=8, L=8192, attention="xla", **v5e)
+  yield Line(name="1b-xla-L4096", rows=16, L=4096, attention="xla", **v5e)
+  v5e |= dict(mesh=dict(fsdp=16))
+  yield Line(name="1b-fsdp16", rows=16, L=8192, **v5e)
   loss = dict(topology="v5p:2x2x1", student="8B", rows=1, L=8192)
   yield Line(name="loss-1", mesh={}, whole_step=False, **loss)
   mesh = dict(tensor=4)
@@ -99,20 +102,19 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--only", action="append", choices=LINES)
   parser.add_argument("--json", type=Path, help="adds to what is there")
   parser.add_argument("--hlo", type=Path, help="a folder for the programs")
-  if students.has_attention():
-    parser.add_argument("--attention", default="auto")
+  parser.add_argument("--attention", help="for all lines")
   parser.add_argument("--write-docs", action="store_true")
   args = parser.parse_args(argv)
   if args.list:
     for line in LINES.values():
       print(f"{line.name}: {line}")
     return 0
-  changes = {}
-  if students.has_attention():
-    changes = dict(attention=args.attention)
   results = _read(args.json)
   for name in args.only or LINES:
-    results[name] = _attempt(LINES[name], changes, args.hlo)
+    line = LINES[name]
+    if args.attention:
+      line = dataclasses.replace(line, attention=args.attention)
+    results[name] = _attempt(line, args.hlo)
     print(_describe(results[name]), flush=True)
     if args.json:
       args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
@@ -133,17 +135,16 @@ def _read(path: Path | None) -> dict[str, Any]:
   return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _attempt(line: Line, changes, hlo: Path | None) -> dict[str, Any]:
+def _attempt(line: Line, hlo: Path | None) -> dict[str, Any]:
   found = {
     "line": dataclasses.asdict(line),
     "is": str(line),
-    "changes": changes,
     "date": datetime.date.today().isoformat(),
     "jax": jax.__version__,
   }
   began = time.perf_counter()
   try:
-    memory, text, report = _compile(line, changes)
+    memory, text, report = _compile(line)
   except jax.errors.JaxRuntimeError as error:
     # The compiler refuses what does not fit, and says what is largest.
     if "RESOURCE_EXHAUSTED" not in str(error):
@@ -176,7 +177,7 @@ def _attempt(line: Line, changes, hlo: Path | None) -> dict[str, Any]:
   }
 
 
-def _compile(line: Line, changes) -> tuple[Any, str, str]:
+def _compile(line: Line) -> tuple[Any, str, str]:
   """Memory, the optimized program, and the compiler's report of its heap."""
   number = 1
   for size in line.mesh.values():
@@ -187,7 +188,9 @@ def _compile(line: Line, changes) -> tuple[Any, str, str]:
     lambda x: students.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
     students.make_batch("threshold", line.rows, line.L),
   )
-  cfg = students.config(line.student, remat=line.remat, **changes)
+  cfg = students.config(
+    line.student, remat=line.remat, attention=line.attention
+  )
   training = students.Training(
     cfg=cfg,
     mesh=mesh,

@@ -40,13 +40,6 @@ def config(name: str, **changes: Any) -> decoder.DecoderConfig:
   return decoder.DecoderConfig(**{**fields, **SHAPES[name], **changes})
 
 
-def has_attention() -> bool:
-  """Whether the implementation of attention is a field of the decoder."""
-  return "attention" in {
-    f.name for f in dataclasses.fields(decoder.DecoderConfig)
-  }
-
-
 def make_batch(kind: str, B: int, L: int, V: int = V) -> batches.Batch:
   """Rows of two documents with records of a kind, on the host."""
   K = _SLOTS[kind]
@@ -97,6 +90,8 @@ class Training:
       b1=0.9,
       b2=0.95,
       eps=1e-8,
+      muon_momentum=0.95,
+      momentum_dtype="float32",
       weight_decay=0.1,
       clip_norm=1.0,
     )

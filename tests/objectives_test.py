@@ -31,7 +31,9 @@ OPTIMIZER = optim.OptimizerConfig(
   final_fraction=0.25,
   b1=0.9,
   b2=0.99,
+  muon_momentum=0.95,
   eps=1e-8,
+  momentum_dtype="float32",
   weight_decay=0.1,
   clip_norm=0.0,
 )

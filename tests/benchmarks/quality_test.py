@@ -168,7 +168,10 @@ def test_the_whole_script(module, teacher, tmp_path, monkeypatch):
   assert [line["arm"] for line in first] == names
   by = {line["arm"]: line for line in first}
   assert by["dense"]["kl"] < by["hard"]["kl"] < by["start"]["kl"]
-  assert len({round(line["kl"], 6) for line in first}) == len(names)
+  # In three steps the rate neither rises nor falls, nor does the alpha of the
+  # arm that is tied to it.
+  kls = {round(line["kl"], 6) for line in first}
+  assert len(kls) == len(names) - 1
   assert all(0 <= line["ece"] <= 1 for line in first)
   # Equal bytes, and not one draw more than it takes.
   sizes = {name: by[name]["bytes_per_token"] for name in names}

@@ -19,7 +19,7 @@ import tokenizers
 import torch
 import transformers
 
-from analogjax import sharding, steps
+from analogjax import losses, sharding, steps
 from analogjax.data import batches, rows as rows_lib
 from analogjax.models import decoder, hf_folder
 
@@ -650,7 +650,11 @@ def test_smollm2_perplexity_of_a_licence(smollm2, smollm2_params, alone):
     first_index=0,
   )
   step = jax.jit(
-    functools.partial(steps.eval_step, graphdef=decoder.graphdef(cfg), chunk=64)
+    functools.partial(
+      steps.eval_step,
+      graphdef=decoder.graphdef(cfg),
+      objective=losses.Objective(chunk=128),
+    )
   )
   nats = weight = 0.0
   for i in range(0, 8, 2):

@@ -102,11 +102,14 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
       lines = found[match[2]] = []
       if match[1]:
         entry = match[2]
-    elif line.startswith("}"):
+    elif re.match(r"}(, execution_thread=.*)?$", line):
       lines = None
     elif lines is not None:
+      # An instruction may go on below: kernels have attributes of many lines.
       lines.append(line)
   assert entry, "no ENTRY: is this HLO?"
+  for name, lines in found.items():
+    assert any(x.lstrip().startswith("ROOT") for x in lines), name
   return found, entry
 
 

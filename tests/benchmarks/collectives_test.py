@@ -112,6 +112,9 @@ tuple(%collective-permute-done, %add.2)
 }
 
 %outer_body (param.1: (s32[])) -> (s32[]) {
+  %kernel = f32[8]{0} custom-call(%param.1), frontend_attributes={
+"about":"{\\"block\\": 512}"
+}}, metadata={op_name="splash"}
   %while.1 = (bf16[4,8]{1,0}, u32[]) while(%t), condition=%inner_cond, \
 body=%inner_body
   ROOT %reduced = (s32[]) custom-call(%while.1)
@@ -125,7 +128,7 @@ calls=%all-reduce-scatter
   %while.2 = (s32[]) while(%c), condition=%outer_cond, body=%outer_body
   %all-reduce.2 = (f32[], f32[8]{0}) all-reduce(%d, %e), channel_id=9, \
 replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, to_apply=%add
-  %all-reduce.3 = f32[8]{0} all-reduce(%d), channel_id=10, \
+  ROOT %all-reduce.3 = f32[8]{0} all-reduce(%d), channel_id=10, \
 replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
 }
 """

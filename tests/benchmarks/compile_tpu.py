@@ -55,14 +55,13 @@ class Line:
   whole_step: bool = True  # False: the loss and its gradient alone.
 
   def __str__(self):
-    mesh = " x ".join(f"{a}={n}" for a, n in self.mesh.items()) or "1 chip"
-    kind = self.topology.split(":")[0]
+    mesh = " x ".join(f"{a}={n}" for a, n in self.mesh.items()) or "one chip"
     if not self.whole_step:
-      return f"loss alone, {kind}, {mesh}, {self.rows * self.L:,} tokens"
+      return f"loss alone, {mesh}, {self.rows * self.L:,} tokens"
     parts = "" if self.microbatches == 1 else f" in {self.microbatches} parts"
     return (
-      f"{self.student}, {kind}, {mesh}, {self.rows} rows of {self.L:,}{parts},"
-      f" remat {self.remat}, {self.attention}"
+      f"{self.student}, {mesh}, {self.rows} x {self.L:,}{parts}, {self.remat},"
+      f" {self.attention}"
     )
 
 
@@ -279,30 +278,31 @@ def markdown(results: dict[str, Any]) -> list[str]:
     "; ".join(f"{date}, jax {version}" for date, version in sorted(about))
     + ".",
     "",
-    "| program | arguments | new outputs | temporaries | code | all | of HBM |",
+    "| name | program | arguments | outputs | temporaries | all | of HBM |",
     "|---|---|---|---|---|---|---|",
   ]
-  for result in results.values():
-    hbm = _HBM[_chip(result)]
+  for name, result in results.items():
+    chip, gb = _chip(result), _HBM[_chip(result)]
+    row = f"| {name} | {result['is']} |"
     if "too_large" in result:
-      lines.append(f"| {result['is']} | - | - | - | - | does not fit | {hbm} |")
+      lines.append(f"{row} - | - | - | does not fit | {gb} ({chip}) |")
       continue
     size, total = result["bytes"], _total(result)
     new = size["outputs"] - size["aliased"]
-    parts = (size["arguments"], new, size["temporaries"], size["code"], total)
+    parts = (size["arguments"], new, size["temporaries"], total)
     cells = " | ".join(f"{part / 1e9:.2f}" for part in parts)
-    percent = 100 * total / (hbm * 1e9)
-    lines.append(f"| {result['is']} | {cells} | {percent:.0f} % of {hbm} |")
-  lines += ["", "| program | collective | axes | runs | MB sent |"]
+    percent = f"{100 * total / (gb * 1e9):.0f} %"
+    lines.append(f"{row} {cells} | {percent} of {gb} ({chip}) |")
+  lines += ["", "| name | collective | axes | runs | MB sent |"]
   lines.append("|---|---|---|---|---|")
-  for result in results.values():
+  for name, result in results.items():
     for one in result.get("collectives", []):
-      if one["sent"] < 1e5:
+      if one["sent"] < 1e7:
         continue
       more = "" if one["known"] else " or more"
       lines.append(
-        f"| {result['is']} | {one['kind']} | {one['axes']} | {one['runs']:,}"
-        f"{more} | {one['sent'] / 1e6:,.1f}{more} |"
+        f"| {name} | {one['kind']} | {one['axes']} | {one['runs']:,}{more}"
+        f" | {one['sent'] / 1e6:,.0f}{more} |"
       )
   return lines
 

@@ -210,7 +210,7 @@ def test_docs_are_written_between_marks(module, tmp_path):
   )
   cache.write_docs(file, "new")
   text = file.read_text()
-  assert "old" not in text and "\nnew\n" in text
+  assert "\nold\n" not in text and "\nnew\n" in text
   assert text.startswith("before\n") and text.endswith("-->\n.\n")
   file.write_text("nothing")
   with pytest.raises(ValueError, match="once each"):

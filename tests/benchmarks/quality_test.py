@@ -180,7 +180,7 @@ def test_the_whole_script(module, teacher, tmp_path, monkeypatch):
   assert sizes["threshold 0.9"] == sizes["threshold"]
   text = page.read_text()
   assert text.startswith("before\n") and text.endswith("after\n")
-  assert "old" not in text and "| top-k + bin | 1 |" in text
+  assert "\nold\n" not in text and "| top-k + bin | 1 |" in text
   prose = [line for line in text.splitlines() if not line.startswith("|")]
   assert max(map(len, prose)) <= 80
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from analogjax import sharding
@@ -158,3 +158,46 @@ def wait(name: str) -> None:
   """Until every process is here."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+class Board:
+  """A few numbers that every process shows the others, once a step.
+
+  They travel behind the step that was dispatched before, so nobody waits for
+  them; who reads what was shown at a step waits for that step at most. All
+  processes read the same, so they may decide by it without a word more.
+  """
+
+  def __init__(self, mesh: Mesh, num_values: int):
+    self._mesh, self._num_values = mesh, num_values
+    self._exchange = jax.jit(
+      lambda shown: shown, out_shardings=NamedSharding(mesh, P())
+    )
+    # One row a device, and of each process the first of its devices.
+    owners = [device.process_index for device in mesh.devices.flat]
+    self._rows = [owners.index(i) for i in range(jax.process_count())]
+
+  def show(self, values: Sequence[float]) -> Any:
+    """Dispatches this process's numbers; `read` takes what this returns."""
+    assert len(values) == self._num_values, values
+    mine = np.asarray([values], np.float32)
+    if jax.process_count() == 1:
+      return mine
+    axes = NamedSharding(self._mesh, P(self._mesh.axis_names))
+    shape = (self._mesh.size, self._num_values)
+    shown = jax.make_array_from_callback(shape, axes, lambda _: mine)
+    return self._exchange(shown)
+
+  def read(self, shown: Any) -> np.ndarray:
+    """What every process showed with it, float32 [processes, num_values]."""
+    if jax.process_count() == 1:
+      return shown
+    return np.asarray(shown)[self._rows]
+
+
+def total(value: float) -> float:
+  """The sum over all processes; each passes its own."""
+  if jax.process_count() == 1:
+    return value
+  (words,) = np.asarray([value], np.float64).view(np.int64)
+  return float(agree([int(words)])[:, 0].view(np.float64).sum())

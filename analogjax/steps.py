@@ -138,6 +138,10 @@ def train_step(
   out, so XLA reduces the gradients of the layers: there is no collective to
   read here. Metrics are device scalars; the loop fetches them one step late.
 
+  A step whose loss or gradient is not finite updates nothing but the count of
+  steps (metric `skipped`): parameters, moments and the optimizer's own count
+  stay as they were.
+
   Args:
     state: before the update.
     batch: rows with labels and, without `teacher`, records.
@@ -179,8 +183,15 @@ def train_step(
     shapes = jax.eval_shape(gradient, state.params, first)
     start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     ((loss, sums), grads), _ = jax.lax.scan(add, start, pieces)
+  grad_norm = optax.tree.norm(grads)
+  is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params: Any = optax.apply_updates(state.params, updates)
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(is_finite, new, old),
+    (params, opt_state),
+    (state.params, state.opt_state),
+  )
   new_state = TrainState(
     step=state.step + 1,
     params=params,
@@ -189,8 +200,9 @@ def train_step(
   metrics = {
     "loss_nats": loss,
     "hard_label_nats": sums.hard / weight,
-    "grad_norm": optax.tree.norm(grads),
+    "grad_norm": grad_norm,
     "label_tokens": sums.weight,
+    "skipped": 1.0 - is_finite,
   }
   if teacher is not None or batch.targets.ids_BLK.shape[-1]:
     metrics["teacher_nats"] = sums.teacher / weight
@@ -205,6 +217,36 @@ def _split_rows(a, parts):
   """
   a = jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0)
   return sharding.pin(a, (None, sharding.ACTIVATION_AXES["B"]))
+
+
+def finite_rows_step(
+  params: nnx.State,
+  batch: batches.Batch,
+  x_BLW: jax.Array | None = None,
+  *,
+  graphdef: nnx.GraphDef,
+) -> jax.Array:
+  """Which rows have finite hidden states and targets, bool [B].
+
+  To find what made a step not finite; all rows may be, and the gradient not.
+
+  Args:
+    params: of the student.
+    batch: of that step.
+    x_BLW: hidden states of a teacher in the loop.
+    graphdef: of the student.
+  """
+  x_BLD, _ = _hidden(params, batch, graphdef)
+  # A tail of no mass has the logarithm -inf, and is as it should be.
+  targets = batch.targets._replace(log_tail_BL=None)
+  parts = jax.tree.leaves((x_BLD, x_BLW, targets))
+  finite = [jnp.isfinite(a).all(range(1, a.ndim)) for a in parts]
+  return jnp.stack(finite).all(axis=0)
+
+
+def all_finite(tree: Any) -> jax.Array:
+  """Whether no array of a tree holds a NaN or an infinity, bool."""
+  return jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]).all()
 
 
 def eval_step(

@@ -24,6 +24,7 @@ from analogjax.data import store
 from analogjax.models import layers
 from analogjax.objectives import LossConfig
 from analogjax.optim import OptimizerConfig
+from analogjax.watch import WatchConfig
 
 _ATTENTION = ("auto", "xla", "cudnn", "splash")
 
@@ -256,7 +257,10 @@ class PhaseConfig:
   loss: Annotated[LossConfig, "what is minimized"]
   optimizer: Annotated[OptimizerConfig, "update rule and schedule"]
   checkpoint_every_steps: Annotated[int, "steps"]
-  keep_checkpoints: Annotated[int, "checkpoints on disk at once"]
+  keep_checkpoints: Annotated[int, "newest checkpoints that are kept"]
+  keep_best_checkpoints: Annotated[
+    int, "beside them, those of least held-out KL; 0: none"
+  ]
   eval_every_steps: Annotated[int, "steps between evaluations"]
   log_every_steps: Annotated[int, "steps between lines of metrics"]
 
@@ -271,6 +275,14 @@ class PhaseConfig:
     _check_counts(self, "num_steps", "batch_rows", "checkpoint_every_steps")
     _check_counts(self, "keep_checkpoints", "eval_every_steps")
     _check_counts(self, "log_every_steps", "microbatches")
+    best = self.keep_best_checkpoints
+    _check(best >= 0, "keep_best_checkpoints", ">= 0", best)
+    # Only a checkpoint that was evaluated can be the best.
+    expected = f"a multiple of eval_every_steps={self.eval_every_steps}, as"
+    expected += " keep_best_checkpoints is set"
+    every = self.checkpoint_every_steps
+    ok = not best or every % self.eval_every_steps == 0
+    _check(ok, "checkpoint_every_steps", expected, every)
     expected = f"a divisor of batch_rows={self.batch_rows}"
     ok = self.batch_rows % self.microbatches == 0
     _check(ok, "microbatches", expected, self.microbatches)
@@ -361,6 +373,7 @@ class Sections:
   train: TrainConfig
   measure: MeasureConfig
   release: ReleaseConfig
+  watch: WatchConfig
   mesh: MeshConfig
 
   def __post_init__(self):

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
-from analogjax import sharding
+from analogjax import sharding, stopping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +154,11 @@ def from_first(value: np.ndarray) -> np.ndarray:
   return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
+def is_first() -> bool:
+  """Whether this process writes what is written once."""
+  return jax.process_index() == 0
+
+
 def wait(name: str) -> None:
   """Until every process is here."""
   if jax.process_count() > 1:
@@ -201,3 +206,27 @@ def total(value: float) -> float:
     return value
   (words,) = np.asarray([value], np.float64).view(np.int64)
   return float(agree([int(words)])[:, 0].view(np.float64).sum())
+
+
+def some_of(mine: Sequence[bytes], most: int) -> list[bytes]:
+  """Up to `most` different ones of what the processes found.
+
+  Args:
+    mine: digests of 32 bytes, of this process.
+    most: how many are enough, of each process and of all.
+  """
+  data = b"".join(mine[:most]).ljust(32 * most, b"\0")
+  words = agree(np.frombuffer(data, np.int64).tolist())
+  found = words.reshape(-1, 4)
+  # Processes of one group found the same.
+  return list(dict.fromkeys(w.tobytes() for w in found if w.any()))[:most]
+
+
+def stop_if_asked(where: str) -> None:
+  """Stops all processes here if any of them was asked to; all call this.
+
+  Raises:
+    stopping.Stopped: with `where` this was, for people.
+  """
+  if agree([stopping.asked()]).any():
+    raise stopping.Stopped(where)

@@ -1,7 +1,9 @@
 """The ledger: what a run has spent, append-only, across restarts."""
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 import json
+import os
 from pathlib import Path
 import time
 from typing import Any
@@ -31,6 +33,9 @@ class Ledger:
     flops: float = 0,
     teacher_flops: float = 0,
     bytes: int = 0,
+    step: int | None = None,
+    activities: Mapping[str, float] | None = None,
+    begins: bool = False,
   ) -> None:
     """Adds an entry for the time since the one before.
 
@@ -39,13 +44,17 @@ class Ledger:
       flops: floating-point operations by the formulas of models/sizes.py.
       teacher_flops: of these, what the teacher took.
       bytes: written to disk.
+      step: of a training phase, how many updates were done by now.
+      activities: seconds of this time by what went on, as `Meter.spent` has
+        them; the rest is "other".
+      begins: a run begins, or goes on, after this `step`.
     """
     now = time.monotonic()
     seconds = now - self._since
     self._since = now
     if jax.process_index() != 0:
       return
-    entry = {
+    entry: dict[str, Any] = {
       "stage": self._stage,
       "unix_time": round(time.time(), 3),
       "seconds": round(seconds, 3),
@@ -57,20 +66,85 @@ class Ledger:
       "teacher_flops": float(teacher_flops),
       "bytes": bytes,
     }
-    with open(self._path, "a", encoding="utf-8") as file:
-      file.write(json.dumps(entry) + "\n")
+    if step is not None:
+      entry |= {"step": step, "begins": begins}
+    if activities is not None:
+      rounded = {what: round(s, 4) for what, s in activities.items()}
+      entry["activities"] = rounded
+    # A line that a kill cut short must not swallow the next one.
+    with open(self._path, "ab+") as file:
+      if file.tell():
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+          file.write(b"\n")
+      file.write(json.dumps(entry).encode() + b"\n")
 
 
 def totals(workdir: Path) -> dict[str, dict[str, float]]:
   """What each stage has spent in all, by the fields of `append`."""
-  path = workdir / FILE
   sums: dict[str, Any] = defaultdict(lambda: defaultdict(float))
-  if path.exists():
-    for line in path.read_text(encoding="utf-8").splitlines():
-      try:
-        entry = json.loads(line)
-      except json.JSONDecodeError:
-        continue  # Cut short by a kill.
-      for field in _SUMMED:
-        sums[entry["stage"]][field] += entry.get(field, 0)
+  for entry in _entries(workdir):
+    for field in _SUMMED:
+      sums[entry["stage"]][field] += entry.get(field, 0)
   return {stage: dict(fields) for stage, fields in sums.items()}
+
+
+def goodput(workdir: Path) -> dict[str, dict[str, float]]:
+  """Where the time of each training phase went, in seconds, over all restarts.
+
+  Returns:
+    By phase ("train/distill"): `productive`, in steps whose result counts;
+    `lost`, in steps that a restart did again; `data`, `compile`, `eval` and
+    `checkpoint`, while the loop waited for them; `start`, before the first
+    step of each run; `down`, from the last entry of a run to the start of the
+    next, which is not in the sum of seconds; `other`.
+  """
+  phases = defaultdict(list)
+  for entry in _entries(workdir):
+    if "step" in entry:
+      phases[entry["stage"]].append(entry)
+  return {stage: _goodput(entries) for stage, entries in phases.items()}
+
+
+def _goodput(entries: list[dict[str, Any]]) -> dict[str, float]:
+  sums: dict[str, float] = defaultdict(float)
+  counted: list[tuple[int, int, float]] = []  # Step before, step, productive.
+  before = None
+  for entry in entries:
+    step, activities = entry["step"], dict(entry.get("activities", {}))
+    productive = activities.pop("productive", 0.0)
+    if entry["begins"]:
+      rest = entry["seconds"] - sum(activities.values())
+      activities["start"] = max(rest, 0.0)
+      if before is not None:
+        began = entry["unix_time"] - entry["seconds"]
+        # The clock may have been set back meanwhile.
+        sums["down"] += max(began - before["unix_time"], 0.0)
+      kept = []
+      for first, last, seconds in counted:
+        part = min(max(step - first, 0) / max(last - first, 1), 1.0)
+        sums["lost"] += (1 - part) * seconds
+        kept.append((first, min(last, step), part * seconds))
+      counted = [chunk for chunk in kept if chunk[0] < step]
+    else:
+      first = before["step"] if before is not None else 0
+      counted.append((min(first, step), step, productive))
+    for what, seconds in activities.items():
+      sums[what] += seconds
+    sums["other"] += max(
+      entry["seconds"] - productive - sum(activities.values()), 0.0
+    )
+    before = entry
+  sums["productive"] = sum(seconds for *_, seconds in counted)
+  return dict(sums)
+
+
+def _entries(workdir: Path) -> Iterator[dict[str, Any]]:
+  path = workdir / FILE
+  if not path.exists():
+    return
+  for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+      yield json.loads(line)
+    except json.JSONDecodeError:
+      continue  # Cut short by a kill.

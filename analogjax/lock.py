@@ -30,6 +30,9 @@ def hold(workdir: Path, command: str) -> Iterator[bool]:
   Raises:
     ValueError: another process holds it; says which one.
   """
+  if workdir.exists() and not workdir.is_dir():
+    code = errno.ENOTDIR
+    raise NotADirectoryError(code, os.strerror(code), str(workdir))
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / FILE
   with open(path, "a+", encoding="utf-8") as file:

@@ -6,22 +6,27 @@ to be good, so that help and wrong arguments are answered at once.
 
 Environment (read here only):
   ANALOGJAX_TRACEBACK=1: errors of the user come with their traceback.
-  ANALOGJAX_COMPILATION_CACHE=DIR: compiled programs are kept there.
+  ANALOGJAX_COMPILATION_CACHE=DIR: compiled programs are kept there, not in the
+    workdir.
   ANALOGJAX_COORDINATOR=HOST:PORT, ANALOGJAX_NUM_PROCESSES=N and
   ANALOGJAX_PROCESS_ID=I: this process is number I of N.
 """
 
 from collections.abc import Sequence
+import contextlib
 import difflib
 import errno
 import importlib
 import os
 from pathlib import Path
+import re
 import sys
+import time
 import traceback
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import analogjax
+from analogjax import stopping
 
 COMMANDS = {
   "plan": "sizes, tokens, FLOPs, bytes and memory; starts nothing",
@@ -42,12 +47,16 @@ CACHE_ACTIONS = {
 }
 RUN_STAGES = ("cache", "train", "measure", "export", "summary")
 
-OK, USER_ERROR, INTERRUPTED = 0, 2, 130
-# 75 is left to stages that ask to be started again (requeue), by SystemExit.
+OK, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 USAGE = (
   "usage: analogjax <command> --config=FILE --workdir=DIR [--config.a.b=VALUE]"
 )
+
+
+_GOES_ON = "the same command goes on where it was."
+# Longer than it takes to hear that another process has died.
+_CAUSE_SECONDS = 5.0
 
 
 class UsageError(ValueError):
@@ -63,13 +72,15 @@ class Arguments(NamedTuple):
   overrides: tuple[tuple[str, str], ...]  # (dotted path, text), in order.
   action: str = ""  # One of CACHE_ACTIONS.
   rows: int = 0  # --verify=N: rows that the teacher sees again.
+  profile: range | None = None  # --profile=A:B: steps that are traced.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns the exit code.
 
-  0 done, 2 an error that the user can mend, 130 interrupted, 75 start again (by
-  a stage). Anything unexpected leaves as an exception, with its traceback.
+  0 done, 2 an error that the user can mend, 75 start again, 130 interrupted.
+  Anything unexpected leaves as an exception, with its traceback; where this is
+  one of several processes, as exit code 1, so that the others hear of it.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   if not argv:
@@ -83,21 +94,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     return OK
 
   name = f"analogjax {argv[0]}" if argv[0] in COMMANDS else "analogjax"
+  code, text, member, alone = OK, "", None, False
   try:
     args = parse(argv)
-    _run(args)
-    return OK
+    member = _join_cluster(name)
+    with contextlib.ExitStack() as stack:
+      _run(args, stack)
   except KeyboardInterrupt:
-    print(
-      f"{name}: interrupted; the same command goes on where it was.",
-      file=sys.stderr,
-    )
-    return INTERRUPTED
+    code, text = INTERRUPTED, "interrupted; the same command goes on."
+  except stopping.Stopped as stopped:
+    code, text = stopping.REQUEUE, f"stopped, {stopped}; {_GOES_ON}"
+  except stopping.Stalled as stalled:
+    code, text = stopping.REQUEUE, f"{stalled}; {_GOES_ON}"
+    alone = True
   except (ValueError, OSError) as error:
     if os.environ.get("ANALOGJAX_TRACEBACK") == "1":
       traceback.print_exc()
-    print(f"{name}: error: {_message(error)}", file=sys.stderr)
-    return USER_ERROR
+    _wait_for_the_cause(member, error)
+    code, text = USER_ERROR, f"error: {_message(error)}"
+    alone = True
+  except Exception as error:
+    if member is None:
+      raise
+    traceback.print_exc()
+    _wait_for_the_cause(member, error)
+    code, text = BUG, f"{type(error).__name__}: {error}"
+    alone = True
+  if text:
+    print(f"{name}: {text}", file=sys.stderr)
+  if member is not None:
+    member.fail(code, text) if alone else member.leave()
+  if alone and (member is not None or code == stopping.REQUEUE):
+    # An ordinary exit would wait: for processes that are being ended, or for a
+    # thread that reads and does not come back.
+    sys.stdout.flush()
+    os._exit(code)
+  return code
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -122,7 +154,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if flag in CACHE_ACTIONS:
       actions.append((flag, value))
       continue
-    if flag not in ("--config", "--workdir") and not (
+    if flag not in ("--config", "--workdir", "--profile") and not (
       flag.startswith("--config.") and flag != "--config."
     ):
       raise UsageError(f"unknown flag {flag}. {_near_flag(flag)}")
@@ -135,7 +167,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     elif flag in flags:
       raise UsageError(f"{flag} is given twice: {flags[flag]} and {value}.")
     elif not value:
-      raise UsageError(f"{flag} is empty; expected {flag}=PATH.")
+      what = "A:B" if flag == "--profile" else "PATH"
+      raise UsageError(f"{flag} is empty; expected {flag}={what}.")
     else:
       flags[flag] = value
 
@@ -175,6 +208,10 @@ def parse(argv: Sequence[str]) -> Arguments:
       f"{action}={value}: expected {action}"
       + (" or --verify=ROWS, a number." if action == "--verify" else ".")
     )
+  if "--profile" in flags and command not in ("train", "run"):
+    raise UsageError(
+      "--profile is for `train` and `run`, whose steps it traces."
+    )
   return Arguments(
     command=command,
     config=flags.get("--config"),
@@ -182,26 +219,43 @@ def parse(argv: Sequence[str]) -> Arguments:
     overrides=tuple(overrides),
     action=action,
     rows=int(value or 0),
+    profile=_steps(flags.get("--profile")),
   )
 
 
-def _run(args: Arguments) -> None:
+def _steps(text: str | None) -> range | None:
+  """Of --profile=A:B, both ends included."""
+  if text is None:
+    return None
+  match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+  first, last = map(int, match.groups()) if match else (0, 0)
+  if not 1 <= first <= last:
+    raise UsageError(
+      f"--profile={text}: expected A:B, the first and the last step to trace,"
+      " counted from 1, e.g. --profile=20:22."
+    )
+  return range(first, last + 1)
+
+
+def _run(args: Arguments, stack: contextlib.ExitStack) -> None:
   from analogjax import config_files
 
-  _join_cluster()
   if args.config is None:
     assert args.workdir is not None
     cfg = config_files.read_resolved(args.workdir)
   else:
     cfg = config_files.load(args.config, args.overrides)
-    looking = args.action and args.action != "--repair"
-    if args.workdir is not None and not looking:
+  if args.command == "plan" or args.action in ("--inspect", "--verify"):
+    if args.workdir is not None and not args.action:
       config_files.save_resolved(cfg, args.workdir)
-  cache = os.environ.get("ANALOGJAX_COMPILATION_CACHE")
-  if cache and args.command != "plan":
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", cache)
+  else:
+    assert args.workdir is not None
+    stack.enter_context(stopping.listening())
+    _lock(args.workdir, args.command, stack)
+    if args.config is not None:
+      config_files.save_resolved(cfg, args.workdir)
+  if args.command != "plan":
+    _keep_compiled(args.workdir)
   if args.action:
     module, function = CACHE_ACTIONS[args.action]
     call = getattr(
@@ -213,29 +267,103 @@ def _run(args: Arguments) -> None:
   stages = RUN_STAGES if args.command == "run" else (args.command,)
   for stage in stages:
     module = importlib.import_module(f"analogjax.stages.{stage}")
-    module.run(cfg, args.workdir)
+    traces = stage == "train" and args.profile is not None
+    more = {"profile": args.profile} if traces else {}
+    module.run(cfg, args.workdir, **more)
 
 
-def _join_cluster() -> None:
-  """Makes this process one of several, where the environment says so."""
-  address = os.environ.get("ANALOGJAX_COORDINATOR")
-  if not address:
+def _lock(workdir: Path, command: str, stack: contextlib.ExitStack) -> None:
+  """Keeps other runs out of the workdir; process 0 does for all."""
+  from analogjax import hosts, lock, progress
+
+  def take():
+    if hosts.is_first():
+      if not stack.enter_context(lock.hold(workdir, command)):
+        progress.warn(f"{workdir}: no locks here; start one run at a time.")
+
+  hosts.together(take)
+
+
+def _keep_compiled(workdir: Path | None) -> None:
+  """Compiled programs are kept, so that a restart need not make them again."""
+  named = os.environ.get("ANALOGJAX_COMPILATION_CACHE")
+  if named is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
-  numbers = {}
-  for name in ("ANALOGJAX_NUM_PROCESSES", "ANALOGJAX_PROCESS_ID"):
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-      raise ValueError(
-        f"{name}={value!r}: expected a number, as ANALOGJAX_COORDINATOR is set."
-      )
-    numbers[name] = int(value)
   import jax
 
+  folder = named or str((workdir or Path()) / "compiled")
+  jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _join_cluster(name: str) -> Any:
+  """Makes this process one of several, where the environment says so.
+
+  Returns:
+    The peers.Peers that watch the others, or None if it is alone.
+  """
+  address = os.environ.get("ANALOGJAX_COORDINATOR")
+  if not address:
+    return None
+  numbers = {}
+  for variable in ("ANALOGJAX_NUM_PROCESSES", "ANALOGJAX_PROCESS_ID"):
+    value = os.environ.get(variable, "")
+    if not value.isdecimal():
+      raise ValueError(
+        f"{variable}={value!r}: expected a number, as ANALOGJAX_COORDINATOR is"
+        " set."
+      )
+    numbers[variable] = int(value)
+  import jax
+
+  # jax would take SIGTERM for itself.
+  jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
     coordinator_address=address,
     num_processes=numbers["ANALOGJAX_NUM_PROCESSES"],
     process_id=numbers["ANALOGJAX_PROCESS_ID"],
+    heartbeat_timeout_seconds=30,
   )
+  return _watch_peers(name, address.rpartition(":")[0])
+
+
+def _watch_peers(name: str, coordinator_host: str | None) -> Any:
+  import jax
+
+  from analogjax import peers, progress
+
+  if jax.process_count() == 1:
+    return None
+  peers.exit_on_abort(
+    stopping.REQUEUE,
+    f"{name}: another process or its machine is gone; {_GOES_ON}",
+  )
+
+  def on_loss(loss):
+    code = stopping.REQUEUE if loss.code is None else loss.code
+    what = f"failed: {loss.reason}" if loss.code else loss.reason
+    print(
+      f"{name}: process {loss.process} {what}; process {jax.process_index()}"
+      f" ends too. {_GOES_ON.capitalize()}",
+      file=sys.stderr,
+      flush=True,
+    )
+    sys.stdout.flush()
+    os._exit(code)
+
+  try:
+    return peers.Peers(on_loss, host=coordinator_host)
+  except OSError as error:
+    # jax's own heartbeat is left, which is slower.
+    progress.warn(f"{error}; a process that dies is noticed after 30 s.")
+    return None
+
+
+def _wait_for_the_cause(member: Any, error: Exception) -> None:
+  """A failed collective is a consequence: who died is heard in a moment."""
+  frames = traceback.extract_tb(error.__traceback__)
+  ours = os.path.dirname(os.path.abspath(__file__))
+  if member is not None and not frames[-1].filename.startswith(ours):
+    time.sleep(_CAUSE_SECONDS)  # The thread that hears of it ends the process.
 
 
 def _message(error: ValueError | OSError) -> str:
@@ -258,7 +386,8 @@ def _near_flag(flag: str) -> str:
   if flag.count(".") and flag.startswith("--"):
     # A misspelt --config.: the rest may well be right.
     return f"Did you mean --config.{flag.partition('.')[2]}?"
-  known = ["--config", "--workdir", *CACHE_ACTIONS, "--help", "--version"]
+  known = ["--config", "--workdir", "--profile", *CACHE_ACTIONS]
+  known += ["--help", "--version"]
   return _near(flag, known)
 
 
@@ -281,6 +410,7 @@ def _help() -> str:
       "  --inspect         with cache: what it holds, as a table and a picture",
       "  --verify[=ROWS]   with cache: every byte; ROWS are computed anew, too",
       "  --repair          with cache: computes damaged rows again",
+      "  --profile=A:B     with train, run: traces steps A to B for xprof",
       "  --help, --version",
       "",
       "`--flag value` does as well, unless the value begins with --. A run",

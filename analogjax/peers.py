@@ -116,10 +116,10 @@ class Peers:
 
   def _silent(self) -> Loss | None:
     now = time.monotonic()
-    for link in self._links.values():
+    for process, link in self._links.items():
       if now - link.heard > self._silence_s:
         what = f"has been silent for {self._silence_s:.0f} s"
-        return Loss(link.process, what, None)
+        return Loss(process, what, None)
     if self._missing and now - self._since > self._silence_s:
       return Loss(min(self._missing), "never came to be watched", None)
     return None

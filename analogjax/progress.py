@@ -21,6 +21,13 @@ def say(text: str) -> None:
   console().print(text, markup=False, soft_wrap=True)
 
 
+def warn(text: str) -> None:
+  """One line for people, about this process: on standard error of each."""
+  if jax.process_count() > 1:
+    text = f"process {jax.process_index()}: {text}"
+  print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 class Progress:
   """Counts up to `total` of something, with tokens/s and time left.
 

@@ -104,6 +104,9 @@ class Meter:
     self._steps = 0  # Since the last `read`, as are the seconds below.
     self._seconds = dict.fromkeys(get_args(Activity), 0.0)
     self._activity: str | None = None
+    # Since the last `spent`.
+    names: list[str] = [*get_args(Activity), "productive"]
+    self._spent = dict.fromkeys(names, 0.0)
 
   @contextlib.contextmanager
   def during(self, activity: Activity) -> Iterator[None]:
@@ -116,14 +119,22 @@ class Meter:
     finally:
       self._activity, seconds = None, self._clock() - start
       self._seconds[activity] += seconds
+      self._spent[activity] += seconds
       self._aside += seconds
 
   def step(self) -> None:
     """A step ends here; it began where the one before it ended."""
     now = self._clock()
-    self._in_steps += now - self._step_began - self._aside
+    productive = now - self._step_began - self._aside
+    self._in_steps += productive
+    self._spent["productive"] += productive
     self._step_began, self._aside = now, 0.0
     self._steps += 1
+
+  def spent(self) -> dict[str, float]:
+    """Seconds by activity since the last `spent`; steps are `productive`."""
+    spent, self._spent = self._spent, dict.fromkeys(self._spent, 0.0)
+    return spent
 
   def read(self) -> dict[str, float]:
     """Rates and fractions of the time since the last `read`.

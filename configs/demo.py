@@ -132,6 +132,7 @@ def get_config() -> ConfigDict:
       ),
       checkpoint_every_steps=40,  # Steps.
       keep_checkpoints=2,  # Checkpoints.
+      keep_best_checkpoints=0,  # Checkpoints.
       eval_every_steps=40,  # Steps.
       log_every_steps=10,  # Steps.
     )
@@ -156,6 +157,12 @@ def get_config() -> ConfigDict:
     phase="distill",
     dtype="float32",
     max_shard_gb=5.0,  # 1e9 bytes in one safetensors file.
+  )
+  cfg.watch = dict(
+    skipped_steps=10,  # Steps.
+    spike_sigmas=8.0,  # Robust standard deviations.
+    stall_seconds=60.0,
+    give_up_seconds=0.0,  # Waits for data as long as it takes.
   )
   cfg.mesh = dict(data=1, fsdp=-1, expert=1, tensor=1)  # -1: what is left.
   return cfg

@@ -46,6 +46,7 @@ PHASE = dict(
   optimizer=OPTIMIZER,
   checkpoint_every_steps=5,
   keep_checkpoints=1,
+  keep_best_checkpoints=0,
   eval_every_steps=5,
   log_every_steps=1,
 )
@@ -91,6 +92,10 @@ def values():
     ),
     measure=dict(phases=("distill",), batch_rows=2),
     release=dict(phase="distill", dtype="float32", max_shard_gb=5.0),
+    watch=dict(
+      **dict(skipped_steps=3, spike_sigmas=8.0),
+      **dict(stall_seconds=60.0, give_up_seconds=0.0),
+    ),
     mesh=dict(data=1, fsdp=-1, expert=1, tensor=1),
   )
 

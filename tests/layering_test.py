@@ -8,18 +8,20 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "analogjax"
 
 LAYERS = (
-  {"sharding"},
+  {"sharding", "lock", "stopping"},
   {"hosts"},
   {
     *("models", "data", "losses", "divergences", "gram", "objectives"),
     *("optim", "checkpoint", "metrics", "ledger", "progress", "throughput"),
+    *("watch", "peers", "tracer"),
   },
   {"steps"},
   {"fidelity", "release", "safety"},
   {"config", "config_files", "config_types"},
   {"assemble"},
   {"recorder", "importer", "live"},
-  {"filler"},
+  {"reporter"},
+  {"filler", "trainer"},
   {"stages"},
   {"main", "__main__"},
 )

@@ -6,15 +6,17 @@ read it: nothing of the order has to be saved to resume.
 Shape letters (docs/glossary.md): B batch, L position, K entries of a record.
 """
 
+import collections
 from collections.abc import Callable, Iterator
 import concurrent.futures
 import functools
+import itertools
 from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
 
-from analogjax import losses, sharding
+from analogjax import hosts, losses, sharding
 from analogjax.data import logit_cache, pipeline, rows as rows_lib
 
 _T = TypeVar("_T")
@@ -117,54 +119,108 @@ def _batch(rows, ids_BLK, p_BLK, capture_weights_BL) -> Batch:
 
 
 def in_order(
-  cache: logit_cache.LogitCache, batch_rows: int
+  cache: logit_cache.LogitCache,
+  batch_rows: int,
+  group: hosts.Group | None = None,
 ) -> Iterator[tuple[Batch, logit_cache.Entries]]:
   """Every row of a cache once, in batches of one size.
 
   The last batch is filled up with copies of the last row at weight 0.
+
+  Args:
+    cache: complete.
+    batch_rows: rows of a global batch.
+    group: yields the rows that this group feeds, and their entries; None: all.
   """
   num_rows = cache.manifest.num_rows
+  mine = np.arange(batch_rows)
+  if group is not None:
+    mine = group.indices_of(batch_rows)
   for start in range(0, num_rows, batch_rows):
-    wanted = np.arange(start, start + batch_rows)
+    wanted = start + mine
     entries = cache.read(np.minimum(wanted, num_rows - 1))
     batch = from_entries(entries)
-    weights_BL = batch.targets.weights_BL * (wanted < num_rows)[:, None]
-    teacher_BL = batch.targets.teacher_weights_BL * (wanted < num_rows)[:, None]
+    is_row_B1 = (wanted < num_rows)[:, None]
     targets = batch.targets._replace(
-      weights_BL=weights_BL, teacher_weights_BL=teacher_BL
+      weights_BL=batch.targets.weights_BL * is_row_B1,
+      teacher_weights_BL=batch.targets.teacher_weights_BL * is_row_B1,
     )
     yield batch._replace(targets=targets), entries
 
 
-def prefetch(
-  make: Callable[[int], _T], steps: range, *, depth: int = 2
-) -> Iterator[_T]:
+class Prefetch(Iterator[_T]):
   """make(step) for each step in order, computed up to `depth` steps ahead.
 
   One thread, so that a source that must be read in order is. An exception in
   `make` is raised at its step.
   """
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    ahead = [pool.submit(make, step) for step in steps[:depth]]
+
+  def __init__(
+    self, make: Callable[[int], _T], steps: range, *, depth: int = 2
+  ):
+    self._make, self._steps = make, iter(steps)
+    self._pool, self._waits = concurrent.futures.ThreadPoolExecutor(1), True
+    self._ahead = collections.deque[concurrent.futures.Future[_T]]()
+    for _ in range(depth):
+      self._submit()
+
+  def __next__(self) -> _T:
+    self._submit()
+    if not self._ahead:
+      self.close()
+      raise StopIteration
     try:
-      for step in steps:
-        if step + depth < steps.stop:
-          ahead.append(pool.submit(make, step + depth))
-        yield ahead.pop(0).result()
-    finally:
-      for future in ahead:
-        future.cancel()
+      return self._ahead.popleft().result()
+    except BaseException:
+      self.close()
+      raise
+
+  def wait(self, seconds: float) -> bool:
+    """Whether the next one is there, or is within so many seconds."""
+    if not self._ahead:
+      return True
+    done, _ = concurrent.futures.wait([self._ahead[0]], seconds)
+    return bool(done)
+
+  def close(self, *, wait: bool = True) -> None:
+    """Computes no more; with `wait`, until the thread has ended.
+
+    A thread that once was not waited for may hang: later calls do not wait.
+    """
+    self._waits = self._waits and wait
+    self._pool.shutdown(wait=self._waits, cancel_futures=True)
+
+  def _submit(self) -> None:
+    for step in itertools.islice(self._steps, 1):
+      self._ahead.append(self._pool.submit(self._make, step))
 
 
 class PipelineOrder:
   """Batches straight from the frontier run's pipeline, without a cache.
 
   Rows with random access come in the order of `row_order`; a stream comes in
-  its own order, pass after pass, and then there is a position to save.
+  its own order, pass after pass, and then there is a position to save. Of a
+  stream every process reads all rows, and keeps those that it feeds.
   """
 
-  def __init__(self, source: pipeline.RowSource, *, batch_rows: int, seed: int):
+  def __init__(
+    self,
+    source: pipeline.RowSource,
+    *,
+    batch_rows: int,
+    seed: int,
+    mine: np.ndarray | None = None,
+  ):
+    """Rows of batches of `batch_rows`.
+
+    Args:
+      source: of rows.
+      batch_rows: of a global batch.
+      seed: of the order.
+      mine: which rows of a batch this process feeds; None: all.
+    """
     self._source, self._batch_rows, self._seed = source, batch_rows, seed
+    self._mine = np.arange(batch_rows) if mine is None else mine
     self._next_row = 0
     self._positions: dict[int, dict[str, Any]] = {}
 
@@ -174,9 +230,10 @@ class PipelineOrder:
       order = dict(batch_rows=self._batch_rows, seed=self._seed)
       num_rows = self._source.num_rows
       if num_rows is None:  # Repeats for ever, in an order of its own.
-        first = step * self._batch_rows
-        return self._source.read(range(first, first + self._batch_rows))
-      return self._source.read(row_order(step, num_rows=num_rows, **order)[0])
+        wanted = step * self._batch_rows + np.arange(self._batch_rows)
+      else:
+        wanted, _ = row_order(step, num_rows=num_rows, **order)
+      return self._source.read(wanted[self._mine].tolist())
     pieces, missing = [], self._batch_rows
     while missing:
       wanted = range(self._next_row, self._next_row + missing)
@@ -191,7 +248,8 @@ class PipelineOrder:
       pieces.append(piece)
       missing -= len(piece.tokens_BL)
     self._keep_position(step + 1)
-    return rows_lib.Rows(*map(np.concatenate, zip(*pieces, strict=True)))
+    whole = map(np.concatenate, zip(*pieces, strict=True))
+    return rows_lib.Rows(*(field[self._mine] for field in whole))
 
   def position(self, step: int) -> dict[str, Any] | None:
     """What `restore` needs to read step `step` next; None where nothing."""

@@ -229,7 +229,7 @@ def training(
       """The stage's loop: batches ahead, values one step late."""
       nonlocal state
       pending = None
-      for batch in batches.prefetch(read, range(num_steps)):
+      for batch in batches.Prefetch(read, range(num_steps)):
         state, values = step(state, batch)
         if pending is not None:
           jax.device_get(pending)

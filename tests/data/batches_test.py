@@ -209,7 +209,7 @@ def test_prefetch_keeps_the_order(depth, steps):
     made.append(step)
     return step * step
 
-  got = list(batches.prefetch(make, steps, depth=depth))
+  got = list(batches.Prefetch(make, steps, depth=depth))
   assert got == [step * step for step in steps]
   assert made == list(steps)
   assert threads() == before
@@ -224,7 +224,7 @@ def test_prefetch_works_ahead_and_no_further():
     ready.release()
     return step
 
-  ahead = batches.prefetch(make, range(100), depth=3)
+  ahead = batches.Prefetch(make, range(100), depth=3)
   assert next(ahead) == 0
   # Step 0 and the three ahead of it are made without anybody asking.
   assert all(ready.acquire(timeout=30) for _ in range(4))
@@ -242,7 +242,7 @@ def test_prefetch_raises_an_error_at_its_step():
 
   got = []
   with pytest.raises(ValueError, match="row 4 is broken"):
-    for value in batches.prefetch(make, range(10)):
+    for value in batches.Prefetch(make, range(10)):
       got.append(value)
   assert got == [0, 1, 2, 3]
   assert threads() == before
@@ -250,7 +250,7 @@ def test_prefetch_raises_an_error_at_its_step():
 
 def test_prefetch_stops_its_thread_when_the_loop_does():
   before, made = threads(), []
-  ahead = batches.prefetch(lambda step: made.append(step) or step, range(1000))
+  ahead = batches.Prefetch(lambda step: made.append(step) or step, range(1000))
   assert [next(ahead), next(ahead)] == [0, 1]
   assert threads() != before
   ahead.close()
@@ -365,7 +365,7 @@ def test_a_restart_goes_on_exactly(open_order, function, step):
   wanted = [whole.read(i).tokens_BL for i in range(17)]
 
   before = open_order(function)
-  ahead = batches.prefetch(before.read, range(20))
+  ahead = batches.Prefetch(before.read, range(20))
   for _ in range(step):
     next(ahead)
   position = before.position(step)
@@ -376,7 +376,7 @@ def test_a_restart_goes_on_exactly(open_order, function, step):
   after = open_order(function)
   after.restore(position)
   got = [
-    rows.tokens_BL for rows in batches.prefetch(after.read, range(step, 17))
+    rows.tokens_BL for rows in batches.Prefetch(after.read, range(step, 17))
   ]
   np.testing.assert_array_equal(got, wanted[step:])
   # And a restart of the restart.

@@ -53,13 +53,13 @@ def dying_save(self, step, *args):
 checkpoint.Checkpoints.save = dying_save
 """,
   "between two phases": """
-from analogjax.stages import train
-loop = train._Phase._loop
+from analogjax import trainer
+loop = trainer.Phase._loop
 def dying_loop(self, *args):
   if self._name == "distill":
     os.kill(os.getpid(), signal.SIGKILL)
   loop(self, *args)
-train._Phase._loop = dying_loop
+trainer.Phase._loop = dying_loop
 """,
   "while the export is written": """
 from analogjax.models import hf_folder

@@ -1,0 +1,348 @@
+"""One phase of training: the loop, its checkpoints, and an eye on both.
+
+Letter: B rows of a step.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import functools
+import json
+import operator
+from pathlib import Path
+import secrets
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from analogjax import (
+  assemble,
+  checkpoint,
+  config,
+  hosts,
+  ledger,
+  live,
+  losses,
+  objectives,
+  optim,
+  progress,
+  reporter,
+  sharding,
+  steps,
+  stopping,
+  tracer,
+)
+from analogjax.data import batches, logit_cache
+from analogjax.models import decoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowOrder:
+  """Where the rows of a phase come from, by step."""
+
+  identity: dict[str, Any]  # Of the data; plain values.
+  # The rows that this process feeds of a step's batch, counted from 0.
+  read: Callable[[int], batches.Batch]
+  position: Callable[[int], dict[str, Any] | None]
+  restore: Callable[[dict[str, Any] | None], None]
+
+
+class Phase:
+  """One phase: from its start, or its last checkpoint, to its last step."""
+
+  def __init__(
+    self,
+    name: str,
+    sections: config.Sections,
+    workdir: Path,
+    mesh: Mesh,
+    *,
+    teacher: assemble.Teacher,
+    order: RowOrder,
+    held_out: logit_cache.LogitCache,
+    make_teacher: Callable[[], live.LiveTeacher] | None,
+    profile: range | None = None,
+  ):
+    """Builds what the phase compiles; nothing is read or written.
+
+    Args:
+      name: of the phase.
+      sections: of the config.
+      workdir: of the run.
+      mesh: of the student.
+      teacher: opened.
+      order: where the rows come from.
+      held_out: what the student is evaluated on.
+      make_teacher: the teacher in the loop, if the phase has one.
+      profile: steps that are traced for xprof.
+    """
+    self._name, self._sections, self._workdir = name, sections, workdir
+    self._phase = sections.train.phase[name]
+    self._mesh, self._group = mesh, hosts.group(mesh)
+    self._order, self._held_out = order, held_out
+    self._make_teacher, self._profile = make_teacher, profile
+    self._folder = assemble.phase_folder(workdir, name)
+    self._cfg = assemble.student_config(sections)
+    self._tx = optim.make_optimizer(
+      self._phase.optimizer, self._phase.num_steps
+    )
+    self._fingerprints = self._make_fingerprints(teacher)
+    # Tells this training from another one with the same config, for what is
+    # made of its checkpoints.
+    self._lineage = secrets.token_hex(8)
+    self._abstract = jax.eval_shape(self._init)
+    self._shardings = sharding.state_shardings(self._abstract, mesh)
+    self._compile_steps(teacher)
+
+  def _compile_steps(self, teacher: assemble.Teacher) -> None:
+    graphdef, loss = decoder.graphdef(self._cfg), self._phase.loss
+    everywhere = NamedSharding(self._mesh, P())
+    self._train_step = jax.jit(
+      functools.partial(
+        steps.train_step,
+        graphdef=graphdef,
+        tx=self._tx,
+        objective=objectives.make_objective(
+          loss, teacher_softcap=teacher.cfg.logit_softcap
+        ),
+        alpha=objectives.make_alpha(
+          loss, self._phase.optimizer, self._phase.num_steps
+        ),
+        microbatches=self._phase.microbatches,
+      ),
+      donate_argnums=0,
+      out_shardings=(self._shardings, everywhere),
+    )
+    # On the held-out cache every phase is measured alike.
+    measured = losses.Objective(
+      temperature=self._held_out.manifest.temperature, chunk=loss.chunk
+    )
+    self._eval_step = jax.jit(
+      functools.partial(steps.eval_step, graphdef=graphdef, objective=measured),
+      out_shardings=everywhere,
+    )
+
+  def run(self) -> None:
+    """Trains to the last step, unless that is there already.
+
+    Raises:
+      stopping.Stopped: asked to stop; all is saved.
+      stopping.Stalled: no batch came for too long, on this process.
+      ValueError: what the user can mend.
+    """
+    num_steps = self._phase.num_steps
+    spent = ledger.Ledger(self._workdir, f"train/{self._name}")
+    saved = checkpoint.Checkpoints(
+      self._folder / "checkpoints", keep=self._phase.keep_checkpoints
+    )
+    try:
+      with jax.set_mesh(self._mesh):
+        step, state = self._start(saved)
+        if step >= num_steps:
+          progress.say(f"train {self._name}: complete, {step} steps.")
+          return
+        self._loop(step, state, saved, spent)
+    finally:
+      saved.close()
+
+  def _make_fingerprints(self, teacher: assemble.Teacher) -> dict[str, Any]:
+    """What a checkpoint depends on, and a restart has to share."""
+    phase = dataclasses.asdict(self._phase)
+    # These may change in the middle of a phase.
+    for free in (
+      "checkpoint_every_steps",
+      "keep_checkpoints",
+      "keep_best_checkpoints",
+      "eval_every_steps",
+      "log_every_steps",
+    ):
+      del phase[free]
+    del phase["loss"]["chunk"]
+    # Through JSON, as it comes back from a checkpoint.
+    parts = {
+      "student": assemble.student_identity(self._sections),
+      f"train.{self._name}": phase,
+      "data": self._order.identity,
+    }
+    if self._phase.runs_teacher:
+      parts["teacher"] = {"digest": teacher.digest, "dtype": teacher.cfg.dtype}
+    return json.loads(json.dumps(parts))
+
+  def _check(self, about: Mapping[str, Any]) -> None:
+    found = about["fingerprints"]
+    assemble.check_identity(self._folder, found, self._fingerprints)
+
+  def _init(self) -> steps.TrainState:
+    params = decoder.init_parameters(self._cfg, self._sections.student.seed)
+    return steps.TrainState(
+      step=jax.numpy.zeros((), "int32"),
+      params=params,
+      opt_state=self._tx.init(params),
+    )
+
+  def _start(self, saved) -> tuple[int, steps.TrainState]:
+    """From the last checkpoint, else the phase before, else random."""
+    found = saved.restore_latest(self._abstract, self._shardings, self._check)
+    if found is not None:
+      step, state, about = found
+      self._lineage = about["fingerprints"]["lineage"]
+      self._order.restore(about["position"])
+      progress.say(f"train {self._name}: going on after step {step}.")
+      return step, state
+    state = jax.jit(self._init, out_shardings=self._shardings)()
+    if self._phase.init_from:
+      # A fresh optimizer: the new phase has a schedule of its own.
+      _, params, _ = assemble.read_phase(
+        self._sections, self._workdir, self._phase.init_from, self._mesh
+      )
+      state = state.replace(params=params)
+    return 0, state
+
+  def _loop(self, start: int, state: steps.TrainState, saved, spent) -> None:
+    phase, total = self._phase, self._phase.num_steps
+    alone = jax.process_count() == 1
+    teacher = self._make_teacher and self._make_teacher()
+
+    def make(step):
+      batch = self._order.read(step)
+      return hosts.put_rows(batch, self._mesh, self._group)
+
+    ahead = batches.Prefetch(make, range(start, total))
+    stop, failure = False, None
+    step, saved_at, done = start, start, None
+    with (
+      reporter.Reporter(
+        self._name,
+        self._sections,
+        self._folder,
+        self._mesh,
+        self._cfg,
+        start=start,
+        spent=spent,
+        teacher=teacher,
+      ) as reports,
+      contextlib.closing(ahead),
+      contextlib.closing(
+        tracer.Tracer(self._folder / "profile", self._profile)
+      ) as trace,
+    ):
+      meter = reports.meter
+      if start == 0:
+        with meter.during("eval"):
+          self._evaluate(0, state, reports)
+      reports.spend(start, begins=True)
+      while step < total and not stop:
+        before, done = done, None
+        try:
+          with meter.during("data"):
+            batch = self._next(ahead, step + 1)
+        except ValueError as error:
+          # Several processes cannot agree in time on where to save.
+          if not alone:
+            raise
+          batch, failure = None, error
+        if batch is None:
+          stop = True
+        else:
+          step += 1
+          trace.before(step)
+          first = step == start + 1
+          with meter.during("compile") if first else contextlib.nullcontext():
+            hidden = teacher and teacher.hidden(batch)
+            state, values = self._train_step(state, batch, hidden)
+          done = reports.dispatched(step, values, batch)
+        # One step late: the device works on this step meanwhile.
+        if before is not None:
+          stop |= reports.report(before, state)
+        stop |= alone and stopping.asked()
+        at_end = step == total
+        evaluates = at_end or (step % phase.eval_every_steps == 0 and not stop)
+        saves = at_end or step % phase.checkpoint_every_steps == 0
+        if (evaluates or saves or stop) and done is not None:
+          # A restart goes on after this step, so its record must be there; and
+          # its time is its own, not that of what follows.
+          stop |= reports.report(done, state)
+          done = None
+        if batch is not None:
+          meter.step()
+        trace.after(step)
+        score = None
+        if evaluates:
+          with meter.during("eval"):
+            score = self._evaluate(step, state, reports)
+        if (saves or stop) and step > saved_at:
+          self._save(step, state, saved, score, reports)
+          saved_at = step
+    if failure is not None:
+      raise failure
+    if step < total:
+      raise stopping.Stopped(f"train {self._name}: after step {step}")
+
+  def _next(self, ahead: batches.Prefetch, step: int) -> batches.Batch | None:
+    """The next batch; None if a single process is asked to stop meanwhile."""
+    limits, began = self._sections.watch, time.monotonic()
+    warn_after = limits.stall_seconds
+    while not ahead.wait(0.5):
+      waited = time.monotonic() - began
+      if stopping.asked() and jax.process_count() == 1:
+        return None
+      if waited > warn_after:
+        progress.warn(
+          f"train {self._name}: waiting {waited:.0f} s for the rows of step"
+          f" {step}; the pipeline or the store is slow."
+        )
+        warn_after *= 2
+      if 0 < limits.give_up_seconds < waited:
+        ahead.close(wait=False)
+        raise stopping.Stalled(
+          f"train {self._name}: no rows for step {step} in {waited:.0f} s"
+          f" (watch.give_up_seconds={limits.give_up_seconds:g})"
+        )
+    return next(ahead)
+
+  def _save(self, step, state, saved, score, reports) -> None:
+    if not reports.all_finite(state):
+      if step == self._phase.num_steps:
+        raise ValueError(
+          f"train {self._name}: parameters hold NaN after the last step;"
+          " nothing was saved. The same command goes on from the last"
+          " checkpoint."
+        )
+      reports.warn(f"step {step}: parameters hold NaN; not saved.")
+      return
+    about = {
+      "fingerprints": {**self._fingerprints, "lineage": self._lineage},
+      "position": self._order.position(step),
+    }
+    with reports.meter.during("checkpoint"):
+      saved.save(step, state, about)
+    reports.spend(step)
+
+  def _evaluate(self, step, state, reports) -> float:
+    """Held-out losses against the cached teacher; returns the KL, nats."""
+    sums, entropy = losses.LossSums(0.0, 0.0, 0.0, 0.0), 0.0
+    rows = self._phase.batch_rows
+    for batch, entries in batches.in_order(self._held_out, rows, self._group):
+      on_mesh = hosts.put_rows(batch, self._mesh, self._group)
+      out = jax.device_get(self._eval_step(state.params, on_mesh))
+      sums = losses.LossSums(*map(operator.add, sums, map(float, out)))
+      if self._group.is_leader:
+        weights_BL = batch.targets.weights_BL
+        entropy += float((entries.entropy_BL * weights_BL).sum())
+    entropy = hosts.total(entropy)
+    hard, teacher, correct, weight = map(float, sums)
+    values = {"held_out/hard_label_nats": hard / weight}
+    m = self._held_out.manifest
+    kl = (teacher - entropy) / weight
+    if m.temperature == 1 and m.kind == "topk":
+      # Of the ids that are named and all others as one.
+      kl = teacher / weight
+      values["held_out/kl_lower_bound_nats"] = kl
+    elif m.temperature == 1:
+      # Unbiased over the sampling; the final measure uses dense logits.
+      values["held_out/kl_estimate_nats"] = kl
+    values["held_out/accuracy"] = correct / weight
+    reports.write(step, values)
+    return kl

@@ -4,8 +4,9 @@ Letters: B rows of a teacher step, L positions.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from analogjax import (
   ledger,
   progress,
   recorder,
+  stopping,
 )
 from analogjax.data import (
   cache_check,
@@ -38,7 +40,7 @@ class _Job:
 
   rows: range  # Of the object.
   wanted: np.ndarray  # The rows of it to compute; the others are kept.
-  kept: logit_cache.Stored | None = None  # The others, in order.
+  kept: Callable[[], logit_cache.Stored] | None = None  # The others, in order.
   read: Rows | None = None  # The wanted rows.
   position: dict[str, Any] | None = None  # Of a stream, after them.
   pieces: list[sampling.Records] = dataclasses.field(default_factory=list)
@@ -52,6 +54,7 @@ class Filler:
     self._cache: logit_cache.LogitCache = cache
     self._recorder: recorder.Recorder = teaching
     self._write_ahead = sections.cache.write_ahead
+    self._board = hosts.Board(teaching.mesh, 1)
     self._name = cache.location.name
     self._positions = workdir / f"{self._name}_position.json"
     self._ledger: ledger.Ledger = spent
@@ -65,7 +68,7 @@ class Filler:
     """Writes every object that is not committed."""
     while True:
       hosts.wait("about to look for holes")
-      jobs = [_Job(rows=h, wanted=np.array(h)) for h in self._holes()]
+      jobs = self._holes()
       if not jobs:
         progress.say(f"cache {self._name}: complete.")
         return
@@ -92,8 +95,12 @@ class Filler:
         # A cache that grew has holes beside rows of the same object.
         is_wanted |= ~np.any(self._cache.digests(part), axis=-1)
       wanted, healthy = np.array(part)[is_wanted], np.array(part)[~is_wanted]
-      kept = self._cache.read_stored(healthy) if len(healthy) else None
-      jobs.append(_Job(rows=part, wanted=wanted, kept=kept))
+      job = _Job(rows=part, wanted=wanted)
+      if len(healthy):
+        # Read now: the object may be removed before it is written again.
+        stored = self._cache.read_stored(healthy)
+        job.kept = lambda stored=stored: stored
+      jobs.append(job)
       progress.say(
         f"cache {self._name}: of rows {part.start} to {part.stop - 1},"
         f" {len(damage)} damaged; computing them again."
@@ -110,15 +117,26 @@ class Filler:
       if jax.process_index() == 0 and len(job.rows) < size:
         self._cache.remove(job.rows)
 
-  def _holes(self) -> list[range]:
+  def _holes(self) -> list[_Job]:
+    """Objects with rows that are missing; a run that was stopped left some."""
+
     def committed():
       if jax.process_index() == 0:
         return self._cache.committed()
       return np.zeros(len(self._cache), bool)
 
     done = hosts.from_first(hosts.together(committed))
-    objects = self._cache.objects()
-    return [o for o in objects if not done[o.start : o.stop].all()]
+    jobs = []
+    for part in self._cache.objects():
+      is_there = done[part.start : part.stop]
+      if is_there.all():
+        continue
+      job = _Job(rows=part, wanted=np.array(part)[~is_there])
+      if is_there.any():
+        there = np.array(part)[is_there]
+        job.kept = functools.partial(self._cache.read_stored, there)
+      jobs.append(job)
+    return jobs
 
   def _go_through(self, jobs: Sequence[_Job]) -> int | None:
     """Writes the objects; returns the number of rows if they end before.
@@ -135,7 +153,7 @@ class Filler:
     title = f"cache {self._name}"
     group, B = self._recorder.group, self._recorder.batch_rows
     # What the device was asked for and the host has not looked at yet.
-    pending = collections.deque()
+    pending, stop, mine = collections.deque(), False, None
     with (
       cache_writer.CacheWriter(self._cache, depth=self._write_ahead) as writer,
       progress.Progress(title, total=total, unit="rows", done=done) as bar,
@@ -145,7 +163,7 @@ class Filler:
         turn = jobs[first : first + group.count]
         mine = turn[group.index] if group.index < len(turn) else None
         end, failed = self._agree(self._attempt(self._read, mine))
-        if end >= 0 or failed:
+        if end >= 0 or failed or stop:
           break
         for start in range(0, max(len(job.wanted) for job in turn), B):
           if self._failure is not None and jax.process_count() == 1:
@@ -154,22 +172,34 @@ class Filler:
           pending.append(self._start(mine, part))
           # The device works on this step while the one before is stored.
           if len(pending) > 1:
-            self._attempt(self._collect, *pending.popleft(), writer)
+            stop |= self._finish(pending.popleft(), writer)
           count = sum(len(job.wanted[part]) for job in turn)
           bar.advance(count, tokens=count * L)
+          stop |= jax.process_count() == 1 and stopping.asked()
+          if stop:
+            break
+        if stop:
+          break
       # Also after a failure: what was computed before it is kept.
       while pending:
-        self._attempt(self._collect, *pending.popleft(), writer)
+        self._finish(pending.popleft(), writer)
+      if stop and mine is not None:
+        self._attempt(self._submit_part, mine, writer)
       self._attempt(writer.finish)
       _, failed = self._agree(None)
     if self._failure is not None:
       raise self._failure
     if failed:
-      raise ValueError(
-        f"cache: process {failed[0]} failed and says why; this one stops too."
-        " The same command goes on where it was."
-      )
+      raise hosts.OtherFailed(failed[0], "cache: ")
+    if stop:
+      raise stopping.Stopped(f"cache {self._name}: in the middle")
     return end if end >= 0 else None
+
+  def _finish(self, step, writer) -> bool:
+    """Takes a teacher step off the device; returns whether to stop."""
+    *work, shown = step
+    self._attempt(self._collect, *work, writer)
+    return bool(self._board.read(shown).any())
 
   def _attempt(self, call, *args):
     """call(*args); an error waits until all processes have heard of it."""
@@ -235,7 +265,8 @@ class Filler:
       zeros = np.zeros((1, L), np.int32)
       rows = Rows(zeros, zeros, zeros, zeros.astype(np.float32))
     records = self._recorder.record(rows, self._cache.manifest)
-    return job, part, count, records
+    shown = self._board.show([stopping.asked()])
+    return job, part, count, records, shown
 
   def _collect(self, job, part, count, on_device, writer) -> None:
     """Takes records off the device; the last ones of a job start its write."""
@@ -252,6 +283,29 @@ class Filler:
         lambda: self._was_committed(job),
       )
 
+  def _submit_part(self, job: _Job, writer) -> None:
+    """Writes what was computed of an object, if its first rows are there."""
+    count = sum(len(piece.entropy_BL) for piece in job.pieces)
+    is_prefix = len(job.wanted) and job.rows.stop - job.wanted[0] == len(
+      job.wanted
+    )
+    is_leader = self._recorder.group.is_leader
+    if not (0 < count < len(job.wanted) and is_prefix and is_leader):
+      return
+    assert job.read is not None
+    done = dataclasses.replace(
+      job,
+      rows=range(job.rows.start, int(job.wanted[count])),
+      wanted=job.wanted[:count],
+      read=Rows(*(field[:count] for field in job.read)),
+      position=None,  # That is after all of it.
+    )
+    writer.submit(
+      done.rows.start,
+      lambda: self._assemble(done),
+      lambda: self._was_committed(done),
+    )
+
   def _assemble(self, job: _Job) -> logit_cache.Stored:
     """What is stored of a whole object; runs beside the main thread."""
     assert job.read is not None
@@ -259,12 +313,13 @@ class Filler:
     stored = self._cache.encode(job.read, records)
     if job.kept is None:
       return stored
+    kept = job.kept()
     is_new = np.isin(np.array(job.rows), job.wanted)
     whole = {}
     for name, new in stored.items():
       whole[name] = np.zeros((len(is_new), *new.shape[1:]), new.dtype)
       whole[name][is_new] = new
-      whole[name][~is_new] = job.kept[name]
+      whole[name][~is_new] = kept[name]
     return whole
 
   def _was_committed(self, job: _Job) -> None:

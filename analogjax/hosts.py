@@ -110,6 +110,16 @@ def _parts(leaf) -> dict[int, jax.Array]:
   return {s.index[0].start or 0: s.data for s in leaf.addressable_shards}
 
 
+class OtherFailed(ValueError):
+  """Another process failed, and says why; this one stops because of it."""
+
+  def __init__(self, process: int, what: str = ""):
+    super().__init__(
+      f"{what}process {process} failed and says why; this one stops too. The"
+      " same command goes on where it was."
+    )
+
+
 def agree(values: Sequence[int]) -> np.ndarray:
   """The values of every process, int64 [processes, len(values)]."""
   mine = np.asarray(values, np.int64)
@@ -127,7 +137,7 @@ def together(call: Callable[[], Any]) -> Any:
   The call must not wait for other processes itself.
 
   Raises:
-    ValueError: it failed on another process, which says why.
+    OtherFailed: it failed on another process.
   """
   if jax.process_count() == 1:
     return call()
@@ -140,10 +150,7 @@ def together(call: Callable[[], Any]) -> Any:
   if failure is not None:
     raise failure
   if failed.any():
-    raise ValueError(
-      f"process {int(failed.argmax())} failed and says why; this one stops too."
-      " The same command goes on where it was."
-    )
+    raise OtherFailed(int(failed.argmax()))
   return value
 
 

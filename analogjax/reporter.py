@@ -6,7 +6,6 @@ Letter: B rows of a step.
 from collections.abc import Mapping
 import functools
 from pathlib import Path
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +31,8 @@ from analogjax.models import decoder, sizes
 
 # How many rows of a step that was skipped are named.
 _NAMED_ROWS = 4
+# Steps over which a host has to be slow to be called so.
+_BUSY_STEPS = 10
 
 
 class Dispatched(NamedTuple):
@@ -102,7 +103,6 @@ class Reporter:
     self._bad_rows: list[tuple[int, list[str]]] = []  # Of the last steps.
     self._good_step = False  # Whether any was finite since the start.
     self._spent_at = start
-    self._waited, self._shown_at = 0.0, time.monotonic()
     self._busy_P, self._busy_steps = np.zeros(jax.process_count()), 0
     self._slow: list[int] = []
     self._writer = None
@@ -122,18 +122,29 @@ class Reporter:
       self._writer.close()
 
   def dispatched(
-    self, step: int, values: dict[str, jax.Array], batch: batches.Batch
+    self,
+    step: int,
+    values: dict[str, jax.Array],
+    batch: batches.Batch,
+    *,
+    busy_seconds: float,
   ) -> Dispatched:
-    """Takes note of a step, and shows the other processes how this one is."""
-    shown = self._board.show((stopping.asked(), self._busy()))
+    """Takes note of a step, and shows the other processes how this one is.
+
+    Args:
+      step: that was dispatched.
+      values: its metrics.
+      batch: of it.
+      busy_seconds: that this host took to have it dispatched, waiting for data
+        included; 0 if it compiled.
+    """
+    shown = self._board.show((stopping.asked(), busy_seconds))
     return Dispatched(step, values, batch, shown)
 
   def report(self, done: Dispatched, state: steps.TrainState) -> bool:
     """Waits for a step, looks at it; returns whether to stop."""
-    began = time.monotonic()
     values = {k: float(v) for k, v in jax.device_get(done.values).items()}
     told = self._board.read(done.shown)
-    self._waited += time.monotonic() - began
     skipped, loss = bool(values["skipped"]), values["loss_nats"]
     if warning := self._loss_watch.see(loss, skipped):
       self.warn(f"step {done.step}: {warning}.")
@@ -152,22 +163,27 @@ class Reporter:
     speed = self.meter.read()
     speed["skipped_steps"] = self._loss_watch.skipped
     speed["loss_spikes"] = self._loss_watch.spikes
+    self._look_for_slow_hosts(step, speed)
+    self.write(step, {f"train/{k}": v for k, v in values.items()})
+    # A record of its own: no two runs have the same.
+    self.write(step, {f"speed/{k}": v for k, v in speed.items()})
+    self.spend(step)
+
+  def _look_for_slow_hosts(self, step: int, speed: dict[str, float]) -> None:
+    if self._busy_steps < _BUSY_STEPS:
+      return
     busy_P = self._busy_P / self._busy_steps
     speed["host_busy_seconds"] = float(busy_P.max())
     step_seconds = self._tokens / max(speed["tokens_per_second"], 1e-9)
     slow = watch.slow_hosts(busy_P.tolist(), step_seconds)
     for process in set(slow) - set(self._slow):
       self.warn(
-        f"step {step}: all wait for process {process}: its host is busy for"
-        f" {busy_P[process]:.2f} s of {step_seconds:.2f} s a step; its rows"
-        " come slowly, or other work runs there."
+        f"step {step}: all wait for process {process}: its host takes"
+        f" {busy_P[process]:.2f} s of {step_seconds:.2f} s a step before it"
+        " can begin; its rows come slowly, or other work runs there."
       )
     self._slow = slow
     self._busy_P, self._busy_steps = np.zeros_like(self._busy_P), 0
-    self.write(step, {f"train/{k}": v for k, v in values.items()})
-    # A record of its own: no two runs have the same.
-    self.write(step, {f"speed/{k}": v for k, v in speed.items()})
-    self.spend(step)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Adds a record to the metrics."""
@@ -200,13 +216,6 @@ class Reporter:
       activities=self.meter.spent(),
       begins=begins,
     )
-
-  def _busy(self) -> float:
-    """Seconds since the last call that this host did not wait for devices."""
-    now = time.monotonic()
-    busy = now - self._shown_at - self._waited
-    self._shown_at, self._waited = now, 0.0
-    return max(busy, 0.0)
 
   def _look_into(self, done: Dispatched, state: steps.TrainState) -> None:
     """Names the rows of a step that was skipped; stops after too many."""

@@ -235,6 +235,7 @@ class Phase:
       reports.spend(start, begins=True)
       while step < total and not stop:
         before, done = done, None
+        began = time.monotonic()
         try:
           with meter.during("data"):
             batch = self._next(ahead, step + 1)
@@ -252,7 +253,8 @@ class Phase:
           with meter.during("compile") if first else contextlib.nullcontext():
             hidden = teacher and teacher.hidden(batch)
             state, values = self._train_step(state, batch, hidden)
-          done = reports.dispatched(step, values, batch)
+          busy = 0.0 if first else time.monotonic() - began
+          done = reports.dispatched(step, values, batch, busy_seconds=busy)
         # One step late: the device works on this step meanwhile.
         if before is not None:
           stop |= reports.report(before, state)

@@ -8,7 +8,8 @@ Environment (read here only):
   ANALOGJAX_TRACEBACK=1: errors of the user come with their traceback.
   ANALOGJAX_COMPILATION_CACHE=DIR: compiled programs are kept there.
   ANALOGJAX_COORDINATOR=HOST:PORT, ANALOGJAX_NUM_PROCESSES=N and
-  ANALOGJAX_PROCESS_ID=I: this process is number I of N.
+  ANALOGJAX_PROCESS_ID=I: this process is number I of N. Without them the
+  launcher's variables say so; ANALOGJAX_CLUSTER=none does not look for them.
 """
 
 from collections.abc import Sequence
@@ -186,9 +187,12 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def _run(args: Arguments) -> None:
-  from analogjax import config_files
+  from analogjax import cluster, config_files
 
-  _join_cluster()
+  if args.command != "plan" and args.action != "--inspect":  # They need nobody.
+    mine = cluster.find(os.environ, on_tpu=cluster.on_tpu(os.environ))
+    if mine is not None:
+      cluster.join(mine)
   if args.config is None:
     assert args.workdir is not None
     cfg = config_files.read_resolved(args.workdir)
@@ -214,28 +218,6 @@ def _run(args: Arguments) -> None:
   for stage in stages:
     module = importlib.import_module(f"analogjax.stages.{stage}")
     module.run(cfg, args.workdir)
-
-
-def _join_cluster() -> None:
-  """Makes this process one of several, where the environment says so."""
-  address = os.environ.get("ANALOGJAX_COORDINATOR")
-  if not address:
-    return
-  numbers = {}
-  for name in ("ANALOGJAX_NUM_PROCESSES", "ANALOGJAX_PROCESS_ID"):
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-      raise ValueError(
-        f"{name}={value!r}: expected a number, as ANALOGJAX_COORDINATOR is set."
-      )
-    numbers[name] = int(value)
-  import jax
-
-  jax.distributed.initialize(
-    coordinator_address=address,
-    num_processes=numbers["ANALOGJAX_NUM_PROCESSES"],
-    process_id=numbers["ANALOGJAX_PROCESS_ID"],
-  )
 
 
 def _message(error: ValueError | OSError) -> str:

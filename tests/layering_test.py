@@ -8,8 +8,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "analogjax"
 
 LAYERS = (
-  {"sharding"},
-  {"hosts"},
+  {"sharding", "launchers"},
+  {"hosts", "cluster"},
   {
     *("models", "data", "losses", "divergences", "gram", "objectives"),
     *("optim", "checkpoint", "metrics", "ledger", "progress", "throughput"),

@@ -67,7 +67,7 @@ def find(env: Mapping[str, str], *, on_tpu: bool = False) -> Cluster | None:
 def _detected(env, kind: str, on_tpu: bool) -> Cluster | None:
   for name in [kind] if kind else launchers.KINDS:
     marks, read = launchers.KINDS[name]
-    if not any(env.get(mark) for mark in marks):
+    if not any(launchers.said(env, mark) for mark in marks):
       continue
     found = read(env)
     given = env.get("ANALOGJAX_NUM_PROCESSES", "")
@@ -87,7 +87,7 @@ def _detected(env, kind: str, on_tpu: bool) -> Cluster | None:
     )
   if kind:
     raise ValueError(
-      f"ANALOGJAX_CLUSTER={kind!r}: {launchers.KINDS[kind][0][0]} is not set;"
+      f"ANALOGJAX_CLUSTER={kind!r}: {launchers.KINDS[kind][0][-1]} is not set;"
       " start this with the launcher, or leave ANALOGJAX_CLUSTER out."
     )
   if env.get("JAX_COORDINATOR_ADDRESS"):

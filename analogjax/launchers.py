@@ -10,6 +10,7 @@ import re
 
 # Above what Linux gives to clients, as jax has it too.
 _FIRST_PORT, _NUM_PORTS = 65_536 - 4096, 4096
+_TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 _KUBERNETES_PORT, _TPU_PORT = 8476, 8482
 OURS = (
   *("ANALOGJAX_COORDINATOR", "ANALOGJAX_NUM_PROCESSES"),
@@ -121,7 +122,9 @@ def _open_mpi_address(env, number: int) -> str:
 
 def _tpu(env) -> Cluster:
   """A host of slices on GKE; several slices are joined by MEGASCALE."""
-  hosts = _tpu_hosts(env)
+  hosts = next(filter(None, (said(env, name) for name in _TPU_HOSTS))).split(
+    ","
+  )
   why = f"TPU_WORKER_HOSTNAMES names {len(hosts)} hosts"
   slices, mine, coordinator = 1, 0, hosts[0]
   if env.get("MEGASCALE_NUM_SLICES"):
@@ -138,18 +141,15 @@ def _tpu(env) -> Cluster:
         f" as {apart}."
       )
   worker = _place(env, "TPU_WORKER_ID", len(hosts), why)
-  host = host_and_port(coordinator)[0]  # The port is libtpu's.
+  # The port is libtpu's; an address may follow it.
+  bracketed = re.match(r"\[([^]]*)\]", coordinator)
+  host = bracketed[1] if bracketed else coordinator.split(":")[0]
   return Cluster(
     how="a TPU",
     coordinator=_address(env) or _join(host, _port(env, _TPU_PORT)),
     num_processes=slices * len(hosts),
     process_id=mine * len(hosts) + worker,
   )
-
-
-def _tpu_hosts(env) -> list[str]:
-  hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
-  return hosts.split(",") if hosts else []
 
 
 def _kubernetes(env) -> Cluster:
@@ -188,6 +188,12 @@ def _kubernetes(env) -> Cluster:
     num_processes=number,
     process_id=index,
   )
+
+
+def said(env: Mapping[str, str], name: str) -> str:
+  """What a variable says, if anything: libtpu may leave a complaint there."""
+  value = env.get(name, "")
+  return "" if value.startswith("WARNING") else value
 
 
 def _alone(how: str) -> Cluster:
@@ -269,6 +275,6 @@ _Reader = Callable[[Mapping[str, str]], Cluster]
 KINDS: dict[str, tuple[tuple[str, ...], _Reader]] = {
   "openmpi": (("OMPI_COMM_WORLD_SIZE",), _open_mpi),
   "slurm": (("SLURM_STEP_NUM_TASKS",), _slurm),
-  "tpu": (("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"), _tpu),
+  "tpu": (_TPU_HOSTS, _tpu),
   "kubernetes": (("JOB_COMPLETION_INDEX",), _kubernetes),
 }

@@ -142,6 +142,14 @@ JAX_PORT = dict(JAX_COORDINATOR_PORT="1234")
       TPU | dict(TPU_PROCESS_ADDRESSES="h0:8471,h1:8471,h2:8471"),
       member("a TPU", "h0:8482", 3, 1),
     ),
+    (
+      TPU | dict(TPU_WORKER_HOSTNAMES="h0:8471:10.0.0.1,h1:8471:10.0.0.2"),
+      member("a TPU", "h0:8482", 2, 1),
+    ),
+    (
+      TPU | dict(TPU_WORKER_HOSTNAMES="[fd00::1]:8471,[fd00::2]:8471"),
+      member("a TPU", "[fd00::1]:8482", 2, 1),
+    ),
     (SLICES, member("a TPU", "ours-workers-0-0.ours:8482", 6, 5)),
     (
       SLICES | dict(TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0"),
@@ -188,6 +196,7 @@ def test_find(env, expected):
     dict(TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0"),
     dict(TPU_WORKER_HOSTNAMES="localhost", MEGASCALE_NUM_SLICES="1"),
     dict(TPU_WORKER_HOSTNAMES=""),
+    dict(TPU_WORKER_HOSTNAMES="WARNING: could not determine them, please set"),
     dict(JOB_COMPLETION_INDEX="3", ANALOGJAX_NUM_PROCESSES="1"),
   ],
 )

@@ -215,6 +215,23 @@ def test_slices_are_counted_by_data_then_fsdp(counts, sizes, across):
     assert (np.diff(ids, axis=-1) == 1).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("sizes", "across"),
+  [
+    (dict(data=2, fsdp=16), {"data"}),
+    (dict(data=4, fsdp=2, tensor=4), {"data"}),
+    (dict(data=2, fsdp=8, tensor=2), {"data"}),  # Which split a side.
+    (dict(fsdp=8, tensor=4), {"fsdp"}),
+  ],
+)
+def test_slices_of_a_tpu(sizes, across):
+  if not os.environ.get("TPU_LIBRARY_PATH"):
+    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so that knows slices")
+  topology = topologies.get_topology_desc("v5e:4x4", "tpu", num_slices=2)
+  check_slices(sizes, list(topology.devices), across)
+
+
 @pytest.mark.parametrize(
   ("counts", "sizes", "message"),
   [

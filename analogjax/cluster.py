@@ -150,8 +150,9 @@ def join(cluster: Cluster, seconds: int = INITIALIZATION_SECONDS) -> None:
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(
       f"cluster: {_me(cluster)} cannot listen at {cluster.coordinator}"
-      f" ({error}). Is the port in use? JAX_COORDINATOR_PORT names another one,"
-      " JAX_COORDINATOR_BIND_ADDRESS the address to listen at."
+      f" ({error}). Is the port in use? Another one stands in"
+      " ANALOGJAX_COORDINATOR or JAX_COORDINATOR_PORT, and an address to listen"
+      " at in JAX_COORDINATOR_BIND_ADDRESS."
     ) from error
   finally:
     missing.cancel()

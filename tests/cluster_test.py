@@ -163,8 +163,11 @@ JAX_PORT = dict(JAX_COORDINATOR_PORT="1234")
     ),
     (POD, member("Kubernetes", "ours-workers-0-0.ours:8476", 4, 2)),
     (
-      POD | dict(JOB_INDEX="1", PROCESSES_IN_JOB="2", JOB_COMPLETION_INDEX="1"),
-      member("Kubernetes", "ours-workers-0-0.ours:8476", 4, 3),
+      # Pod 1 of the third Job of three, with two pods each.
+      POD
+      | dict(JOB_INDEX="2", PROCESSES_IN_JOB="2", JOB_COMPLETION_INDEX="1")
+      | dict(ANALOGJAX_NUM_PROCESSES="6"),
+      member("Kubernetes", "ours-workers-0-0.ours:8476", 6, 5),
     ),
     (
       dict(

@@ -113,6 +113,8 @@ def _parts(leaf) -> dict[int, jax.Array]:
 class OtherFailed(ValueError):
   """Another process failed, and says why; this one stops because of it."""
 
+  is_another_process = True
+
   def __init__(self, process: int, what: str = ""):
     super().__init__(
       f"{what}process {process} failed and says why; this one stops too. The"

@@ -9,7 +9,8 @@ Environment (read here only):
   ANALOGJAX_COMPILATION_CACHE=DIR: compiled programs are kept there, not in the
     workdir.
   ANALOGJAX_COORDINATOR=HOST:PORT, ANALOGJAX_NUM_PROCESSES=N and
-  ANALOGJAX_PROCESS_ID=I: this process is number I of N.
+  ANALOGJAX_PROCESS_ID=I: this process is number I of N. Without them the
+  launcher's variables say so; ANALOGJAX_CLUSTER=none does not look for them.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ import os
 from pathlib import Path
 import re
 import sys
-import time
 import traceback
 from typing import Any, NamedTuple
 
@@ -55,8 +55,6 @@ USAGE = (
 
 
 _GOES_ON = "the same command goes on where it was."
-# Longer than it takes to hear that another process has died.
-_CAUSE_SECONDS = 5.0
 
 
 class UsageError(ValueError):
@@ -94,10 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return OK
 
   name = f"analogjax {argv[0]}" if argv[0] in COMMANDS else "analogjax"
-  code, text, member, alone = OK, "", None, False
+  code, text = OK, ""
+  together = True  # The other processes, if there are any, end like this one.
+  member = None
   try:
     args = parse(argv)
-    member = _join_cluster(name)
+    member = _join(args, name)
     with contextlib.ExitStack() as stack:
       _run(args, stack)
   except KeyboardInterrupt:
@@ -106,30 +106,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     code, text = stopping.REQUEUE, f"stopped, {stopped}; {_GOES_ON}"
   except stopping.Stalled as stalled:
     code, text = stopping.REQUEUE, f"{stalled}; {_GOES_ON}"
-    alone = True
+    together = False
   except (ValueError, OSError) as error:
     if os.environ.get("ANALOGJAX_TRACEBACK") == "1":
       traceback.print_exc()
-    _wait_for_the_cause(member, error)
+    if member is not None:
+      member.wait_for_the_cause(error)
     code, text = USER_ERROR, f"error: {_message(error)}"
-    alone = True
+    # Or they would name the one that only heard of it.
+    together = getattr(error, "is_another_process", False)
   except Exception as error:
     if member is None:
       raise
     traceback.print_exc()
-    _wait_for_the_cause(member, error)
+    member.wait_for_the_cause(error)
     code, text = BUG, f"{type(error).__name__}: {error}"
-    alone = True
+    together = False
   if text:
     print(f"{name}: {text}", file=sys.stderr)
-  if member is not None:
-    member.fail(code, text) if alone else member.leave()
-  if alone and (member is not None or code == stopping.REQUEUE):
-    # An ordinary exit would wait: for processes that are being ended, or for a
-    # thread that reads and does not come back.
-    sys.stdout.flush()
-    os._exit(code)
+  _leave(member, code, text, together)
   return code
+
+
+def _join(args: Arguments, name: str) -> Any:
+  """The membership.Member that this process is, or None if it is alone."""
+  if args.command == "plan" or args.action == "--inspect":
+    return None  # They need nobody.
+  from analogjax import membership
+
+  return membership.join(name, os.environ)
+
+
+def _leave(member: Any, code: int, text: str, together: bool) -> None:
+  """Tells the others; ends the process where an ordinary exit would hang."""
+  if member is not None:
+    member.leave() if together else member.fail(code, text)
+  stalled = code == stopping.REQUEUE and not together
+  if stalled or (member is not None and code not in (OK, stopping.REQUEUE)):
+    # jax would wait for the others, Python for a thread that does not return.
+    from analogjax import membership
+
+    membership.exit_now(code)
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -293,77 +310,6 @@ def _keep_compiled(workdir: Path | None) -> None:
 
   folder = named or str((workdir or Path()) / "compiled")
   jax.config.update("jax_compilation_cache_dir", folder)
-
-
-def _join_cluster(name: str) -> Any:
-  """Makes this process one of several, where the environment says so.
-
-  Returns:
-    The peers.Peers that watch the others, or None if it is alone.
-  """
-  address = os.environ.get("ANALOGJAX_COORDINATOR")
-  if not address:
-    return None
-  numbers = {}
-  for variable in ("ANALOGJAX_NUM_PROCESSES", "ANALOGJAX_PROCESS_ID"):
-    value = os.environ.get(variable, "")
-    if not value.isdecimal():
-      raise ValueError(
-        f"{variable}={value!r}: expected a number, as ANALOGJAX_COORDINATOR is"
-        " set."
-      )
-    numbers[variable] = int(value)
-  import jax
-
-  # jax would take SIGTERM for itself.
-  jax.config.update("jax_enable_preemption_service", False)
-  jax.distributed.initialize(
-    coordinator_address=address,
-    num_processes=numbers["ANALOGJAX_NUM_PROCESSES"],
-    process_id=numbers["ANALOGJAX_PROCESS_ID"],
-    heartbeat_timeout_seconds=30,
-  )
-  return _watch_peers(name, address.rpartition(":")[0])
-
-
-def _watch_peers(name: str, coordinator_host: str | None) -> Any:
-  import jax
-
-  from analogjax import peers, progress
-
-  if jax.process_count() == 1:
-    return None
-  peers.exit_on_abort(
-    stopping.REQUEUE,
-    f"{name}: another process or its machine is gone; {_GOES_ON}",
-  )
-
-  def on_loss(loss):
-    code = stopping.REQUEUE if loss.code is None else loss.code
-    what = f"failed: {loss.reason}" if loss.code else loss.reason
-    print(
-      f"{name}: process {loss.process} {what}; process {jax.process_index()}"
-      f" ends too. {_GOES_ON.capitalize()}",
-      file=sys.stderr,
-      flush=True,
-    )
-    sys.stdout.flush()
-    os._exit(code)
-
-  try:
-    return peers.Peers(on_loss, host=coordinator_host)
-  except OSError as error:
-    # jax's own heartbeat is left, which is slower.
-    progress.warn(f"{error}; a process that dies is noticed after 30 s.")
-    return None
-
-
-def _wait_for_the_cause(member: Any, error: Exception) -> None:
-  """A failed collective is a consequence: who died is heard in a moment."""
-  frames = traceback.extract_tb(error.__traceback__)
-  ours = os.path.dirname(os.path.abspath(__file__))
-  if member is not None and not frames[-1].filename.startswith(ours):
-    time.sleep(_CAUSE_SECONDS)  # The thread that hears of it ends the process.
 
 
 def _message(error: ValueError | OSError) -> str:

@@ -6,6 +6,7 @@ stacked sit below a name that ends in the letter Y (blocks_Y): the letters along
 a path add up, so `blocks_Y/attention/wq_DNH` has the shape letters YDNH.
 """
 
+import collections
 from collections.abc import Mapping
 import math
 import re
@@ -31,9 +32,12 @@ ROWS = P(ACTIVATION_AXES["B"])
 def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
   """A mesh over all devices (or `devices`); at most one size may be -1.
 
+  Slices are devices that exchange fast: a TPU's, or the GPUs of a host. Of
+  several, `data` counts the slices first, then `fsdp`; the rest stays in one.
+
   Raises:
-    ValueError: an unknown axis, or sizes whose product is not the number of
-      devices.
+    ValueError: an unknown axis, sizes whose product is not the number of
+      devices, or that do not fit the slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   unknown = sorted(set(axis_sizes) - set(MESH_AXES))
@@ -58,6 +62,8 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
       f" are; the product of the axes must be {len(devices)}."
     )
   types = (AxisType.Auto,) * len(MESH_AXES)
+  if len({_slice_of(device) for device in devices}) > 1:
+    return Mesh(_over_slices(sizes, devices), MESH_AXES, axis_types=types)
   try:
     return jax.make_mesh(
       tuple(sizes), MESH_AXES, axis_types=types, devices=devices
@@ -69,6 +75,40 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
       tuple(sizes), devices, allow_split_physical_axes=True
     )
     return Mesh(placed, MESH_AXES, axis_types=types)
+
+
+def _slice_of(device) -> int:
+  return getattr(device, "slice_index", 0)
+
+
+def _over_slices(sizes: list[int], devices: list[Any]) -> np.ndarray:
+  """Devices of several slices in the order of a mesh."""
+  by_slice = collections.Counter(map(_slice_of, devices))
+  number = len(by_slice)
+  if len(set(by_slice.values())) > 1:
+    have = ", ".join(str(by_slice[i]) for i in sorted(by_slice))
+    raise ValueError(
+      f"mesh: {number} slices of {have} devices; expected as many in each."
+    )
+  size = len(devices) // number
+  data, fsdp, expert, tensor = sizes
+  over_data = math.gcd(data, number)
+  over_fsdp = number // over_data
+  if fsdp % over_fsdp:
+    raise ValueError(
+      f"mesh: data={data} and fsdp={fsdp} cannot count the"
+      f" {number} slices of {size} devices; make mesh.data a multiple of"
+      f" {number}, or mesh.fsdp one of {over_fsdp}. (A host of GPUs is a slice"
+      " too. expert and tensor stay within one.)"
+    )
+  within = (data // over_data, fsdp // over_fsdp, expert, tensor)
+  between = (over_data, over_fsdp, 1, 1)
+  try:
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices)
+  except NotImplementedError:  # As above, within a slice.
+    return mesh_utils.create_hybrid_device_mesh(
+      within, between, devices, allow_split_physical_axes=True
+    )
 
 
 def letters_of(path: str) -> str:

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 RENEW = ".venv/bin/python tests/docs_test.py > docs/config.md"
 # What else a block of sh may start with.
+LAUNCHERS = {"srun", "mpirun"}  # Followed by a command of ours.
 OTHER_COMMANDS = {"pip", "sha256sum", "sort", ".venv/bin/pre-commit"}
 
 # The README's teacher, as far as a plan needs it: a Llama of 70 billion.
@@ -158,6 +159,8 @@ def commands_of(page, text):
           words = shlex.split(part)
           while words and re.match(r"[A-Z_]+=", words[0]):
             words.pop(0)
+          if words and words[0] in LAUNCHERS:
+            words = words[words.index("analogjax") :]
           if words:
             yield block.where, words
   for span in re.findall(r"`([^`]+)`", without_blocks(text)):

@@ -1,5 +1,6 @@
 """Tests for analogjax/hosts.py, in one process."""
 
+import dataclasses
 import types
 
 import jax
@@ -111,6 +112,41 @@ def test_processes_with_the_same_rows_form_a_group(
   ways = sorted(way for group in leaders for way in group.ways)
   assert ways == list(range(leaders[0].num_ways))
   assert sum(group.rows_of(24) for group in leaders) == 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+  """What a mesh reads of a device."""
+
+  id: int
+  process_index: int
+  slice_index: int
+  platform: str = "gpu"
+  device_kind: str = "NVIDIA H100"
+  device_type = memory_kinds = None
+
+
+@pytest.mark.parametrize(
+  ("axes", "per_slice", "expected"),
+  [
+    # Two devices a process. (is_leader, ways) of each:
+    (dict(data=4, tensor=2), 4, [(True, (i,)) for i in range(4)]),
+    (
+      dict(data=2, tensor=4),
+      4,
+      [(True, (0,)), (False, (0,)), (True, (1,)), (False, (1,))],
+    ),
+    (dict(data=2, fsdp=4), 4, [(True, (2 * i, 2 * i + 1)) for i in range(4)]),
+    # fsdp counts slices within data.
+    (dict(data=2, fsdp=2, tensor=2), 2, [(True, (i,)) for i in range(4)]),
+    (dict(data=1, fsdp=4, tensor=2), 4, [(True, (i,)) for i in range(4)]),
+  ],
+)
+def test_groups_of_a_mesh_over_slices(axes, per_slice, expected, monkeypatch):
+  devices = [Gpu(i, i // 2, i // per_slice) for i in range(8)]
+  mesh = sharding.make_mesh(axes, devices[::-1])
+  found = groups_of(mesh, monkeypatch)
+  assert [(found[p].is_leader, found[p].ways) for p in range(4)] == expected
 
 
 def make_rows():

@@ -8,8 +8,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "analogjax"
 
 LAYERS = (
-  {"sharding", "lock", "stopping"},
-  {"hosts"},
+  {"sharding", "lock", "stopping", "launchers"},
+  {"hosts", "cluster"},
   {
     *("models", "data", "losses", "divergences", "gram", "objectives"),
     *("optim", "checkpoint", "metrics", "ledger", "progress", "throughput"),
@@ -20,7 +20,7 @@ LAYERS = (
   {"config", "config_files", "config_types"},
   {"assemble"},
   {"recorder", "importer", "live"},
-  {"reporter"},
+  {"reporter", "membership"},
   {"filler", "trainer"},
   {"stages"},
   {"main", "__main__"},

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import analogjax
-from analogjax import main
+from analogjax import cluster, main
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.py"
@@ -334,18 +334,20 @@ def test_compilation_cache_comes_from_the_environment(
 
 def test_the_cluster_comes_from_the_environment(stages, tmp_path, monkeypatch):
   joined = []
-  monkeypatch.setattr(
-    jax.distributed, "initialize", lambda **given: joined.append(given)
-  )
+  monkeypatch.setattr(cluster, "join", joined.append)
   assert call("cache", tmp_path) == 0
   assert joined == []
   monkeypatch.setenv("ANALOGJAX_COORDINATOR", "host0:8476")
   monkeypatch.setenv("ANALOGJAX_NUM_PROCESSES", "4")
   monkeypatch.setenv("ANALOGJAX_PROCESS_ID", "3")
+  # These need nobody else.
+  assert call("plan", tmp_path) == 0
+  assert call("cache", tmp_path, "--inspect") == 0
+  assert joined == []
   assert call("cache", tmp_path) == 0
-  assert joined == [
-    dict(coordinator_address="host0:8476", num_processes=4, process_id=3)
-  ]
+  (mine,) = joined
+  assert mine.coordinator == "host0:8476"
+  assert (mine.num_processes, mine.process_id) == (4, 3)
 
 
 @pytest.mark.parametrize("value", [None, "", "two", "-1"])

@@ -1,5 +1,6 @@
 """Tests for analogjax/sharding.py."""
 
+import dataclasses
 import os
 
 import jax
@@ -153,6 +154,109 @@ def test_make_mesh_of_a_torus(sizes):
   for group in mesh.devices.reshape(-1, sizes.get("tensor", 1)):
     coords = np.asarray([device.coords for device in group])
     assert (np.ptp(coords, axis=0) > 0).sum() <= 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+  """What a mesh reads of a device."""
+
+  id: int
+  slice_index: int
+  process_index: int
+  platform: str = "gpu"
+  device_kind: str = "NVIDIA H100"
+  device_type = memory_kinds = None
+
+
+def gpus(*counts):
+  """Hosts with so many GPUs; the ids are not those of jax.devices()'s order."""
+  found = []
+  for host, count in enumerate(counts):
+    found += [Gpu(100 * host + i, host, host) for i in range(count)]
+  return found[::-1]
+
+
+def check_slices(sizes, devices, across):
+  """Devices of another slice lie along the axes `across` alone."""
+  mesh = sharding.make_mesh(sizes, devices)
+  assert {axis: n for axis, n in mesh.shape.items() if n > 1} == {
+    axis: n for axis, n in sizes.items() if n > 1
+  }
+  assert sorted(d.id for d in mesh.devices.flat) == sorted(
+    d.id for d in devices
+  )
+  slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+  for i, axis in enumerate(sharding.MESH_AXES):
+    differ = (np.ptp(slices, axis=i) > 0).any()
+    assert differ == (axis in across), axis
+  return mesh
+
+
+@pytest.mark.parametrize(
+  ("counts", "sizes", "across"),
+  [
+    ((4, 4), dict(data=2, fsdp=4), {"data"}),
+    ((4, 4), dict(data=4, tensor=2), {"data"}),
+    ((4, 4), dict(data=8), {"data"}),
+    ((4, 4), dict(data=2, expert=2, tensor=2), {"data"}),
+    ((4, 4), dict(fsdp=8), {"fsdp"}),
+    ((4, 4), dict(fsdp=4, tensor=2), {"fsdp"}),
+    ((4, 4, 4, 4), dict(data=2, fsdp=2, tensor=4), {"data", "fsdp"}),
+    ((4, 4, 4, 4), dict(data=2, fsdp=8), {"data", "fsdp"}),
+    ((2, 2, 2), dict(data=6), {"data"}),
+    ((4,), dict(fsdp=2, tensor=2), set()),
+  ],
+)
+def test_slices_are_counted_by_data_then_fsdp(counts, sizes, across):
+  mesh = check_slices(sizes, gpus(*counts), across)
+  # The inner axes are of neighbours: ids of a host are one apart.
+  if sizes.get("tensor", 1) > 1:
+    ids = np.vectorize(lambda d: d.id)(mesh.devices)
+    assert (np.diff(ids, axis=-1) == 1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("sizes", "across"),
+  [
+    (dict(data=2, fsdp=16), {"data"}),
+    (dict(data=4, fsdp=2, tensor=4), {"data"}),
+    (dict(data=2, fsdp=8, tensor=2), {"data"}),  # Which split a side.
+    (dict(fsdp=8, tensor=4), {"fsdp"}),
+  ],
+)
+def test_slices_of_a_tpu(sizes, across):
+  if not os.environ.get("TPU_LIBRARY_PATH"):
+    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so that knows slices")
+  topology = topologies.get_topology_desc("v5e:4x4", "tpu", num_slices=2)
+  check_slices(sizes, list(topology.devices), across)
+
+
+@pytest.mark.parametrize(
+  ("counts", "sizes", "message"),
+  [
+    (
+      (4, 4),
+      dict(tensor=8),
+      "data=1 and fsdp=1 cannot count the 2 slices of 4 devices;"
+      " make mesh.data a multiple of 2, or mesh.fsdp one of 2",
+    ),
+    ((4, 4), dict(expert=2, tensor=4), ".* mesh.data a multiple of 2, or"),
+    (
+      (2, 2, 2, 2),
+      dict(data=2, tensor=4),
+      "data=2 and .* the 4 slices of 2 .* of 4, or mesh.fsdp one of 2",
+    ),
+    (
+      (4, 2),
+      dict(data=6),
+      "2 slices of 4, 2 devices; expected as many in each",
+    ),
+  ],
+)
+def test_a_mesh_that_does_not_fit_the_slices(counts, sizes, message):
+  with pytest.raises(ValueError, match=f"^mesh: {message}"):
+    sharding.make_mesh(sizes, gpus(*counts))
 
 
 @pytest.mark.parametrize(

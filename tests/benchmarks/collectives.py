@@ -94,6 +94,23 @@ def by_kind(
   return dict(sorted(out.items(), key=lambda item: -item[1][1]))
 
 
+def between_slices(text: str) -> dict[str, tuple[int, int]]:
+  """Kind -> runs, bytes: what a TPU's program hands to the network of hosts.
+
+  Of several slices each runs a program of its own, and what another has to get
+  is sent through the hosts. Such lines do not say along which axis; loops are
+  not counted out.
+  """
+  found = {}
+  for line in text.splitlines():
+    kind = re.search(r'_megascale_transfer_type="(\w+)"', line)
+    if kind and " send(" in line:
+      shape = line[line.index(" = ") + 3 : line.index(" send(")]
+      runs, sent = found.get(kind[1], (0, 0))
+      found[kind[1]] = runs + 1, sent + round(_bytes(shape))
+  return found
+
+
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   """Lines of each computation by name, and the name of the first to run."""
   found, entry, lines = {}, "", None

@@ -1,15 +1,17 @@
 """Tests for tests/benchmarks/collectives.py."""
 
 import importlib
+import os
 from pathlib import Path
 
 import jax
+from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
-from analogjax import sharding
+from analogjax import losses, sharding
 
 SIZES = dict(data=1, fsdp=4, expert=1, tensor=2)
 
@@ -164,3 +166,48 @@ def test_groups_of_devices(collectives, groups, axes):
   found = collectives._groups(line, SIZES)
   assert np.unique(np.concatenate(found)).tolist() == list(range(8))
   assert collectives._axes(found, SIZES) == axes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("axes", "kinds"),
+  [
+    (dict(data=2, fsdp=8, tensor=2), {"ALL_REDUCE"}),
+    (dict(fsdp=16, tensor=2), {"ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER"}),
+  ],
+  ids=["data", "fsdp"],
+)
+def test_what_a_training_step_sends_from_slice_to_slice(
+  collectives, axes, kinds, tmp_path
+):
+  """Along data gradients alone; along fsdp weights, too."""
+  if not os.environ.get("TPU_LIBRARY_PATH"):
+    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
+  students = importlib.import_module("students")
+  topology = topologies.get_topology_desc("v5e:4x4", "tpu", num_slices=2)
+  mesh = sharding.make_mesh(axes, list(topology.devices))
+  shape = dict(V=1024, D=256, Y=2, N=8, G=4, H=32, F=512, attention="xla")
+  training = students.Training(
+    cfg=students.config("8B", **shape),
+    mesh=mesh,
+    objective=losses.Objective(chunk=256),
+  )
+  batch = jax.tree.map(
+    lambda x: students.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
+    students.make_batch("threshold", 32, 128, V=1024),
+  )
+  with jax.set_mesh(mesh):
+    training.step.lower(training.abstract, batch, None).compile(
+      compiler_options={
+        "xla_dump_to": str(tmp_path),
+        "xla_dump_hlo_as_text": True,
+      }
+    )
+  (program,) = tmp_path.glob("*.after_optimizations.txt")
+  found = collectives.between_slices(program.read_text("utf-8"))
+  assert kinds <= set(found)
+  if kinds == {"ALL_REDUCE"}:
+    assert set(found) == kinds
+    # Of a device's weights, in float32 at most and filled up to whole tiles.
+    weights = sum(x.size for x in jax.tree.leaves(training.abstract.params))
+    assert found["ALL_REDUCE"][1] < 2 * 4 * weights / 16

@@ -54,9 +54,8 @@ class Runs:
     workdir.mkdir(parents=True, exist_ok=True)
     environment = self._pair.environment()
     environment["JAX_NUM_CPU_DEVICES"] = str(2 // num_processes)
-    if num_processes > 1:
-      environment["ANALOGJAX_COORDINATOR"] = f"localhost:{free_port()}"
-      environment["ANALOGJAX_NUM_PROCESSES"] = str(num_processes)
+    environment["ANALOGJAX_COORDINATOR"] = f"localhost:{free_port()}"
+    environment["ANALOGJAX_NUM_PROCESSES"] = str(num_processes)
     command = [sys.executable, "-m", "analogjax.main"]
     command += self._pair.command("cache", workdir, *self._more)
     processes = []

@@ -79,9 +79,8 @@ class Lab:
     workdir.mkdir(parents=True, exist_ok=True)
     environment = self.tiny.environment()
     environment["PYTHONPATH"] += f":{self.folder}"
-    if count > 1:
-      environment["ANALOGJAX_COORDINATOR"] = f"localhost:{free_port()}"
-      environment["ANALOGJAX_NUM_PROCESSES"] = str(count)
+    environment["ANALOGJAX_COORDINATOR"] = f"localhost:{free_port()}"
+    environment["ANALOGJAX_NUM_PROCESSES"] = str(count)
     script = _LAUNCHER.format(devices=devices // count, patch=patch)
     command = [sys.executable, "-c", script, "cache", f"--workdir={workdir}"]
     command += [f"--config={self.folder / 'config.py'}", *self.tiny.overrides]

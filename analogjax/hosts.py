@@ -10,11 +10,12 @@ Shape letter: B rows of a global batch.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from analogjax import sharding
@@ -110,10 +111,39 @@ def _parts(leaf) -> dict[int, jax.Array]:
   return {s.index[0].start or 0: s.data for s in leaf.addressable_shards}
 
 
-def agree(values: Sequence[int]) -> np.ndarray:
+def fetch_whole(x: jax.Array) -> np.ndarray | None:
+  """A global array whole on the host of process 0; None on the others.
+
+  All processes call it. Where they are several each device holds the array
+  whole for the moment, and nobody goes on before that.
+  """
+  if x.is_fully_addressable:
+    return np.asarray(x)
+  assert isinstance(x.sharding, NamedSharding)
+  whole = _replicate(x.sharding.mesh)(x).block_until_ready()
+  return np.asarray(whole) if jax.process_index() == 0 else None
+
+
+@functools.cache
+def _replicate(mesh):
+  return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
+
+
+def sum_over_groups(value: float, mine: Group) -> float:
+  """The sum of what each group found in its rows, on every process."""
+  part = np.array([value if mine.is_leader else 0], np.float64)
+  return float(agree(part.view(np.int64)).view(np.float64).sum())
+
+
+def _is_alone() -> bool:
+  """Whether there is no other process; no backend starts to find that out."""
+  return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def agree(values: Sequence[int] | np.ndarray) -> np.ndarray:
   """The values of every process, int64 [processes, len(values)]."""
   mine = np.asarray(values, np.int64)
-  if jax.process_count() == 1:
+  if _is_alone():
     return mine[None]
   # Two words each: without x64, jax would cut 64-bit integers.
   words = mine.view(np.uint32)
@@ -129,7 +159,7 @@ def together(call: Callable[[], Any]) -> Any:
   Raises:
     ValueError: it failed on another process, which says why.
   """
-  if jax.process_count() == 1:
+  if _is_alone():
     return call()
   value = failure = None
   try:
@@ -147,14 +177,30 @@ def together(call: Callable[[], Any]) -> Any:
   return value
 
 
+def on_first(call: Callable[[], Any]) -> Any:
+  """call() on process 0 alone, while the others wait; None is their value.
+
+  Raises:
+    ValueError: it failed, on the processes that did not call.
+  """
+  if _is_alone() or jax.process_index() == 0:
+    return together(call)
+  return together(lambda: None)
+
+
+def first_decides(question: Callable[[], bool]) -> bool:
+  """What process 0 answers, on every process; the others do not look."""
+  return bool(from_first(np.asarray(bool(on_first(question)))))
+
+
 def from_first(value: np.ndarray) -> np.ndarray:
   """What process 0 has, on every process; all pass the same shape."""
-  if jax.process_count() == 1:
+  if _is_alone():
     return value
   return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
 def wait(name: str) -> None:
   """Until every process is here."""
-  if jax.process_count() > 1:
+  if not _is_alone():
     multihost_utils.sync_global_devices(name)

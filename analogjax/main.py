@@ -186,7 +186,7 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def _run(args: Arguments) -> None:
-  from analogjax import config_files
+  from analogjax import config_files, hosts
 
   _join_cluster()
   if args.config is None:
@@ -196,7 +196,8 @@ def _run(args: Arguments) -> None:
     cfg = config_files.load(args.config, args.overrides)
     looking = args.action and args.action != "--repair"
     if args.workdir is not None and not looking:
-      config_files.save_resolved(cfg, args.workdir)
+      workdir = args.workdir
+      hosts.on_first(lambda: config_files.save_resolved(cfg, workdir))
   cache = os.environ.get("ANALOGJAX_COMPILATION_CACHE")
   if cache and args.command != "plan":
     import jax

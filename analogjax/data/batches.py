@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import grain
 import numpy as np
 
-from analogjax import losses, sharding
+from analogjax import hosts, losses, sharding
 from analogjax.data import logit_cache, pipeline, rows as rows_lib
 
 _T = TypeVar("_T")
@@ -117,16 +117,29 @@ def _batch(rows, ids_BLK, p_BLK, capture_weights_BL) -> Batch:
 
 
 def in_order(
-  cache: logit_cache.LogitCache, batch_rows: int
+  cache: logit_cache.LogitCache,
+  batch_rows: int,
+  mine: hosts.Group | None = None,
 ) -> Iterator[tuple[Batch, logit_cache.Entries]]:
   """Every row of a cache once, in batches of one size.
 
   The last batch is filled up with copies of the last row at weight 0.
+  Processes take their batches at the same time: where one cannot read, all
+  stop.
+
+  Args:
+    cache: complete.
+    batch_rows: of a global batch.
+    mine: batch and entries have this group's rows alone, which `hosts.put_rows`
+      makes a global batch of; what is summed over them on the host is the
+      group's part (`hosts.sum_over_groups`). None: all rows.
   """
   num_rows = cache.manifest.num_rows
+  part = np.arange(batch_rows) if mine is None else mine.indices_of(batch_rows)
   for start in range(0, num_rows, batch_rows):
-    wanted = np.arange(start, start + batch_rows)
-    entries = cache.read(np.minimum(wanted, num_rows - 1))
+    wanted = start + part
+    rows = np.minimum(wanted, num_rows - 1)
+    entries = hosts.together(functools.partial(cache.read, rows))
     batch = from_entries(entries)
     weights_BL = batch.targets.weights_BL * (wanted < num_rows)[:, None]
     teacher_BL = batch.targets.teacher_weights_BL * (wanted < num_rows)[:, None]

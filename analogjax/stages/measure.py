@@ -61,8 +61,10 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     return
 
   spent = ledger.Ledger(workdir, "measure")
-  teacher_params = hf_folder.read_parameters(
-    teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
+  teacher_params = hosts.together(
+    lambda: hf_folder.read_parameters(
+      teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
+    )
   )
   step = jax.jit(
     functools.partial(

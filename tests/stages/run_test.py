@@ -210,7 +210,7 @@ def limited(*args):
 if me == 0:
   hf_folder._write_checked = limited
 """,
-    "model-00001-of-00017.safetensors: cannot be written",
+    ".safetensors: cannot be written",
   ),
   "a row cannot be read": (
     1,
@@ -227,6 +227,18 @@ if me == 1:
   logit_cache.LogitCache.read = failing
 """,
     "row 6 is damaged",
+  ),
+  "the config cannot be kept": (
+    0,
+    "measure",
+    """
+from analogjax import config_files
+def failing(*args):
+  raise OSError(28, "No space left on device")
+if me == 0:
+  config_files.save_resolved = failing
+""",
+    "No space left on device",
   ),
 }
 

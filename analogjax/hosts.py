@@ -129,12 +129,6 @@ def _replicate(mesh):
   return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
 
 
-def sum_over_groups(value: float, mine: Group) -> float:
-  """The sum of what each group found in its rows, on every process."""
-  part = np.array([value if mine.is_leader else 0], np.float64)
-  return float(agree(part.view(np.int64)).view(np.float64).sum())
-
-
 def _is_alone() -> bool:
   """Whether there is no other process; no backend starts to find that out."""
   return not jax.distributed.is_initialized() or jax.process_count() == 1

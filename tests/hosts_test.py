@@ -192,25 +192,6 @@ def test_one_process_agrees_with_itself():
   assert hosts.first_decides(lambda: True) is True
 
 
-def test_groups_sum_what_their_leaders_found(monkeypatch):
-  """Group 0 of two processes, group 1 of one; to the last bit."""
-  found = {0: 0.1, 1: 0.1, 2: -3e-300}  # By process.
-  leads = {0: True, 1: False, 2: True}
-  alone, sent = hosts.agree, {}
-  for process, value in found.items():
-    mine = hosts.Group(process // 2, 2, leads[process], (0,), 2)
-    with monkeypatch.context() as patch:
-      patch.setattr(
-        hosts, "agree", lambda v, p=process: sent.setdefault(p, alone(v))
-      )
-      hosts.sum_over_groups(value, mine)
-  everyone = np.concatenate([sent[process] for process in found])
-  monkeypatch.setattr(hosts, "agree", lambda values: everyone)
-  assert hosts.sum_over_groups(0.1, mine) == 0.1 + -3e-300
-  monkeypatch.undo()
-  assert hosts.sum_over_groups(0.1, hosts.Group(0, 1, True, (0,), 1)) == 0.1
-
-
 def test_a_whole_array_is_on_the_host(mesh):
   x = np.arange(32.0).reshape(8, 4)
   for letters in ("BD", "VD"):

@@ -119,7 +119,7 @@ def _batch(rows, ids_BLK, p_BLK, capture_weights_BL) -> Batch:
 def in_order(
   cache: logit_cache.LogitCache,
   batch_rows: int,
-  mine: hosts.Group | None = None,
+  group: hosts.Group | None = None,
 ) -> Iterator[tuple[Batch, logit_cache.Entries]]:
   """Every row of a cache once, in batches of one size.
 
@@ -130,14 +130,15 @@ def in_order(
   Args:
     cache: complete.
     batch_rows: of a global batch.
-    mine: batch and entries have this group's rows alone, which `hosts.put_rows`
-      makes a global batch of; what is summed over them on the host is the
-      group's part (`hosts.sum_over_groups`). None: all rows.
+    group: yields the rows that this group feeds, and their entries, so a sum
+      over them on the host is the group's part; None: all.
   """
   num_rows = cache.manifest.num_rows
-  part = np.arange(batch_rows) if mine is None else mine.indices_of(batch_rows)
+  mine = np.arange(batch_rows)
+  if group is not None:
+    mine = group.indices_of(batch_rows)
   for start in range(0, num_rows, batch_rows):
-    wanted = start + part
+    wanted = start + mine
     rows = np.minimum(wanted, num_rows - 1)
     entries = hosts.together(functools.partial(cache.read, rows))
     batch = from_entries(entries)

@@ -76,14 +76,14 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     out_shardings=NamedSharding(mesh, P()),
   )
   L, num_rows = sections.data.L, held_out.manifest.num_rows
-  mine = hosts.group(mesh)
+  group = hosts.group(mesh)
   sums: dict[str, Any] | None = None
   with (
     jax.set_mesh(mesh),
     progress.Progress("measure", total=num_rows, unit="rows") as bar,
   ):
-    for i, (batch, _) in enumerate(batches.in_order(held_out, B, mine)):
-      on_mesh = hosts.put_rows(batch, mesh, mine)
+    for i, (batch, _) in enumerate(batches.in_order(held_out, B, group)):
+      on_mesh = hosts.put_rows(batch, mesh, group)
       out = jax.device_get(step(teacher_params, params, on_mesh))
       out = jax.tree.map(float, out)
       sums = out if sums is None else jax.tree.map(_add, sums, out)

@@ -190,7 +190,7 @@ def test_two_processes_measure_and_export_what_one_does(
   }
   # One of them speaks, and one keeps the ledger.
   assert "KL to teacher" in said[0][0] and "read back" in said[0][0]
-  assert "measure" not in said[1][0] and said[1][1] == ""
+  assert "measure" not in said[1][0]
   for stage in ("measure", "export"):
     assert spent(trained, stage) == 2 * spent(undisturbed[0], stage)
 
@@ -253,9 +253,8 @@ def test_one_process_that_fails_stops_both(tiny, trained, what):
   )
   processes = tiny.start_processes(arguments, devices=4, patch=patch)
   said = tiny.finish(processes, code=2)
-  assert message in said[who][1].splitlines()[-1]
-  line = said[1 - who][1].splitlines()[-1]
-  assert f"process {who} failed and says why; this one stops too" in line
+  assert message in said[who][1]
+  assert f"process {who} failed" in said[1 - who][1]
   assert not (trained / "export").exists()
   assert not (trained / "fidelity.json").exists()
 

@@ -165,7 +165,7 @@ class Filler:
     if self._failure is not None:
       raise self._failure
     if failed:
-      raise ValueError(
+      raise hosts.FailedElsewhere(
         f"cache: process {failed[0]} failed and says why; this one stops too."
         " The same command goes on where it was."
       )

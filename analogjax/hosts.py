@@ -21,6 +21,10 @@ import numpy as np
 from analogjax import sharding
 
 
+class FailedElsewhere(ValueError):
+  """Another process failed, and says why; this one stops for its sake."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
   """The processes that hold the same rows as this one."""
@@ -151,7 +155,7 @@ def together(call: Callable[[], Any]) -> Any:
   The call must not wait for other processes itself.
 
   Raises:
-    ValueError: it failed on another process, which says why.
+    FailedElsewhere: it failed on another process.
   """
   if _is_alone():
     return call()
@@ -164,7 +168,7 @@ def together(call: Callable[[], Any]) -> Any:
   if failure is not None:
     raise failure
   if failed.any():
-    raise ValueError(
+    raise FailedElsewhere(
       f"process {int(failed.argmax())} failed and says why; this one stops too."
       " The same command goes on where it was."
     )
@@ -175,7 +179,7 @@ def on_first(call: Callable[[], Any]) -> Any:
   """call() on process 0 alone, while the others wait; None is their value.
 
   Raises:
-    ValueError: it failed, on the processes that did not call.
+    FailedElsewhere: it failed, on the processes that did not call.
   """
   if _is_alone() or jax.process_index() == 0:
     return together(call)

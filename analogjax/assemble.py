@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import math
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 from flax import nnx
 import jax
 from jax.sharding import Mesh
+import numpy as np
 
 import analogjax
-from analogjax import checkpoint, progress, sharding
-from analogjax.config import Sections
+from analogjax import checkpoint, hosts, progress, sharding
+from analogjax.config import Sections, TeacherConfig
 from analogjax.data import cache_format, logit_cache, pipeline, store
 from analogjax.models import decoder, gguf, hf_folder, layers, sizes
 
@@ -91,21 +93,45 @@ def student_config(sections: Sections) -> decoder.DecoderConfig:
 def open_teacher(sections: Sections, workdir: Path) -> Teacher:
   """The teacher's folder, converted first where the config says so.
 
+  All processes call it: process 0 converts, and each hashes some of the files.
+  Where one fails, all stop.
+
   Raises:
     ValueError: a missing or damaged file, a digest or a vocabulary that does
       not match, rows longer than the teacher's context, or a student outside
       the size window.
   """
   section = sections.teacher
-  if section.path:
-    folder = Path(section.path)
-  else:
-    assert section.gguf is not None
-    folder = workdir / TEACHER
-    source = gguf.find_gguf(**dataclasses.asdict(section.gguf))
-    gguf.convert(source, folder)
-  cfg = hf_folder.read_config(folder, dtype=section.dtype)
-  cfg = dataclasses.replace(cfg, attention=section.attention)
+  folder = Path(section.path) if section.path else workdir / TEACHER
+  if not section.path:
+    hosts.on_first(lambda: _convert_teacher(section, folder))
+  cfg, tokenizer_digest = hosts.together(
+    lambda: _check_teacher(sections, folder)
+  )
+  digest = _teacher_digest(folder)
+  if section.sha256 and section.sha256 != digest:
+    raise ValueError(
+      f"teacher.sha256: expected {section.sha256}, but {folder} has {digest}:"
+      " it is another checkpoint, or a damaged one. Fetch it again, or set"
+      " teacher.sha256 to the digest found if you trust it."
+    )
+  return Teacher(
+    folder=folder, cfg=cfg, digest=digest, tokenizer_digest=tokenizer_digest
+  )
+
+
+def _convert_teacher(section: TeacherConfig, folder: Path) -> None:
+  assert section.gguf is not None
+  source = gguf.find_gguf(**dataclasses.asdict(section.gguf))
+  gguf.convert(source, folder)
+
+
+def _check_teacher(
+  sections: Sections, folder: Path
+) -> tuple[decoder.DecoderConfig, str]:
+  """The model of a folder that can be this run's teacher; tokenizer digest."""
+  cfg = hf_folder.read_config(folder, dtype=sections.teacher.dtype)
+  cfg = dataclasses.replace(cfg, attention=sections.teacher.attention)
   check_pair(sections, cfg)
   tokenizer = folder / "tokenizer.json"
   if not tokenizer.is_file():
@@ -115,33 +141,29 @@ def open_teacher(sections: Sections, workdir: Path) -> Teacher:
     )
   # Before hours of work, and before a cache that carries a bad digest.
   hf_folder.check_weights(folder, cfg)
-  digest = _teacher_digest(folder, _stamps(folder))
-  if section.sha256 and section.sha256 != digest:
-    raise ValueError(
-      f"teacher.sha256: expected {section.sha256}, but {folder} has {digest}:"
-      " it is another checkpoint, or a damaged one. Fetch it again, or set"
-      " teacher.sha256 to the digest found if you trust it."
-    )
-  return Teacher(
-    folder=folder,
-    cfg=cfg,
-    digest=digest,
-    tokenizer_digest=hf_folder.file_sha256(tokenizer),
-  )
+  return cfg, hf_folder.file_sha256(tokenizer)
+
+
+def _teacher_digest(folder: Path) -> str:
+  # Of process 0: all have to find the digest among those known, or none.
+  stamps = hosts.from_first(hosts.together(lambda: _stamps(folder)))
+  return _digest_of(folder, stamps.tobytes())
 
 
 # `run` opens the teacher once for each stage; hashing a frontier checkpoint
 # takes minutes.
 @functools.lru_cache(maxsize=1)
-def _teacher_digest(folder: Path, stamps: tuple[Any, ...]) -> str:
+def _digest_of(folder: Path, stamps: bytes) -> str:
   del stamps  # Part of the key: what changes when a file is written.
   return hf_folder.folder_digest(folder)
 
 
-def _stamps(folder: Path) -> tuple[Any, ...]:
+def _stamps(folder: Path) -> np.ndarray:
+  """A digest of when the files of a folder were written, uint8 [32]."""
   files = sorted(path for path in folder.iterdir() if path.is_file())
   stats = [(path.name, path.stat()) for path in files]
-  return tuple((name, s.st_size, s.st_mtime_ns) for name, s in stats)
+  values = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+  return np.frombuffer(hashlib.sha256(repr(values).encode()).digest(), np.uint8)
 
 
 def check_pair(sections: Sections, teacher: decoder.DecoderConfig) -> None:

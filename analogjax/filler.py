@@ -190,7 +190,7 @@ class Filler:
     if self._failure is not None:
       raise self._failure
     if failed:
-      raise hosts.OtherFailed(failed[0], "cache: ")
+      raise hosts.FailedElsewhere(failed[0], "cache: ")
     if stop:
       raise stopping.Stopped(f"cache {self._name}: in the middle")
     return end if end >= 0 else None

@@ -10,6 +10,7 @@ Shape letter: B rows of a global batch.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from analogjax import sharding, stopping
+
+
+class FailedElsewhere(ValueError):
+  """Another process failed, and says why; this one stops for its sake."""
+
+  is_another_process = True
+
+  def __init__(self, process: int, what: str = ""):
+    super().__init__(
+      f"{what}process {process} failed and says why; this one stops too. The"
+      " same command goes on where it was."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,22 +123,33 @@ def _parts(leaf) -> dict[int, jax.Array]:
   return {s.index[0].start or 0: s.data for s in leaf.addressable_shards}
 
 
-class OtherFailed(ValueError):
-  """Another process failed, and says why; this one stops because of it."""
+def fetch_whole(x: jax.Array) -> np.ndarray | None:
+  """A global array whole on the host of process 0; None on the others.
 
-  is_another_process = True
+  All processes call it. Where they are several each device holds the array
+  whole for the moment, and nobody goes on before that.
+  """
+  if x.is_fully_addressable:
+    return np.asarray(x)
+  assert isinstance(x.sharding, NamedSharding)
+  whole = _replicate(x.sharding.mesh)(x).block_until_ready()
+  return np.asarray(whole) if jax.process_index() == 0 else None
 
-  def __init__(self, process: int, what: str = ""):
-    super().__init__(
-      f"{what}process {process} failed and says why; this one stops too. The"
-      " same command goes on where it was."
-    )
+
+@functools.cache
+def _replicate(mesh):
+  return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
 
 
-def agree(values: Sequence[int]) -> np.ndarray:
+def _is_alone() -> bool:
+  """Whether there is no other process; no backend starts to find that out."""
+  return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def agree(values: Sequence[int] | np.ndarray) -> np.ndarray:
   """The values of every process, int64 [processes, len(values)]."""
   mine = np.asarray(values, np.int64)
-  if jax.process_count() == 1:
+  if _is_alone():
     return mine[None]
   # Two words each: without x64, jax would cut 64-bit integers.
   words = mine.view(np.uint32)
@@ -139,9 +163,9 @@ def together(call: Callable[[], Any]) -> Any:
   The call must not wait for other processes itself.
 
   Raises:
-    OtherFailed: it failed on another process.
+    FailedElsewhere: it failed on another process.
   """
-  if jax.process_count() == 1:
+  if _is_alone():
     return call()
   value = failure = None
   try:
@@ -152,25 +176,36 @@ def together(call: Callable[[], Any]) -> Any:
   if failure is not None:
     raise failure
   if failed.any():
-    raise OtherFailed(int(failed.argmax()))
+    raise FailedElsewhere(int(failed.argmax()))
   return value
+
+
+def on_first(call: Callable[[], Any]) -> Any:
+  """call() on process 0 alone, while the others wait; None is their value.
+
+  Raises:
+    FailedElsewhere: it failed, on the processes that did not call.
+  """
+  if _is_alone() or jax.process_index() == 0:
+    return together(call)
+  return together(lambda: None)
+
+
+def first_decides(question: Callable[[], bool]) -> bool:
+  """What process 0 answers, on every process; the others do not look."""
+  return bool(from_first(np.asarray(bool(on_first(question)))))
 
 
 def from_first(value: np.ndarray) -> np.ndarray:
   """What process 0 has, on every process; all pass the same shape."""
-  if jax.process_count() == 1:
+  if _is_alone():
     return value
   return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
-def is_first() -> bool:
-  """Whether this process writes what is written once."""
-  return jax.process_index() == 0
-
-
 def wait(name: str) -> None:
   """Until every process is here."""
-  if jax.process_count() > 1:
+  if not _is_alone():
     multihost_utils.sync_global_devices(name)
 
 
@@ -211,7 +246,7 @@ class Board:
 
 def total(value: float) -> float:
   """The sum over all processes; each passes its own."""
-  if jax.process_count() == 1:
+  if _is_alone():
     return value
   (words,) = np.asarray([value], np.float64).view(np.int64)
   return float(agree([int(words)])[:, 0].view(np.float64).sum())

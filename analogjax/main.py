@@ -140,7 +140,7 @@ def _join(args: Arguments, name: str) -> Any:
 def _leave(member: Any, code: int, text: str, together: bool) -> None:
   """Tells the others; ends the process where an ordinary exit would hang."""
   if member is not None:
-    member.leave() if together else member.fail(code, text)
+    member.leave(code) if together else member.fail(code, text)
   stalled = code == stopping.REQUEUE and not together
   if stalled or (member is not None and code not in (OK, stopping.REQUEUE)):
     # jax would wait for the others, Python for a thread that does not return.
@@ -255,7 +255,7 @@ def _steps(text: str | None) -> range | None:
 
 
 def _run(args: Arguments, stack: contextlib.ExitStack) -> None:
-  from analogjax import config_files
+  from analogjax import config_files, hosts
 
   if args.config is None:
     assert args.workdir is not None
@@ -270,7 +270,8 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> None:
     stack.enter_context(stopping.listening())
     _lock(args.workdir, args.command, stack)
     if args.config is not None:
-      config_files.save_resolved(cfg, args.workdir)
+      workdir = args.workdir
+      hosts.on_first(lambda: config_files.save_resolved(cfg, workdir))
   if args.command != "plan":
     _keep_compiled(args.workdir)
   if args.action:
@@ -294,11 +295,10 @@ def _lock(workdir: Path, command: str, stack: contextlib.ExitStack) -> None:
   from analogjax import hosts, lock, progress
 
   def take():
-    if hosts.is_first():
-      if not stack.enter_context(lock.hold(workdir, command)):
-        progress.warn(f"{workdir}: no locks here; start one run at a time.")
+    if not stack.enter_context(lock.hold(workdir, command)):
+      progress.warn(f"{workdir}: no locks here; start one run at a time.")
 
-  hosts.together(take)
+  hosts.on_first(take)
 
 
 def _keep_compiled(workdir: Path | None) -> None:

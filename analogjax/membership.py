@@ -21,13 +21,15 @@ class Member:
   def __init__(self, name: str, watched: peers.Peers | None):
     self._name, self._watched = name, watched
 
-  def leave(self) -> None:
+  def leave(self, code: int) -> None:
     """It ends, as all do."""
+    peers.exit_on_abort(code, "")
     if self._watched is not None:
       self._watched.leave()
 
   def fail(self, code: int, reason: str) -> None:
     """It ends with an error, and the others have to."""
+    peers.exit_on_abort(code, "")
     if self._watched is not None:
       self._watched.fail(code, reason)
 

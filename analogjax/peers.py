@@ -19,7 +19,7 @@ import signal
 import socket
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ import numpy as np
 from analogjax import hosts
 
 _INVITATION_BYTES = 1024
+_LAST_WORDS_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,36 +84,55 @@ class Peers:
     threading.Thread(target=self._watch, daemon=True, name="peers").start()
 
   def leave(self) -> None:
-    """This process is about to end, and the others need not mind."""
+    """This process is about to end, and the others need not mind.
+
+    Process 0 waits a while for the others to end first.
+    """
     self._say({"bye": self._me})
 
   def fail(self, code: int, reason: str) -> None:
-    """This process ends with an error; the others should end with it too."""
+    """This process ends with an error; the others should end with it too.
+
+    Process 0 waits a while for them to do so.
+    """
     self._say(_lost(Loss(self._me, reason, code)))
 
   def _say(self, message: dict[str, Any]) -> None:
     with self._lock:
       self._leaving = True
-      for link in self._links.values():
-        link.send(message)
+      self._tell(message)
+    until = time.monotonic() + _LAST_WORDS_S
+    while self._waits_for_others(until):
+      time.sleep(0.02)
 
   def _watch(self) -> None:
-    loss, next_beat = None, 0.0
-    while loss is None:
-      ready = self._selector.select(timeout=self._silence_s / 10)
+    loss, until, next_beat = None, 0.0, 0.0
+    while loss is None or self._waits_for_others(until):
+      wait = min(self._silence_s / 10, 1.0) if loss is None else 0.05
+      ready = self._selector.select(timeout=wait)
       with self._lock:
         heard = [self._hear(key) for key, _ in ready]
-        loss = next((x for x in heard if x is not None), self._silent())
-        if loss is not None and self._leaving and loss.code is None:
-          return  # They end because we do.
+        found = next((x for x in heard if x is not None), self._silent())
+        if found is not None and self._leaving and found.code is None:
+          found = None  # They end because we do.
         now = time.monotonic()
+        if loss is None and found is not None:
+          loss, until = found, now + _LAST_WORDS_S
+          self._tell(_lost(loss))
         # By the clock: an answer to every beat would be answered in turn.
-        if loss is not None or now >= next_beat:
+        elif now >= next_beat:
           next_beat = now + self._silence_s / 10
-          for link in self._links.values():
-            link.send({} if loss is None else _lost(loss))
+          self._tell({})
     if loss.process != self._me:  # Else process 0 only says it back.
       self._on_loss(loss)
+
+  def _waits_for_others(self, until: float) -> bool:
+    """Where process 0 ends first, jax aborts others in their last words."""
+    return self._me == 0 and bool(self._links) and time.monotonic() < until
+
+  def _tell(self, message: dict[str, Any]) -> None:
+    for link in self._links.values():
+      link.send(message)
 
   def _silent(self) -> Loss | None:
     now = time.monotonic()
@@ -124,12 +144,12 @@ class Peers:
       return Loss(min(self._missing), "never came to be watched", None)
     return None
 
-  def _hear(self, key) -> Loss | None:
+  def _hear(self, key: selectors.SelectorKey) -> Loss | None:
     """Takes what is there on one connection, or a new connection."""
-    link = key.data
+    link: _Link | None = key.data
     if link is None:
       with contextlib.suppress(OSError):
-        connection, _ = key.fileobj.accept()
+        connection, _ = cast(socket.socket, key.fileobj).accept()
         self._add(_Link(connection, None))
       return None
     messages, is_open = link.receive()
@@ -144,17 +164,16 @@ class Peers:
       elif "lost" in message:
         return Loss(message["lost"], message["reason"], message["code"])
       elif "bye" in message:
-        self._links.pop(link.process)
-        link.process, is_open = None, False
-        break
+        # The connection stays until its process ends: process 0 waits for that.
+        self._links.pop(link.process, None)
     if is_open:
       return None
     self._selector.unregister(link.socket)
     link.socket.close()
-    if link.process is None:
-      return None
-    del self._links[link.process]
-    return Loss(link.process, "ended without a word", None)
+    process = link.process
+    if process is None or self._links.pop(process, None) is None:
+      return None  # A stranger, or it said that it would.
+    return Loss(process, "ended without a word", None)
 
   def _add(self, link: "_Link") -> None:
     if link.process is not None:
@@ -235,7 +254,7 @@ _kept: list[Any] = []  # Or the C library would call what is gone.
 
 
 def exit_on_abort(code: int, text: str) -> None:
-  """From now on an abort of this process is an exit with this code.
+  """From now on an abort of this process is an exit; the last call counts.
 
   jax's client of the coordination service aborts the process when process 0 or
   its machine is gone, from a thread of C++, often before our own watch can act.
@@ -243,7 +262,7 @@ def exit_on_abort(code: int, text: str) -> None:
   library calls this one, in the thread that aborts.
   """
   kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
-  message = f"{text}\n".encode()
+  message = f"{text}\n".encode() if text else b""
 
   def handler(_):
     os.write(2, message)

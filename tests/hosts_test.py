@@ -224,3 +224,15 @@ def test_one_process_agrees_with_itself():
   value = np.arange(3)
   np.testing.assert_array_equal(hosts.from_first(value), value)
   hosts.wait("nothing")
+  assert hosts.on_first(lambda: "done") == "done"
+  assert hosts.first_decides(lambda: True) is True
+
+
+def test_a_whole_array_is_on_the_host(mesh):
+  x = np.arange(32.0).reshape(8, 4)
+  for letters in ("BD", "VD"):
+    spec = jax.sharding.PartitionSpec(
+      *(sharding.ACTIVATION_AXES.get(letter) for letter in letters)
+    )
+    on_mesh = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+    np.testing.assert_array_equal(hosts.fetch_whole(on_mesh), x)

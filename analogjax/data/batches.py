@@ -126,11 +126,14 @@ def in_order(
   """Every row of a cache once, in batches of one size.
 
   The last batch is filled up with copies of the last row at weight 0.
+  Processes take their batches at the same time: where one cannot read, all
+  stop.
 
   Args:
     cache: complete.
-    batch_rows: rows of a global batch.
-    group: yields the rows that this group feeds, and their entries; None: all.
+    batch_rows: of a global batch.
+    group: yields the rows that this group feeds, and their entries, so a sum
+      over them on the host is the group's part; None: all.
   """
   num_rows = cache.manifest.num_rows
   mine = np.arange(batch_rows)
@@ -138,7 +141,8 @@ def in_order(
     mine = group.indices_of(batch_rows)
   for start in range(0, num_rows, batch_rows):
     wanted = start + mine
-    entries = cache.read(np.minimum(wanted, num_rows - 1))
+    rows = np.minimum(wanted, num_rows - 1)
+    entries = hosts.together(functools.partial(cache.read, rows))
     batch = from_entries(entries)
     is_row_B1 = (wanted < num_rows)[:, None]
     targets = batch.targets._replace(

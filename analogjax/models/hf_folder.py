@@ -23,7 +23,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from analogjax import sharding
+from analogjax import hosts, sharding
 from analogjax.models import decoder, families
 
 _INDEX = "model.safetensors.index.json"
@@ -69,20 +69,54 @@ def folder_digest(folder: Path) -> str:
   """SHA-256 over config.json and every safetensors file, hexadecimal.
 
   The digest is that of the sorted lines `<sha256>  <name>`, the format of
-  sha256sum, so anyone can recompute it with standard tools.
+  sha256sum, so anyone can recompute it with standard tools. All processes call
+  it, and each reads its share of the files.
+
+  Raises:
+    ValueError: a file is missing, or processes see other files.
   """
-  names = ["config.json", *sorted(p.name for p in _weight_files(folder))]
-  with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    digests = pool.map(lambda name: file_sha256(folder / name), names)
-    lines = [f"{d}  {n}\n" for d, n in zip(digests, names, strict=True)]
+  names = hosts.together(
+    lambda: ["config.json", *sorted(p.name for p in _weight_files(folder))]
+  )
+  # Or they would exchange digests of other files.
+  seen = hosts.agree(_words(hashlib.sha256("\n".join(names).encode())))
+  if (seen != seen[0]).any():
+    raise ValueError(
+      f"{folder}: the processes do not see the same files there; it has to be a"
+      " folder that all of them share, or a copy of the same on each host."
+    )
+  mine = range(jax.process_index(), len(names), jax.process_count())
+  words = np.zeros((len(names), 4), np.int64)
+
+  def read_mine() -> None:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+      found = pool.map(lambda i: _hash_file(folder / names[i]), mine)
+      for i, digest in zip(mine, found, strict=True):
+        words[i] = _words(digest)
+
+  hosts.together(read_mine)
+  everything = hosts.agree(words.ravel()).sum(0).reshape(words.shape)
+  lines = [
+    f"{digest.tobytes().hex()}  {name}\n"
+    for digest, name in zip(everything, names, strict=True)
+  ]
   return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _words(digest) -> np.ndarray:
+  """A SHA-256 as int64 [4], for `hosts.agree`."""
+  return np.frombuffer(digest.digest(), np.int64)
 
 
 def file_sha256(path: Path) -> str:
   """SHA-256 of a file, hexadecimal; ValueError where there is none."""
+  return _hash_file(path).hexdigest()
+
+
+def _hash_file(path: Path):
   try:
     with open(path, "rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()
+      return hashlib.file_digest(file, "sha256")
   except FileNotFoundError:
     raise ValueError(f"{path}: there is no such file.") from None
 
@@ -265,8 +299,11 @@ def _merged_slice(dim: str, spans, sizes) -> slice:
 
 def hf_tensors(
   params: nnx.State, dtype: str
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Every Hugging Face tensor of a model in turn, contiguous on the host."""
+) -> Iterator[tuple[str, np.ndarray | None]]:
+  """Every Hugging Face tensor of a model in turn, contiguous on the host.
+
+  All processes go through them at the same time; process 0 alone gets values.
+  """
   table = families.TABLES["llama"]
   for path, leaf in sorted(nnx.to_flat_state(params)):
     name = "/".join(map(str, path))
@@ -275,10 +312,10 @@ def hf_tensors(
     layers = value.shape[0] if letters.startswith("Y") else 1
     for layer in range(layers):
       one = value[layer] if letters.startswith("Y") else value
-      yield (
-        table[name].name.format(layer),
-        _to_hf(np.asarray(one), letters.removeprefix("Y"), table[name], dtype),
-      )
+      x = hosts.fetch_whole(one)
+      if x is not None:
+        x = _to_hf(x, letters.removeprefix("Y"), table[name], dtype)
+      yield table[name].name.format(layer), x
 
 
 def _to_hf(x, letters, tensor, dtype) -> np.ndarray:
@@ -298,11 +335,13 @@ def write_folder(
   max_shard_bytes: int,
   tokenizer_folder: Path,
   metadata: Mapping[str, str],
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
   """Writes a folder that transformers loads, reads it back and compares.
 
   The folder appears whole or not at all: everything goes to a temporary
-  sibling that is renamed at the end, over an earlier export.
+  sibling that is renamed at the end, over an earlier export. All processes
+  call it: process 0 writes, one tensor after the other, and the others hold
+  nothing on the host. Where it fails, all stop at that tensor.
 
   Args:
     folder: target; its parent must exist.
@@ -314,54 +353,78 @@ def write_folder(
     metadata: string pairs for the files' headers, beside format=pt.
 
   Returns:
-    What was written: parameters, bytes, files with their SHA-256.
+    What was written: parameters, bytes, files with their SHA-256; None on
+    other processes than 0.
 
   Raises:
     ValueError: weights that are not finite, or a file that does not read back
       as it was written.
   """
   temporary = folder.with_name(f".{folder.name}.incomplete")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-
   plan = _plan_shards(cfg, dtype, max_shard_bytes)
-  file_of = plan.tensor_to_filename
-  open_files: dict[str, dict[str, np.ndarray]] = {}
-  left = {name: len(t) for name, t in plan.filename_to_tensors.items()}
   header = {**metadata, "format": "pt"}
-  num_parameters = 0
+  writer = _TensorWriter(temporary, plan, header)
+  hosts.on_first(writer.begin)
   for name, array in hf_tensors(params, dtype):
+    hosts.on_first(functools.partial(writer.add, name, array))
+
+  def finish() -> dict[str, Any]:
+    writer.finish()
+    _write_configs(temporary, cfg, dtype, tokenizer_folder)
+    files = sorted(p for p in temporary.iterdir())
+    report = {
+      "parameters": writer.num_parameters,
+      "bytes": sum(p.stat().st_size for p in files),
+      "dtype": dtype,
+      "files": {p.name: file_sha256(p) for p in files},
+      **metadata,
+    }
+    fsync_folder(temporary)
+    _put_in_place(temporary, folder)
+    return report
+
+  return hosts.on_first(finish)
+
+
+class _TensorWriter:
+  """Writes the safetensors files of a folder, each when it is complete."""
+
+  def __init__(self, folder: Path, plan, header: Mapping[str, str]):
+    self._folder, self._plan, self._header = folder, plan, header
+    self._open_files: dict[str, dict[str, np.ndarray]] = {}
+    self._left = {f: len(t) for f, t in plan.filename_to_tensors.items()}
+    self.num_parameters = 0
+
+  def begin(self) -> None:
+    shutil.rmtree(self._folder, ignore_errors=True)
+    self._folder.mkdir(parents=True)
+
+  def add(self, name: str, array: np.ndarray | None) -> None:
+    assert array is not None  # On process 0, which is here.
     if not np.isfinite(array.astype(np.float32)).all():
       raise ValueError(f"export: tensor {name!r} holds NaN or infinity.")
-    num_parameters += array.size
-    file = file_of[name]
-    open_files.setdefault(file, {})[name] = array
-    left[file] -= 1
-    if not left[file]:
-      _write_checked(temporary / file, open_files.pop(file), header)
-  assert not open_files
+    self.num_parameters += array.size
+    file = self._plan.tensor_to_filename[name]
+    self._open_files.setdefault(file, {})[name] = array
+    self._left[file] -= 1
+    if not self._left[file]:
+      tensors = self._open_files.pop(file)
+      _write_checked(self._folder / file, tensors, self._header)
 
-  if plan.is_sharded:
-    write_json(
-      temporary / _INDEX,
-      {
-        "metadata": {
-          "total_parameters": num_parameters,
-          "total_size": plan.metadata["total_size"],
-        },
-        "weight_map": dict(sorted(file_of.items())),
-      },
-    )
-  _write_configs(temporary, cfg, dtype, tokenizer_folder)
-  files = sorted(p for p in temporary.iterdir())
-  report = {
-    "parameters": num_parameters,
-    "bytes": sum(p.stat().st_size for p in files),
-    "dtype": dtype,
-    "files": {p.name: file_sha256(p) for p in files},
-    **metadata,
-  }
-  fsync_folder(temporary)
+  def finish(self) -> None:
+    assert not self._open_files
+    if self._plan.is_sharded:
+      sizes = {
+        "total_parameters": self.num_parameters,
+        "total_size": self._plan.metadata["total_size"],
+      }
+      weight_map = dict(sorted(self._plan.tensor_to_filename.items()))
+      write_json(
+        self._folder / _INDEX, {"metadata": sizes, "weight_map": weight_map}
+      )
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
   old = folder.with_name(f".{folder.name}.old")
   shutil.rmtree(old, ignore_errors=True)
   if folder.exists():
@@ -369,7 +432,6 @@ def write_folder(
   temporary.rename(folder)
   fsync(folder.parent)
   shutil.rmtree(old, ignore_errors=True)
-  return report
 
 
 def _plan_shards(cfg, dtype, max_shard_bytes):
@@ -391,7 +453,13 @@ def _plan_shards(cfg, dtype, max_shard_bytes):
 
 
 def _write_checked(path, tensors, header) -> None:
-  safetensors.numpy.save_file(tensors, path, metadata=header)
+  try:
+    safetensors.numpy.save_file(tensors, path, metadata=header)
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+      f"{path}: cannot be written ({error}). Make room, or mend the disk, and"
+      " give the same command again."
+    ) from error
   with safetensors.safe_open(path, framework="numpy") as file:
     for name, array in tensors.items():
       if not np.array_equal(file.get_tensor(name), array):

@@ -64,7 +64,7 @@ def _make_mesh(sections: config.Sections) -> Mesh:
 def _fillers(
   sections: config.Sections, workdir: Path, mesh: Mesh, spent: ledger.Ledger
 ) -> list[filler.Filler]:
-  teacher = hosts.together(lambda: assemble.open_teacher(sections, workdir))
+  teacher = assemble.open_teacher(sections, workdir)
   teaching = recorder.Recorder(sections, mesh, teacher)
   fillers = []
   for name in assemble.cache_names(sections):

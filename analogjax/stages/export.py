@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from analogjax import assemble, config, config_files, ledger, progress
+from analogjax import assemble, config, config_files, hosts, ledger, progress
 from analogjax.models import hf_folder
 
 
@@ -33,7 +33,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     "max_shard_gb": sections.release.max_shard_gb,
   }
   folder, receipt = workdir / assemble.EXPORT, workdir / "export.json"
-  if _is_done(folder, receipt, source):
+  if hosts.first_decides(lambda: _is_done(folder, receipt, source)):
     progress.say(f"export: complete, in {folder}.")
     return
   spent = ledger.Ledger(workdir, "export")
@@ -47,12 +47,17 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
       tokenizer_folder=teacher.folder,
       metadata={},
     )
-  config_files.write_json(receipt, {"source": source, **report})
-  spent.append(bytes=report["bytes"])
-  progress.say(
-    f"export: {report['parameters']:,} parameters, {report['bytes']:,} bytes,"
-    f" read back and compared, in {folder}."
-  )
+
+  def conclude() -> None:
+    assert report is not None
+    config_files.write_json(receipt, {"source": source, **report})
+    spent.append(bytes=report["bytes"])
+    progress.say(
+      f"export: {report['parameters']:,} parameters, {report['bytes']:,} bytes,"
+      f" read back and compared, in {folder}."
+    )
+
+  hosts.on_first(conclude)
 
 
 def _is_done(folder: Path, receipt: Path, source: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from analogjax import (
   assemble,
   config,
   config_files,
+  hosts,
   ledger,
   progress,
   sharding,
@@ -37,7 +38,9 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   B = sections.measure.batch_rows
   sharding.check_batch_rows(B, mesh, "measure.batch_rows")
   teacher = assemble.open_teacher(sections, workdir)
-  held_out = assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
+  held_out = hosts.together(
+    lambda: assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
+  )
   student_cfg = assemble.student_config(sections)
   params, about = {}, {}
   for phase in sections.measure.phases:
@@ -53,13 +56,15 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     "students": about,
   }
   path = workdir / "fidelity.json"
-  if path.exists() and hf_folder.read_json(path).get("inputs") == inputs:
+  if hosts.first_decides(lambda: _is_done(path, inputs)):
     progress.say("measure: complete.")
     return
 
   spent = ledger.Ledger(workdir, "measure")
-  teacher_params = hf_folder.read_parameters(
-    teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
+  teacher_params = hosts.together(
+    lambda: hf_folder.read_parameters(
+      teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
+    )
   )
   step = jax.jit(
     functools.partial(
@@ -71,13 +76,14 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     out_shardings=NamedSharding(mesh, P()),
   )
   L, num_rows = sections.data.L, held_out.manifest.num_rows
+  group = hosts.group(mesh)
   sums: dict[str, Any] | None = None
   with (
     jax.set_mesh(mesh),
     progress.Progress("measure", total=num_rows, unit="rows") as bar,
   ):
-    for i, (batch, _) in enumerate(batches.in_order(held_out, B)):
-      on_mesh = sharding.put_rows(batch, mesh)
+    for i, (batch, _) in enumerate(batches.in_order(held_out, B, group)):
+      on_mesh = hosts.put_rows(batch, mesh, group)
       out = jax.device_get(step(teacher_params, params, on_mesh))
       out = jax.tree.map(float, out)
       sums = out if sums is None else jax.tree.map(_add, sums, out)
@@ -92,17 +98,25 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     "inputs": inputs,
     "output": results,
   }
-  config_files.write_json(path, value)
   of_teacher = sizes.forward_flops_per_token(teacher.cfg, L)
   per_token = of_teacher + len(params) * sizes.forward_flops_per_token(
     student_cfg, L
   )
   tokens = num_rows * L
-  spent.append(
-    tokens=tokens,
-    flops=tokens * per_token,
-    teacher_flops=tokens * of_teacher,
-  )
+
+  def conclude() -> None:
+    config_files.write_json(path, value)
+    spent.append(
+      tokens=tokens,
+      flops=tokens * per_token,
+      teacher_flops=tokens * of_teacher,
+    )
+
+  hosts.on_first(conclude)
+
+
+def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
+  return path.exists() and hf_folder.read_json(path).get("inputs") == inputs
 
 
 def _add(a: float, b: float) -> float:

@@ -3,28 +3,40 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import matplotlib.figure
 from ml_collections import ConfigDict
 import rich.table
 
-from analogjax import assemble, config, config_files, ledger, metrics, progress
+from analogjax import (
+  assemble,
+  config,
+  config_files,
+  hosts,
+  ledger,
+  metrics,
+  progress,
+)
 from analogjax.data import logit_cache
 from analogjax.models import hf_folder
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:
   """Prints the table; writes summary.json (its numbers) and curves.png."""
-  if jax.process_index() != 0:
-    return
   sections = config.to_sections(cfg)
-  summary = _collect(sections, workdir)
-  config_files.write_json(workdir / "summary.json", summary)
-  _draw(sections, workdir)
-  _print(summary, workdir)
+  teacher = assemble.open_teacher(sections, workdir)
+
+  def conclude() -> None:
+    summary = _collect(sections, teacher, workdir)
+    config_files.write_json(workdir / "summary.json", summary)
+    _draw(sections, workdir)
+    _print(summary, workdir)
+
+  hosts.on_first(conclude)
 
 
-def _collect(sections: config.Sections, workdir: Path) -> dict[str, Any]:
+def _collect(
+  sections: config.Sections, teacher: assemble.Teacher, workdir: Path
+) -> dict[str, Any]:
   fidelity = hf_folder.read_json(workdir / "fidelity.json")
   name = assemble.cache_names(sections)[0]
   place = assemble.cache_place(sections, workdir, name)
@@ -34,7 +46,6 @@ def _collect(sections: config.Sections, workdir: Path) -> dict[str, Any]:
   by_array = {name: size / tokens for name, size in sizes.items()}
   # What a token costs beyond the rows themselves, which any training needs.
   rows = ("tokens", "segments", "position_offsets", "weights")
-  teacher = assemble.open_teacher(sections, workdir)
   student = assemble.student_config(sections).num_parameters
   spent = ledger.totals(workdir)
   models = ("teacher", *sections.measure.phases)

@@ -26,8 +26,10 @@ def run(
   sections = config.to_sections(cfg)
   mesh, teacher_mesh = assemble.make_train_meshes(sections)
   teacher = assemble.open_teacher(sections, workdir)
-  cache = _open_cache(sections, teacher, workdir)
-  held_out = assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
+  cache = hosts.together(lambda: _open_cache(sections, teacher, workdir))
+  held_out = hosts.together(
+    lambda: assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
+  )
   for name in sections.train.phases:
     phase = sections.train.phase[name]
     field = f"train.{name}.batch_rows"

@@ -6,9 +6,11 @@ import sys
 import threading
 
 import grain
+import jax
 import numpy as np
 import pytest
 
+from analogjax import hosts
 from analogjax.data import (
   batches,
   logit_cache,
@@ -194,6 +196,27 @@ def test_in_order_covers_every_row_once(cache, batch_rows):
   assert weight_of == dict.fromkeys(range(7), (L - 1) / 2)
   for row in range(7):
     assert teacher_of[row] == whole.teacher_weights_BL[row].sum()
+
+
+@pytest.mark.parametrize("batch_rows", [4, 8])
+def test_groups_share_out_what_is_read_in_order(cache, batch_rows):
+  """Each row of a batch in one group, where the mesh wants it."""
+  groups = [
+    hosts.Group(i, 2, True, w, 4) for i, w in enumerate([(0, 3), (1, 2)])
+  ]
+  parts = [list(batches.in_order(cache, batch_rows, g)) for g in groups]
+  whole = list(batches.in_order(cache, batch_rows))
+  for (batch, entries), *of_groups in zip(whole, *parts, strict=True):
+    for group, part in zip(groups, of_groups, strict=True):
+      rows = group.indices_of(batch_rows)
+      assert len(rows) == batch_rows // 2
+      jax.tree.map(
+        lambda all, own, rows=rows: np.testing.assert_array_equal(
+          all[rows], own
+        ),
+        (batch, entries.rows, entries.entropy_BL),
+        (part[0], part[1].rows, part[1].entropy_BL),
+      )
 
 
 def threads():

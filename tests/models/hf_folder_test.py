@@ -19,7 +19,7 @@ import tokenizers
 import torch
 import transformers
 
-from analogjax import losses, sharding, steps
+from analogjax import hosts, losses, sharding, steps
 from analogjax.data import batches, rows as rows_lib
 from analogjax.models import decoder, hf_folder
 
@@ -583,6 +583,35 @@ def test_folder_digest_can_be_recomputed_by_hand(tiny, tmp_path):
   data[-1] ^= 1
   _first_shard(folder).write_bytes(data)
   assert hf_folder.folder_digest(folder) != expected
+
+
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_processes_share_out_the_files_of_a_folder_digest(
+  tiny, monkeypatch, count
+):
+  expected, read = hf_folder.folder_digest(tiny), []
+  file, alone = hf_folder._hash_file, hosts.agree
+  monkeypatch.setattr(jax, "process_count", lambda: count)
+  monkeypatch.setattr(
+    hf_folder, "_hash_file", lambda path: read.append(path.name) or file(path)
+  )
+  sent = []
+  for process in range(count):
+    monkeypatch.setattr(jax, "process_index", lambda p=process: p)
+    monkeypatch.setattr(hosts, "agree", lambda v: sent.append(v) or alone(v))
+    hf_folder.folder_digest(tiny)
+  assert sorted(read) == sorted(
+    ["config.json", *(p.name for p in tiny.glob("*.safetensors"))]
+  )
+  names, digests = np.array(sent[::2]), np.array(sent[1::2])
+  answers = iter([names, digests])
+  monkeypatch.setattr(hosts, "agree", lambda values: next(answers))
+  assert hf_folder.folder_digest(tiny) == expected
+
+  names[-1] += 1  # Another list of files.
+  answers = iter([names, digests])
+  with pytest.raises(ValueError, match="do not see the same files"):
+    hf_folder.folder_digest(tiny)
 
 
 def test_folder_digest_of_a_folder_without_weights(tmp_path):

@@ -3,9 +3,6 @@
 import json
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,16 +10,6 @@ import pytest
 from analogjax.data import logit_cache
 
 pytestmark = pytest.mark.slow
-
-_LAUNCHER = """
-import os, signal, sys, time
-import jax
-jax.config.update("jax_num_cpu_devices", {devices})
-from analogjax import main
-me = int(os.environ.get("ANALOGJAX_PROCESS_ID", 0))
-{patch}
-sys.exit(main.main(sys.argv[1:]))
-"""
 
 # A pipeline with an end, in the folder of the config.
 _STREAM = """
@@ -60,12 +47,6 @@ MESHES = {
 }
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    return s.getsockname()[1]
-
-
 class Lab:
   """Runs `analogjax cache` in some processes with `devices` in all."""
 
@@ -75,38 +56,17 @@ class Lab:
     demo = str(tiny.config.read_text().split("run_path('")[1].split("')")[0])
     (folder / "config.py").write_text(_CONFIG.format(demo=demo))
 
-  def start(self, workdir, *values, count=2, devices=2, patch=""):
+  def start(self, workdir, *values, **how):
     workdir.mkdir(parents=True, exist_ok=True)
-    environment = self.tiny.environment()
-    environment["PYTHONPATH"] += f":{self.folder}"
-    environment["ANALOGJAX_COORDINATOR"] = f"localhost:{free_port()}"
-    environment["ANALOGJAX_NUM_PROCESSES"] = str(count)
-    script = _LAUNCHER.format(devices=devices // count, patch=patch)
-    command = [sys.executable, "-c", script, "cache", f"--workdir={workdir}"]
-    command += [f"--config={self.folder / 'config.py'}", *self.tiny.overrides]
-    command += ["--config.cache.batch_rows=8"]
-    command += [f"--config.{value}" for value in values]
-    return [
-      subprocess.Popen(
-        command,
-        env=environment | {"ANALOGJAX_PROCESS_ID": str(i)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
-      for i in range(count)
-    ]
+    arguments = ["cache", f"--workdir={workdir}"]
+    arguments += [f"--config={self.folder / 'config.py'}"]
+    arguments += [*self.tiny.overrides, "--config.cache.batch_rows=8"]
+    arguments += [f"--config.{value}" for value in values]
+    return self.tiny.start_processes(arguments, path=self.folder, **how)
 
-  def run(self, workdir, *values, codes=0, **how):
+  def run(self, workdir, *values, code=0, **how):
     """Waits; [(stdout, stderr)] of the processes."""
-    processes = self.start(workdir, *values, **how)
-    try:
-      said = [process.communicate(timeout=280) for process in processes]
-    finally:
-      for process in processes:
-        process.kill()
-    assert [p.returncode for p in processes] == [codes] * len(processes), said
-    return said
+    return self.tiny.finish(self.start(workdir, *values, **how), code)
 
 
 @pytest.fixture(scope="session")
@@ -246,11 +206,11 @@ if me == {who}:
   logit_cache.create = failing
 """,
   "opening the teacher": """
-from analogjax import assemble
+from analogjax.models import hf_folder
 def failing(*args):
   raise ValueError("no room")
 if me == {who}:
-  assemble.open_teacher = failing
+  hf_folder.check_weights = failing
 """,
 }
 
@@ -266,7 +226,7 @@ if me == {who}:
 )
 def test_one_that_fails_stops_both(lab, one, tmp_path, what, who):
   patch = _FAILS[what].format(who=who)
-  said = lab.run(tmp_path / "run", patch=patch, codes=2)
+  said = lab.run(tmp_path / "run", patch=patch, code=2)
   (line,) = said[who][1].splitlines()
   assert "no room" in line
   (line,) = said[1 - who][1].splitlines()

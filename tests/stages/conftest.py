@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 import signal
+import socket
 import subprocess
 import sys
 
@@ -60,6 +61,17 @@ from analogjax import main
 sys.exit(main.main(sys.argv[1:]))
 """
 
+# One of several; a patch sees which one as `me`.
+_PROCESS = """
+import os, signal, sys, time
+import jax
+jax.config.update("jax_num_cpu_devices", {devices})
+from analogjax import main
+me = int(os.environ.get("ANALOGJAX_PROCESS_ID", 0))
+{patch}
+sys.exit(main.main(sys.argv[1:]))
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
@@ -107,6 +119,52 @@ class Tiny:
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
     )
+
+  def start_processes(
+    self, arguments, *, count=2, devices=2, patch="", path=None
+  ):
+    """Starts `analogjax` as one job of several processes.
+
+    Args:
+      arguments: of the command line.
+      count: of processes.
+      devices: in all.
+      patch: code that each runs first.
+      path: a folder to import from.
+    """
+    environment = self.environment()
+    if path is not None:
+      environment["PYTHONPATH"] += f":{path}"
+    address = f"localhost:{_free_port()}"
+    job = {"ANALOGJAX_COORDINATOR": address, "ANALOGJAX_NUM_PROCESSES": count}
+    script = _PROCESS.format(devices=devices // count, patch=patch)
+    return [
+      subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        env=environment
+        | {k: str(v) for k, v in (job | {"ANALOGJAX_PROCESS_ID": i}).items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for i in range(count)
+    ]
+
+  def finish(self, processes, code=0):
+    """Waits; [(stdout, stderr)] of processes that end with this code."""
+    try:
+      said = [process.communicate(timeout=280) for process in processes]
+    finally:
+      for process in processes:
+        process.kill()
+    assert [p.returncode for p in processes] == [code] * len(processes), said
+    return said
+
+
+def _free_port():
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    return s.getsockname()[1]
 
 
 def was_killed(done):

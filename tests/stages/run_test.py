@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 
 import pytest
@@ -151,6 +152,111 @@ def test_a_finished_run_does_nothing_when_run_again(tiny, undisturbed):
   for path, changed in before.items():
     assert path.stat().st_mtime_ns == changed, path
   assert (workdir / "fidelity.json").stat().st_mtime_ns == fidelity
+
+
+# Every parameter is split over both processes.
+SPLIT = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
+
+
+@pytest.fixture
+def trained(undisturbed, tmp_path):
+  """A workdir in which nothing was measured or exported yet."""
+  workdir = tmp_path / "run"
+  shutil.copytree(undisturbed[0], workdir)
+  shutil.rmtree(workdir / "export")
+  for name in ("fidelity.json", "export.json", "summary.json", "curves.png"):
+    (workdir / name).unlink()
+  return workdir
+
+
+def spent(workdir, stage):
+  lines = (workdir / "ledger.jsonl").read_text().splitlines()
+  entries = [json.loads(line) for line in lines]
+  return [(e["tokens"], e["bytes"]) for e in entries if e["stage"] == stage]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_and_export_what_one_does(
+  tiny, undisturbed, trained
+):
+  arguments = tiny.command("run", trained, *SPLIT)
+  said = tiny.finish(tiny.start_processes(arguments, devices=4))
+  found, wanted = results(trained), results(undisturbed[0])
+  assert found["files"] == wanted["files"]
+  for model, values in wanted["output"].items():
+    assert found["output"][model] == pytest.approx(values, rel=1e-4), model
+  assert {p.name for p in trained.iterdir()} >= {
+    p.name for p in undisturbed[0].iterdir()
+  }
+  # One of them speaks, and one keeps the ledger.
+  assert "KL to teacher" in said[0][0] and "read back" in said[0][0]
+  assert "measure" not in said[1][0]
+  for stage in ("measure", "export"):
+    assert spent(trained, stage) == 2 * spent(undisturbed[0], stage)
+
+
+# What fails on process `who`: the stage, and where.
+_FAILS = {
+  "the disk is full": (
+    0,
+    "export",
+    """
+import resource
+from analogjax.models import hf_folder
+write = hf_folder._write_checked
+def limited(*args):
+  resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
+  write(*args)
+if me == 0:
+  hf_folder._write_checked = limited
+""",
+    ".safetensors: cannot be written",
+  ),
+  "a row cannot be read": (
+    1,
+    "measure",
+    """
+from analogjax.data import logit_cache
+read, count = logit_cache.LogitCache.read, [0]
+def failing(self, *args):
+  count[0] += 1
+  if count[0] == 2:
+    raise logit_cache.CacheError("row 6 is damaged")
+  return read(self, *args)
+if me == 1:
+  logit_cache.LogitCache.read = failing
+""",
+    "row 6 is damaged",
+  ),
+  "the config cannot be kept": (
+    0,
+    "measure",
+    """
+from analogjax import config_files
+def failing(*args):
+  raise OSError(28, "No space left on device")
+if me == 0:
+  config_files.save_resolved = failing
+""",
+    "No space left on device",
+  ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", _FAILS)
+def test_one_process_that_fails_stops_both(tiny, trained, what):
+  who, stage, patch, message = _FAILS[what]
+  # Files of one tensor: most of the model is left when the first one fails.
+  arguments = tiny.command(
+    stage, trained, *SPLIT, "--config.release.max_shard_gb=1e-7"
+  )
+  processes = tiny.start_processes(arguments, devices=4, patch=patch)
+  said = tiny.finish(processes, code=2)
+  assert message in said[who][1]
+  assert f"process {who} failed" in said[1 - who][1]
+  assert not (trained / "export").exists()
+  assert not (trained / "fidelity.json").exists()
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ LAYERS = (
   {"hosts"},
   {
     *("models", "data", "losses", "divergences", "gram", "objectives"),
-    *("optim", "checkpoint", "metrics", "ledger", "progress", "throughput"),
+    *("optim", "checkpoint", "checkpoint_store", "metrics", "ledger"),
+    *("progress", "throughput"),
   },
   {"steps"},
   {"fidelity", "release", "safety"},

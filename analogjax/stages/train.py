@@ -207,6 +207,7 @@ class _Phase:
           progress.say(f"train {self._name}: complete, {step} steps.")
           return
         self._loop(step, state, saved)
+        saved.finish()
     finally:
       saved.close()
 

@@ -29,6 +29,10 @@ _log = logging.getLogger(__name__)
 # Out of memory, on the host or on a device; a store that does not answer.
 _NOT_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError, store.StoreError)
 
+# After which a save has failed. It is also how long the others wait for a
+# process whose disk refused.
+_SAVE_SECONDS = 1200
+
 # How TensorStore's ValueErrors begin, for what a disk or a server did.
 _DISK = re.compile(
   r"(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL"
@@ -149,6 +153,7 @@ class Checkpoints:
     # In the background, a folder that cannot be made is noticed by the writers
     # after five minutes.
     context.asynchronous.create_directories_asynchronously = False
+    context.asynchronous.timeout_secs = _SAVE_SECONDS
     try:
       with context:
         saving = ocp.save_async(
@@ -227,8 +232,8 @@ class Checkpoints:
       latest = f"step {max(self._scores)}" if self._scores else "the start"
       raise SaveError(
         f"{self._home}: the last checkpoint, of step {step}, could not be"
-        f" saved: {reason}. Make room there, or see to the store, and give the same"
-        f" command again: it goes on from {latest}."
+        f" saved: {reason}. Make room there, or see to the store; then the same"
+        f" command goes on from {latest}."
       )
 
   def close(self) -> None:

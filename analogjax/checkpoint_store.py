@@ -236,8 +236,8 @@ class _Bucket:
 
   def remove(self, step: int) -> None:
     # First, so that it is never there in part.
-    self._delete(f"{step}/{_COMMIT}")
-    self._delete(*(k for k in self._keys() if k.split("/")[0] == str(step)))
+    self._delete(_only(f"{step}/{_COMMIT}"))
+    self._delete(ts.KvStore.KeyRange(f"{step}/", f"{step}0"))  # / is before 0.
 
   @property
   def aside(self) -> str:
@@ -245,7 +245,7 @@ class _Bucket:
 
   def set_aside(self, step: int) -> str:
     self._write(f"{step}/{_DAMAGED}", self._read(f"{step}/{_COMMIT}"))
-    self._delete(f"{step}/{_COMMIT}")
+    self._delete(_only(f"{step}/{_COMMIT}"))
     return f"{self.place}/{step}/{_DAMAGED}"
 
   def damaged(self) -> bool:
@@ -267,13 +267,8 @@ class _Bucket:
     call = lambda: self.place.open().write(key, data).result()  # noqa: E731
     store.translated(call, f"{self.place}: cannot be written")
 
-  def _delete(self, *keys: str) -> None:
-    kvstore = self.place.open()
-
-    def call():
-      for deletion in [kvstore.delete_range(_only(key)) for key in keys]:
-        deletion.result()
-
+  def _delete(self, keys: ts.KvStore.KeyRange) -> None:
+    call = lambda: self.place.open().delete_range(keys).result()  # noqa: E731
     store.translated(call, f"{self.place}: cannot be written")
 
   def _read(self, key: str) -> bytes:

@@ -223,20 +223,21 @@ def read_phase(
     ValueError: the phase is not finished, or its student is another one than
       the config's.
   """
-  folder = phase_folder(workdir, phase) / "checkpoints"
+  place = checkpoint_place(sections, workdir, phase)
   last = sections.train.phase[phase].num_steps
   missing = ValueError(
-    f"{folder}: there is no checkpoint of step {last}, the last one of phase"
+    f"{place}: there is no checkpoint of step {last}, the last one of phase"
     f" {phase!r}; run 'analogjax train' first."
   )
-  if not folder.is_dir():
+  if isinstance(place, Path) and not place.is_dir():
     raise missing
-  with contextlib.closing(checkpoint.Checkpoints(folder, keep=None)) as saved:
+  reader = open_checkpoints(sections, workdir, phase, writes=False)
+  with contextlib.closing(reader) as saved:
     if last not in saved.steps():
       raise missing
     fingerprints = saved.about(last)["fingerprints"]
     wanted = {"student": student_identity(sections)}
-    check_identity(folder, fingerprints, wanted)
+    check_identity(place, fingerprints, wanted)
     abstract = decoder.abstract_parameters(student_config(sections))
     shardings = sharding.state_shardings(abstract, mesh)
     try:
@@ -248,13 +249,41 @@ def read_phase(
     return last, params, fingerprints
 
 
+def checkpoint_place(
+  sections: Sections, workdir: Path, phase: str
+) -> Path | store.Place:
+  """Where the checkpoints of a phase lie: its folder, or a bucket."""
+  train = sections.train
+  if not train.location:
+    return phase_folder(workdir, phase) / "checkpoints"
+  root = store.place(train.location, train.s3_endpoint, section="train")
+  return root / phase
+
+
+def open_checkpoints(
+  sections: Sections, workdir: Path, phase: str, *, writes: bool
+) -> checkpoint.Checkpoints:
+  """The checkpoints of a phase; without `writes` nothing there is touched."""
+  section = sections.train.phase[phase]
+  place = checkpoint_place(sections, workdir, phase)
+  staging = None
+  if isinstance(place, store.Place):
+    staging = phase_folder(workdir, phase) / "checkpoints"
+  return checkpoint.Checkpoints(
+    place,
+    keep=section.keep_checkpoints if writes else None,
+    keep_best=section.keep_best_checkpoints if writes else 0,
+    staging=staging,
+  )
+
+
 def check_identity(
-  folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
+  place: Path | store.Place, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
   """Refuses checkpoints that another config made; names what differs.
 
   Args:
-    folder: of the checkpoints, for the message.
+    place: of the checkpoints, for the message.
     found: fingerprints of a checkpoint: sections of plain values.
     wanted: those that have to be the same.
   """
@@ -267,7 +296,7 @@ def check_identity(
   ]
   if differs:
     raise ValueError(
-      f"{folder}: these checkpoints were made with another config:"
+      f"{place}: these checkpoints were made with another config:"
       f" {'; '.join(differs)}. Set it back, use another --workdir, or move that"
       " folder away to train anew."
     )

@@ -311,9 +311,13 @@ class TrainConfig:
   """The phases in the order in which they run."""
 
   phases: Annotated[tuple[str, ...], "phases to run; each has a section"]
+  location: Annotated[str, "of checkpoints: s3://, gs://; '': in the workdir"]
+  s3_endpoint: Annotated[str, "URL of an S3 that is not Amazon's, or ''"]
   phase: Annotated[Mapping[str, PhaseConfig], "the sections, by name"]
 
   def __post_init__(self):
+    if self.location:
+      store.place(self.location, self.s3_endpoint, section="train")
     _check(len(self.phases) > 0, "phases", "at least one phase", self.phases)
     unique = len(set(self.phases)) == len(self.phases)
     _check(unique, "phases", "each phase once", self.phases)

@@ -19,7 +19,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from analogjax import (
   assemble,
-  checkpoint,
   config,
   hosts,
   ledger,
@@ -134,8 +133,8 @@ class Phase:
     """
     num_steps = self._phase.num_steps
     spent = ledger.Ledger(self._workdir, f"train/{self._name}")
-    saved = checkpoint.Checkpoints(
-      self._folder / "checkpoints", keep=self._phase.keep_checkpoints
+    saved = assemble.open_checkpoints(
+      self._sections, self._workdir, self._name, writes=True
     )
     try:
       with jax.set_mesh(self._mesh):
@@ -143,7 +142,10 @@ class Phase:
         if step >= num_steps:
           progress.say(f"train {self._name}: complete, {step} steps.")
           return
-        self._loop(step, state, saved, spent)
+        step = self._loop(step, state, saved, spent)
+        saved.finish()
+      if step < num_steps:
+        raise stopping.Stopped(f"train {self._name}: after step {step}")
     finally:
       saved.close()
 
@@ -200,7 +202,8 @@ class Phase:
       state = state.replace(params=params)
     return 0, state
 
-  def _loop(self, start: int, state: steps.TrainState, saved, spent) -> None:
+  def _loop(self, start: int, state: steps.TrainState, saved, spent) -> int:
+    """Returns the step it came to: the last one, unless asked to stop."""
     phase, total = self._phase, self._phase.num_steps
     alone = jax.process_count() == 1
     teacher = self._make_teacher and self._make_teacher()
@@ -278,9 +281,9 @@ class Phase:
           self._save(step, state, saved, score, reports)
           saved_at = step
     if failure is not None:
+      saved.finish()
       raise failure
-    if step < total:
-      raise stopping.Stopped(f"train {self._name}: after step {step}")
+    return step
 
   def _next(self, ahead: batches.Prefetch, step: int) -> batches.Batch | None:
     """The next batch; None if a single process is asked to stop meanwhile."""
@@ -319,7 +322,7 @@ class Phase:
       "position": self._order.position(step),
     }
     with reports.meter.during("checkpoint"):
-      saved.save(step, state, about)
+      saved.save(step, state, about, score=score)
     reports.spend(step)
 
   def _evaluate(self, step, state, reports) -> float:

@@ -144,6 +144,8 @@ def get_config() -> ConfigDict:
   distill["loss"]["alpha"] = 0.9  # 0.9 teacher, 0.1 hard labels.
   cfg.train = dict(
     phases=("pretrain", "control", "distill"),
+    location="",  # In the workdir.
+    s3_endpoint="",  # Amazon's, if location begins with s3://.
     pretrain=pretrain,
     control=phase(),  # Hard labels alone.
     distill=distill,

@@ -88,7 +88,9 @@ def values():
       **dict(import_path="", import_codec={}),
     ),
     train=dict(
-      phases=("pretrain", "distill"), pretrain=pretrain, distill=distill
+      phases=("pretrain", "distill"),
+      **dict(location="", s3_endpoint=""),
+      **dict(pretrain=pretrain, distill=distill),
     ),
     measure=dict(phases=("distill",), batch_rows=2),
     release=dict(phase="distill", dtype="float32", max_shard_gb=5.0),

@@ -12,8 +12,8 @@ LAYERS = (
   {"hosts", "cluster"},
   {
     *("models", "data", "losses", "divergences", "gram", "objectives"),
-    *("optim", "checkpoint", "metrics", "ledger", "progress", "throughput"),
-    *("watch", "peers", "tracer"),
+    *("optim", "checkpoint", "checkpoint_store", "metrics", "ledger"),
+    *("progress", "throughput", "watch", "peers", "tracer"),
   },
   {"steps"},
   {"fidelity", "release", "safety"},

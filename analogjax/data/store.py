@@ -66,8 +66,15 @@ class Place:
     return ts.KvStore.open(self.kvstore(), context=context()).result()
 
 
-def place(location: str | Path, s3_endpoint: str = "") -> Place:
+def place(
+  location: str | Path, s3_endpoint: str = "", *, section: str = "cache"
+) -> Place:
   """The place that a path or URL names.
+
+  Args:
+    location: a path or URL.
+    s3_endpoint: of a server that speaks S3; "": Amazon's.
+    section: of the config, whose `location` and `s3_endpoint` these are.
 
   Raises:
     StoreError: a scheme that is not known, no bucket, or an endpoint without
@@ -77,22 +84,22 @@ def place(location: str | Path, s3_endpoint: str = "") -> Place:
   if "://" not in text:
     if s3_endpoint:
       raise StoreError(
-        "cache.s3_endpoint: expected '', as cache.location does not begin with"
-        f" s3://, found {s3_endpoint!r}."
+        f"{section}.s3_endpoint: expected '', as {section}.location does not"
+        f" begin with s3://, found {s3_endpoint!r}."
       )
     return Place(f"file://{os.path.abspath(text)}")
   scheme, _, rest = text.rstrip("/").partition("://")
   if scheme not in ("file", *_DRIVERS) or not rest.strip("/"):
     raise StoreError(
-      "cache.location: expected a folder, s3://bucket/prefix or"
+      f"{section}.location: expected a folder, s3://bucket/prefix or"
       f" gs://bucket/prefix, found {text!r}."
     )
   if s3_endpoint:
     url = urllib.parse.urlsplit(s3_endpoint)
     if scheme != "s3" or url.scheme not in ("http", "https") or not url.netloc:
       raise StoreError(
-        "cache.s3_endpoint: expected http(s)://host:port of the server that"
-        f" holds {text!r}, which has to begin with s3://, found"
+        f"{section}.s3_endpoint: expected http(s)://host:port of the server"
+        f" that holds {text!r}, which has to begin with s3://, found"
         f" {s3_endpoint!r}."
       )
   return Place(f"{scheme}://{rest}", s3_endpoint)

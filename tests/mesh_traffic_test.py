@@ -248,18 +248,18 @@ def test_xla_has_to_replicate_nothing(name, axes):
 
 
 def traffic(program, axes):
-  """(kind, axes but for data) -> [times, bytes that all have exchanged].
+  """(kind, axes but for data) -> (times, kB that all have exchanged).
 
   By a ring, a device sends (n - 1) / n of those, or twice that.
   """
   found = {}
   for one in program.found:
     n = math.prod(axes[axis] for axis in one.axes)
-    others = tuple(axis for axis in one.axes if axis != "data")
-    times, exchanged = found.setdefault((one.kind, others), [0, 0])
+    key = one.kind, tuple(axis for axis in one.axes if axis != "data")
+    times, exchanged = found.get(key, (0, 0.0))
     exchanged += one.times * one.sent * n / (n - 1)
-    found[one.kind, others] = [times + one.times, round(exchanged)]
-  return found
+    found[key] = times + one.times, exchanged
+  return {key: (times, round(x / 1e3)) for key, (times, x) in found.items()}
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_traffic_does_not_grow_with_the_data_axis(fsdp, data):
   assert found[0] == found[1]
   # Over data alone travels what a device has of the gradient, in float32.
   _, exchanged = found[0]["all-reduce", ()]
-  gradient = 2 * 4 * SMALL.cfg.num_parameters / fsdp
+  gradient = 2 * 4 * SMALL.cfg.num_parameters / fsdp / 1e3
   assert exchanged == pytest.approx(gradient, rel=0.01)
 
 
@@ -290,16 +290,30 @@ def test_a_program_is_no_longer_for_more_layers(name):
   assert lengths[0] == lengths[1] > 100
 
 
+def on_tpu(topology, name, axes, sizes=TPU):
+  """Ahead of time, for chips that need not be there."""
+  if not os.environ.get("TPU_LIBRARY_PATH"):
+    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
+  chips = topologies.get_topology_desc(topology, "tpu").devices
+  return compiled(name, sizes, axes, list(chips))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train in parts", "teacher", "compare"])
 @pytest.mark.parametrize(
   "axes", [dict(fsdp=64), dict(data=4, fsdp=4, tensor=4)], ids=program_id
 )
-def test_the_same_of_a_tpu(name, axes):
-  """Ahead of time, for 64 chips that need not be there."""
-  if not os.environ.get("TPU_LIBRARY_PATH"):
-    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
-  topology = topologies.get_topology_desc("v5p:4x4x4", "tpu")
-  program = compiled(name, TPU, axes, list(topology.devices))
+def test_no_chip_gets_the_rows_of_all_or_logits(name, axes):
+  program = on_tpu("v5p:4x4x4", name, axes)
   check_shapes(program, TPU, axes)
   assert "rematerialization" not in program.log, program.log
+
+
+@pytest.mark.slow
+def test_traffic_does_not_grow_with_the_number_of_chips():
+  found = []
+  for topology, n in (("v5p:2x2x1", 4), ("v5p:4x4x4", 64)):
+    sizes = dataclasses.replace(TPU, part=3 * n)
+    program = on_tpu(topology, "train", dict(data=n), sizes)
+    found.append(traffic(program, dict(data=n)))
+  assert found[0] == found[1] != {}

@@ -31,6 +31,7 @@ _CALLED = re.compile(
 )
 _SHAPE = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
 _BITS = {"pred": 8, "bf16": 16}
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,25 +262,35 @@ def _groups(line: str, axis_sizes) -> list[list[int]]:
   if match := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
     return _listed(match[1])
   # [groups, devices]<=[sizes]T(order)
+  if match := re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", line):
+    return _iota(match[2], match[3]).reshape(_numbers(match[1]))
+  # mesh['axis_0'=8,'axis_1'=2], device_ids=([4,4]T(1,0)) {'axis_0'}
   if match := re.search(
-    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line
+    rf"replica_groups=mesh\[([^]]*)\](?:, device_ids=\({_IOTA}\))?"
+    r" \{([^}]*)\}",
+    line,
   ):
-    shape, sizes, order = (
-      [int(i) for i in part.split(",")] if part else None
-      for part in match.groups()
-    )
-    return np.arange(number).reshape(sizes).transpose(order).reshape(shape)
-  # mesh['axis_0'=8,'axis_1'=2] {'axis_0'}
-  if match := re.search(r"replica_groups=mesh\[([^]]*)\] \{([^}]*)\}", line):
     sizes = {n: int(i) for n, i in re.findall(r"'([^']*)'=(\d+)", match[1])}
-    names = re.findall(r"'([^']*)'(:?)", match[2])
+    names = re.findall(r"'([^']*)'(:?)", match[4])
     assert not any(part for _, part in names), f"a part of an axis: {match[0]}"
     kept = [list(sizes).index(name) for name, _ in names]
     others = [i for i in range(len(sizes)) if i not in kept]
-    ids = np.arange(number).reshape([*sizes.values()])
+    ids = _iota(match[2] or str(number), match[3]).reshape([*sizes.values()])
     ids = ids.transpose([*others, *kept])
     return ids.reshape(-1, math.prod(ids.shape[len(others) :]))
+  assert re.search(r"replica_groups=(?!\{\})", line) is None, line
   return [list(range(number))]
+
+
+def _iota(sizes: str, order: str | None) -> np.ndarray:
+  """Devices counted in an array of sizes, its axes put in an order."""
+  shape = _numbers(sizes)
+  ids = np.arange(math.prod(shape)).reshape(shape)
+  return ids.transpose(None if order is None else _numbers(order))
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(i) for i in text.split(",")]
 
 
 def _axes(groups, axis_sizes) -> tuple[str, ...]:

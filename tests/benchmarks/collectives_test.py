@@ -156,6 +156,8 @@ def test_what_a_tpu_makes_of_them(collectives):
     ("[1,8]<=[8]", ("fsdp", "tensor")),
     ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", ("fsdp",)),
     ("mesh['axis_0'=4,'axis_1'=2] {'axis_1','axis_0'}", ("fsdp", "tensor")),
+    ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", ("tensor",)),
+    ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", ("fsdp",)),
     ("{}", ("fsdp", "tensor")),
   ],
 )

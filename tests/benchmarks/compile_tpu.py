@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(_describe(results[name]), flush=True)
     if args.json:
       args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+  results = {name: results[name] for name in LINES if name in results}
   text = "\n".join(markdown(results))
   print(text)
   if args.write_docs:

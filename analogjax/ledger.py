@@ -15,6 +15,11 @@ _SUMMED = (
   *("seconds", "device_seconds", "tokens"),
   *("flops", "teacher_flops", "bytes"),
 )
+# Of `goodput`.
+ACTIVITIES = (
+  *("productive", "lost", "data", "compile", "eval", "checkpoint"),
+  *("start", "other", "down"),
+)
 
 
 class Ledger:
@@ -107,7 +112,7 @@ def goodput(workdir: Path) -> dict[str, dict[str, float]]:
 
 
 def _goodput(entries: list[dict[str, Any]]) -> dict[str, float]:
-  sums: dict[str, float] = defaultdict(float)
+  sums = dict.fromkeys(ACTIVITIES, 0.0)
   counted: list[tuple[int, int, float]] = []  # Step before, step, productive.
   before = None
   for entry in entries:
@@ -136,7 +141,7 @@ def _goodput(entries: list[dict[str, Any]]) -> dict[str, float]:
     )
     before = entry
   sums["productive"] = sum(seconds for *_, seconds in counted)
-  return dict(sums)
+  return sums
 
 
 def _entries(workdir: Path) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,13 @@ class Writer:
     )
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """One record: `step` updates were done when these were measured."""
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    """One record: `step` updates were done when these were measured.
+
+    What is not finite is null: JSON has no word for it.
+    """
+    record = {k: v if math.isfinite(v) else None for k, v in values.items()}
+    text = json.dumps({"step": step, **record}, allow_nan=False)
+    self._file.write(text + "\n")
     self._file.flush()
     for name, value in values.items():
       self._board.add_scalar(name, value, step)

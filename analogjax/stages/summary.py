@@ -70,6 +70,7 @@ def _collect(
       stage: round(fields["seconds"], 1) for stage, fields in spent.items()
     },
     "spent": spent,
+    "goodput": ledger.goodput(workdir),
   }
 
 
@@ -106,10 +107,26 @@ def _print(summary: dict[str, Any], workdir: Path) -> None:
   out = progress.console()
   out.print(models)
   out.print(costs)
+  out.print(_goodput(summary["goodput"]))
   progress.say(
     f"numbers: {workdir / 'summary.json'}  curves: {workdir / 'curves.png'}"
     f"  analog: {workdir / assemble.EXPORT}"
   )
+
+
+def _goodput(phases: dict[str, dict[str, float]]) -> rich.table.Table:
+  """Where the time of training went, as parts of the time of all runs."""
+  table = rich.table.Table(title="time of training, % of all runs")
+  table.add_column("spent on")
+  for phase in phases:
+    table.add_column(phase.removeprefix("train/"), justify="right")
+  for name in ledger.ACTIVITIES:
+    cells = []
+    for seconds in phases.values():
+      total = max(sum(seconds.values()) - seconds["down"], 1e-9)
+      cells.append(f"{100 * seconds[name] / total:.1f}")
+    table.add_row("between runs" if name == "down" else name, *cells)
+  return table
 
 
 def _draw(sections: config.Sections, workdir: Path) -> None:
@@ -128,7 +145,9 @@ def _draw(sections: config.Sections, workdir: Path) -> None:
     begins[name] = begin + phase.num_steps
     records = metrics.read(assemble.phase_folder(workdir, name))
     for panel, (key, _) in zip(panels, curves, strict=True):
-      points = [(begin + r["step"], r[key]) for r in records if key in r]
+      points = [
+        (begin + r["step"], r[key]) for r in records if r.get(key) is not None
+      ]
       x, y = zip(*points, strict=True) if points else ((), ())
       panel.plot(x, y, styles[i % len(styles)], marker="o", label=name)
   for panel, (_, title) in zip(panels, curves, strict=True):

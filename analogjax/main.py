@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       _run(args, stack)
   except KeyboardInterrupt:
     code, text = INTERRUPTED, "interrupted; the same command goes on."
+    together = False
   except stopping.Stopped as stopped:
     code, text = stopping.REQUEUE, f"stopped, {stopped}; {_GOES_ON}"
   except stopping.Stalled as stalled:

@@ -70,7 +70,13 @@ class Peers:
     self._missing, self._since = set[int](), time.monotonic()
     listener = None
     if self._me == 0:
-      listener = socket.create_server(("", 0), backlog=4096)
+      both = socket.has_dualstack_ipv6()
+      listener = socket.create_server(
+        ("", 0),
+        family=socket.AF_INET6 if both else socket.AF_INET,
+        dualstack_ipv6=both,
+        backlog=4096,
+      )
     invitation = _invite(listener, host)
     self._token = invitation["token"]  # Keeps strangers out.
     if listener is not None:

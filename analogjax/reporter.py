@@ -164,9 +164,9 @@ class Reporter:
     speed["skipped_steps"] = self._loss_watch.skipped
     speed["loss_spikes"] = self._loss_watch.spikes
     self._look_for_slow_hosts(step, speed)
-    self.write(step, {f"train/{k}": v for k, v in values.items()})
+    self._write(step, {f"train/{k}": v for k, v in values.items()})
     # A record of its own: no two runs have the same.
-    self.write(step, {f"speed/{k}": v for k, v in speed.items()})
+    self._write(step, {f"speed/{k}": v for k, v in speed.items()})
     self.spend(step)
 
   def _look_for_slow_hosts(self, step: int, speed: dict[str, float]) -> None:
@@ -185,8 +185,20 @@ class Reporter:
     self._slow = slow
     self._busy_P, self._busy_steps = np.zeros_like(self._busy_P), 0
 
-  def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Adds a record to the metrics."""
+  def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+    """Adds the record of an evaluation to the metrics."""
+    self._write(step, {f"held_out/{k}": v for k, v in values.items()})
+
+  def was_evaluated(self, step: int) -> bool:
+    """Whether the metrics have an evaluation of this step."""
+
+    def look():
+      records = metrics.read(self._folder)
+      return any("held_out/accuracy" in r for r in records if r["step"] == step)
+
+    return bool(hosts.first_decides(look))
+
+  def _write(self, step: int, values: Mapping[str, float]) -> None:
     if self._writer is not None:
       self._writer.write(step, values)
 

@@ -232,9 +232,11 @@ class Phase:
       ) as trace,
     ):
       meter = reports.meter
-      if start == 0:
+      # A run that was asked to stop left the evaluation of its last step.
+      due = start % phase.eval_every_steps == 0
+      if due and not reports.was_evaluated(start):
         with meter.during("eval"):
-          self._evaluate(0, state, reports)
+          self._evaluate(start, state, reports)
       reports.spend(start, begins=True)
       while step < total and not stop:
         before, done = done, None
@@ -322,7 +324,7 @@ class Phase:
       "position": self._order.position(step),
     }
     with reports.meter.during("checkpoint"):
-      saved.save(step, state, about, score=score)
+      saved.save(step, state, about, score)
     reports.spend(step)
 
   def _evaluate(self, step, state, reports) -> float:
@@ -338,16 +340,16 @@ class Phase:
         entropy += float((entries.entropy_BL * weights_BL).sum())
     entropy = hosts.total(entropy)
     hard, teacher, correct, weight = map(float, sums)
-    values = {"held_out/hard_label_nats": hard / weight}
+    values = {"hard_label_nats": hard / weight}
     m = self._held_out.manifest
     kl = (teacher - entropy) / weight
     if m.temperature == 1 and m.kind == "topk":
       # Of the ids that are named and all others as one.
       kl = teacher / weight
-      values["held_out/kl_lower_bound_nats"] = kl
+      values["kl_lower_bound_nats"] = kl
     elif m.temperature == 1:
       # Unbiased over the sampling; the final measure uses dense logits.
-      values["held_out/kl_estimate_nats"] = kl
-    values["held_out/accuracy"] = correct / weight
-    reports.write(step, values)
+      values["kl_estimate_nats"] = kl
+    values["accuracy"] = correct / weight
+    reports.evaluated(step, values)
     return kl

@@ -112,7 +112,12 @@ def on_tpu(env: Mapping[str, str]) -> bool:
   return bool(env.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu"))
 
 
-def join(cluster: Cluster, seconds: int = INITIALIZATION_SECONDS) -> None:
+def join(
+  cluster: Cluster,
+  seconds: int = INITIALIZATION_SECONDS,
+  *,
+  binds_elsewhere: bool = False,
+) -> None:
   """Makes this process one of the cluster; all of them have to call this.
 
   Before anything else of jax, as it counts the devices of all.
@@ -120,6 +125,7 @@ def join(cluster: Cluster, seconds: int = INITIALIZATION_SECONDS) -> None:
   Args:
     cluster: what `find` found.
     seconds: that all processes have to come.
+    binds_elsewhere: jax is told another address to listen at.
 
   Raises:
     ValueError: process 0 cannot be reached, or cannot listen.
@@ -135,6 +141,9 @@ def join(cluster: Cluster, seconds: int = INITIALIZATION_SECONDS) -> None:
   if cluster.process_id != 0:
     # Where jax cannot reach process 0, it aborts this one.
     _reach(cluster, seconds)
+  elif not binds_elsewhere:
+    # Where jax cannot listen, it may crash.
+    _try_to_listen(cluster)
   missing = threading.Timer(max(seconds - 2, 0), _say_who_is_missing, [cluster])
   missing.daemon = True
   missing.start()
@@ -148,14 +157,29 @@ def join(cluster: Cluster, seconds: int = INITIALIZATION_SECONDS) -> None:
       **arguments,
     )
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(
-      f"cluster: {_me(cluster)} cannot listen at {cluster.coordinator}"
-      f" ({error}). Is the port in use? Another one stands in"
-      " ANALOGJAX_COORDINATOR or JAX_COORDINATOR_PORT, and an address to listen"
-      " at in JAX_COORDINATOR_BIND_ADDRESS."
-    ) from error
+    raise _cannot_listen(cluster, error) from error
   finally:
     missing.cancel()
+
+
+def _try_to_listen(cluster: Cluster) -> None:
+  assert cluster.coordinator is not None
+  _, port = launchers.host_and_port(cluster.coordinator)
+  both = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  try:
+    socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+  except OSError as error:
+    raise _cannot_listen(cluster, error) from error
+
+
+def _cannot_listen(cluster: Cluster, error: Exception) -> ValueError:
+  return ValueError(
+    f"cluster: {_me(cluster)} cannot listen at {cluster.coordinator}"
+    f" ({error}). Is the port in use? Another one stands in"
+    " ANALOGJAX_COORDINATOR or JAX_COORDINATOR_PORT, and an address to listen"
+    " at in JAX_COORDINATOR_BIND_ADDRESS."
+  )
 
 
 def _ask_tpu(arguments) -> None:

@@ -11,6 +11,7 @@ import jax
 from analogjax import cluster, peers, progress, stopping
 
 _GOES_ON = "the same command goes on where it was."
+_USER_ERROR = 2  # As in main.py.
 # Longer than it takes to hear that another process has died.
 _CAUSE_SECONDS = 5.0
 
@@ -67,7 +68,13 @@ def join(name: str, env: Mapping[str, str]) -> Member | None:
   )
   # jax would take SIGTERM for itself.
   jax.config.update("jax_enable_preemption_service", False)
-  cluster.join(mine)
+  try:
+    elsewhere = "JAX_COORDINATOR_BIND_ADDRESS" in env
+    cluster.join(mine, binds_elsewhere=elsewhere)
+  except ValueError as error:
+    # Threads of a jax that could not start may crash an ordinary exit.
+    print(f"{name}: error: {error}", file=sys.stderr)
+    exit_now(_USER_ERROR)
   if jax.process_count() == 1:
     return None
 

@@ -192,6 +192,7 @@ class Phase:
       self._lineage = about["fingerprints"]["lineage"]
       self._order.restore(about["position"])
       progress.say(f"train {self._name}: going on after step {step}.")
+      self._say_other_software(about["software"])
       return step, state
     state = jax.jit(self._init, out_shardings=self._shardings)()
     if self._phase.init_from:
@@ -201,6 +202,17 @@ class Phase:
       )
       state = state.replace(params=params)
     return 0, state
+
+  def _say_other_software(self, before: Mapping[str, str]) -> None:
+    """The same numbers to the bit need the same software."""
+    now = assemble.software_versions()
+    changed = [
+      f"{name} {before.get(name)} is now {now.get(name)}"
+      for name in sorted({*before, *now})
+      if before.get(name) != now.get(name)
+    ]
+    if changed:
+      progress.say(f"train {self._name}: {', '.join(changed)}.")
 
   def _loop(self, start: int, state: steps.TrainState, saved, spent) -> int:
     """Returns the step it came to: the last one, unless asked to stop."""
@@ -322,6 +334,7 @@ class Phase:
     about = {
       "fingerprints": {**self._fingerprints, "lineage": self._lineage},
       "position": self._order.position(step),
+      "software": assemble.software_versions(),
     }
     with reports.meter.during("checkpoint"):
       saved.save(step, state, about, score)

@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from analogjax import assemble, config, config_files, hosts, ledger, progress
-from analogjax.models import hf_folder
+from analogjax.models import hf_export, hf_folder
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:
@@ -38,7 +38,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     return
   spent = ledger.Ledger(workdir, "export")
   with jax.set_mesh(mesh):
-    report = hf_folder.write_folder(
+    report = hf_export.write_folder(
       folder,
       student_cfg,
       params,

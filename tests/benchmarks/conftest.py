@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 
 from analogjax import sharding
-from analogjax.models import decoder, hf_folder
+from analogjax.models import decoder, hf_export
 
 TEACHER = decoder.DecoderConfig(
   V=384,
@@ -43,7 +43,7 @@ def teacher(tmp_path):
   embed = params["embed_VD"]
   params["embed_VD"] = embed.replace(embed.get_value() * 20)
   with jax.set_mesh(sharding.make_mesh({}, devices=jax.devices()[:1])):
-    hf_folder.write_folder(
+    hf_export.write_folder(
       tmp_path / "teacher",
       TEACHER,
       params,

@@ -38,7 +38,7 @@ import optax
 
 from analogjax import losses, steps
 from analogjax.data import batches, sampling
-from analogjax.models import decoder, families, hf_folder
+from analogjax.models import decoder, families, hf_export
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 TAU, TOP_K, ALPHA, LEARNING_RATE, DECAY = 0.04, 16, 0.9, 1e-3, 1e-4
@@ -253,7 +253,7 @@ def transformers(job: Job) -> Iterator[Arm]:
   torch.set_num_threads(os.cpu_count() or 1)
   weights = {
     name: torch.from_numpy(np.array(array))
-    for name, array in hf_folder.hf_tensors(job.params, "float32")
+    for name, array in hf_export.hf_tensors(job.params, "float32")
   }
   fields = families.to_hf_config(job.cfg, dtype="float32")
 

@@ -21,7 +21,7 @@ import transformers
 
 from analogjax import hosts, losses, sharding, steps
 from analogjax.data import batches, rows as rows_lib
-from analogjax.models import decoder, hf_folder
+from analogjax.models import decoder, hf_export, hf_folder
 
 LLAMA3 = {
   "rope_parameters": {
@@ -107,7 +107,7 @@ def _load(folder):
 
 def _export(folder, cfg, params, source, **changes):
   options = dict(dtype="float32", max_shard_bytes=10**9, metadata={})
-  return hf_folder.write_folder(
+  return hf_export.write_folder(
     folder, cfg, params, tokenizer_folder=source, **options | changes
   )
 
@@ -351,7 +351,7 @@ def test_an_interrupted_export_leaves_the_earlier_one(
   cfg = hf_folder.read_config(tiny)
   params = hf_folder.read_parameters(tiny, cfg, alone)
   folder = tmp_path / "export"
-  original, calls = getattr(hf_folder, place), []
+  original, calls = getattr(hf_export, place), []
 
   def interrupt(*args):
     calls.append(args)
@@ -360,7 +360,7 @@ def test_an_interrupted_export_leaves_the_earlier_one(
     original(*args)
 
   with monkeypatch.context() as patch:
-    patch.setattr(hf_folder, place, interrupt)
+    patch.setattr(hf_export, place, interrupt)
     with pytest.raises(KeyboardInterrupt):
       _export(folder, cfg, params, tiny, max_shard_bytes=8_000)
   assert not folder.exists()
@@ -368,7 +368,7 @@ def test_an_interrupted_export_leaves_the_earlier_one(
   before = _export(folder, cfg, params, tiny)["files"]
   calls.clear()
   with monkeypatch.context() as patch:
-    patch.setattr(hf_folder, place, interrupt)
+    patch.setattr(hf_export, place, interrupt)
     with pytest.raises(KeyboardInterrupt):
       _export(folder, cfg, params, tiny, max_shard_bytes=8_000)
   for name, digest in before.items():

@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 
 from analogjax import sharding
-from analogjax.models import decoder, hf_folder
+from analogjax.models import decoder, hf_export
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.py"
@@ -211,7 +211,7 @@ def tiny(tmp_path_factory):
   embed = params["embed_VD"]
   params["embed_VD"] = embed.replace(embed.get_value() * 15)
   with jax.set_mesh(mesh):
-    hf_folder.write_folder(
+    hf_export.write_folder(
       folder / "teacher",
       TEACHER,
       params,

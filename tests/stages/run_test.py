@@ -63,12 +63,12 @@ def dying_loop(self, *args):
 trainer.Phase._loop = dying_loop
 """,
   "while the export is written": """
-from analogjax.models import hf_folder
-write = hf_folder._write_checked
+from analogjax.models import hf_export
+write = hf_export._write_checked
 def dying_write(*args):
   write(*args)
   os.kill(os.getpid(), signal.SIGKILL)
-hf_folder._write_checked = dying_write
+hf_export._write_checked = dying_write
 """,
 }
 
@@ -202,13 +202,13 @@ _FAILS = {
     "export",
     """
 import resource
-from analogjax.models import hf_folder
-write = hf_folder._write_checked
+from analogjax.models import hf_export
+write = hf_export._write_checked
 def limited(*args):
   resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
   write(*args)
 if me == 0:
-  hf_folder._write_checked = limited
+  hf_export._write_checked = limited
 """,
     ".safetensors: cannot be written",
   ),

@@ -6,10 +6,8 @@ alike: its manager keeps a failed step in its list, and waits for processes
 that will not come.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
-import hashlib
-import json
 import logging
 import math
 from pathlib import Path
@@ -17,11 +15,10 @@ import re
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from analogjax import checkpoint_store, hosts
+from analogjax import checkpoint_seal, checkpoint_store, hosts
 from analogjax.data import store
 
 _log = logging.getLogger(__name__)
@@ -144,7 +141,9 @@ class Checkpoints:
     if score is not None and not math.isfinite(score):
       score = None
     # Stored values carry no checksum of their own: a flipped bit would load.
-    facts = _seal({"about": about, "score": score, "sums": _checksums(state)})
+    facts = checkpoint_seal.seal(
+      {"about": about, "score": score, "sums": checkpoint_seal.checksums(state)}
+    )
     # As it comes back from process 0: every process has to see the same order.
     rank = math.nan if score is None else float(np.float32(score))
     kept = _kept({**self._scores, step: rank}, self._keep, self._keep_best)
@@ -255,7 +254,9 @@ class Checkpoints:
     return self._facts(step)["about"]
 
   def _facts(self, step: int) -> dict[str, Any]:
-    return self._checked(step, lambda: _unseal(self._home.facts(step)))
+    return self._checked(
+      step, lambda: checkpoint_seal.unseal(self._home.facts(step))
+    )
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
     """The state of a step, on the mesh of `shardings`, whatever it was on."""
@@ -284,7 +285,7 @@ class Checkpoints:
     finally:
       if jax.process_index() == 0:
         self._home.release(step)
-    for name, found in _checksums(state).items():
+    for name, found in checkpoint_seal.checksums(state).items():
       if found != expected.get(name):
         reason = f"the checksum of {name} is {found}, not {expected.get(name)}"
         raise self._damaged(step, ValueError(reason))
@@ -392,24 +393,6 @@ def _by_score(scores: Mapping[int, float]) -> list[int]:
   return sorted(scored, key=lambda s: (scores[s], -s))
 
 
-def _seal(facts: Mapping[str, Any]) -> dict[str, Any]:
-  """Facts as they come back from JSON, with their digest."""
-  facts = json.loads(json.dumps(facts))
-  return {**facts, "sha256": _digest(facts)}
-
-
-def _unseal(facts: Mapping[str, Any]) -> dict[str, Any]:
-  facts = dict(facts)
-  if facts.pop("sha256", None) != _digest(facts):
-    raise ValueError("its facts are missing, or not what was written")
-  return facts
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-  text = json.dumps(facts, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _is_refusal(error: BaseException) -> bool:
   """Whether a disk, a store or another process is at fault, not the program."""
   if isinstance(error, OSError | store.StoreError):
@@ -425,30 +408,6 @@ def _reason(error: BaseException) -> str:
     error = inner
   lines = store.reason(error).splitlines() or [type(error).__name__]
   return lines[0][:300].rstrip(".")
-
-
-def _checksums(state: Any) -> dict[str, int]:
-  """Path -> sum of the words of an array, modulo 2**32.
-
-  The same on every mesh; a change of one word, or of one bit, changes it.
-  """
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  names = (
-    jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves
-  )
-  sums = np.asarray(_sum_words([leaf for _, leaf in leaves]))
-  return dict(zip(names, sums.tolist(), strict=True))
-
-
-@jax.jit
-def _sum_words(leaves: Iterable[jax.Array]) -> jax.Array:
-  def sum_words(x):
-    word = jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32
-    words = jax.lax.bitcast_convert_type(x, word)
-    return jnp.sum(words, dtype=jnp.uint32)
-
-  # One array, so one transfer.
-  return jnp.stack([sum_words(x) for x in leaves])
 
 
 def _targets(abstract: Any, shardings: Any) -> Any:

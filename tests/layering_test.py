@@ -12,7 +12,8 @@ LAYERS = (
   {"hosts", "cluster"},
   {
     *("models", "data", "losses", "divergences", "gram", "objectives"),
-    *("optim", "checkpoint", "checkpoint_store", "metrics", "ledger"),
+    *("optim", "checkpoint", "checkpoint_store", "checkpoint_seal"),
+    *("metrics", "ledger"),
     *("progress", "throughput", "watch", "peers", "tracer"),
   },
   {"steps"},

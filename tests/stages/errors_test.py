@@ -108,11 +108,11 @@ class Bench:
 
 
 def content(workdir):
-  """Every file of a workdir but its configs, with its bytes, and folders."""
+  """Every file of a workdir but configs and lock, with its bytes; folders."""
   return {
     path.relative_to(workdir): path.read_bytes() if path.is_file() else None
     for path in workdir.rglob("*")
-    if not path.name.startswith("config.")
+    if not path.name.startswith(("config.", "run.lock"))
   }
 
 

@@ -146,7 +146,7 @@ class Filler:
     """
     if not jobs:
       return None
-    self._go_to(int(jobs[0].wanted[0]))
+    self._go_to(jobs[0].rows.start)
     self._failure = None
     total, L = len(self._cache), self._cache.manifest.sequence_length
     done = total - sum(len(job.wanted) for job in jobs)

@@ -2,7 +2,6 @@
 
 import json
 import random
-import resource
 import time
 
 import psutil
@@ -94,12 +93,8 @@ def results(workdir):
 def undisturbed(tiny, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("undisturbed") / "run"
   began = time.monotonic()
-  used = resource.getrusage(resource.RUSAGE_CHILDREN)
   done = tiny.run("run", workdir)
-  seconds = time.monotonic() - began
-  now = resource.getrusage(resource.RUSAGE_CHILDREN)
-  work = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-  return workdir, done, seconds, work
+  return workdir, done, time.monotonic() - began
 
 
 def cpu_seconds(pid):
@@ -109,7 +104,7 @@ def cpu_seconds(pid):
 
 @pytest.mark.slow
 def test_the_whole_job_leaves_what_the_design_says(undisturbed):
-  workdir, done, seconds, _ = undisturbed
+  workdir, done, seconds = undisturbed
   assert "KL to teacher" in done.stdout
   names = {p.name for p in workdir.iterdir()}
   assert names >= {
@@ -187,8 +182,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(
   kills = 0
   for _ in range(4):
     process = tiny.start("run", workdir)
-    # A quarter of the first run's work is all there is: nothing is compiled.
-    end = rng.uniform(0.07, 0.2) * undisturbed[3]
+    end = rng.uniform(1, 5)  # Importing takes 1 to 2, and the whole job 4 to 8.
     while process.poll() is None and cpu_seconds(process.pid) < end:
       time.sleep(0.01)
     kills += process.poll() is None

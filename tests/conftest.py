@@ -3,13 +3,28 @@
 This must run before the first array: a device count cannot change after it.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Through the environment too, for the processes that tests start. A test marked
 # gpu or tpu runs where ANALOGJAX_TEST_PLATFORM names its platform.
 PLATFORM = os.environ.get("ANALOGJAX_TEST_PLATFORM", "cpu")
 os.environ["JAX_PLATFORMS"] = PLATFORM
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Most of the time goes into compiling, and many tests and the processes that
+# they start need the same tiny programs. One folder per worker: jax writes an
+# entry in place, so that another worker could read half of it.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+if kept := os.environ.get("ANALOGJAX_TEST_COMPILED"):
+  COMPILED = os.path.join(os.path.abspath(kept), WORKER)
+else:
+  COMPILED = tempfile.mkdtemp(prefix="analogjax-compiled-")
+  atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

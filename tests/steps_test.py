@@ -393,8 +393,9 @@ def test_eval_step_adds_up_what_train_step_divides():
     )
 
 
-@pytest.mark.parametrize("axes", [{}, dict(data=2, tensor=2)], ids=str)
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize(
+  ("axes", "parts"), [({}, 2), (dict(data=2, tensor=2), 4)], ids=str
+)
 def test_microbatches_give_the_update_of_the_whole_batch(axes, parts):
   def run(microbatches):
     step = functools.partial(

@@ -24,6 +24,14 @@ TEACHER = decoder.DecoderConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def compile_fast():
+  """Toy runs of the scripts compile for long and compute next to nothing."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def teacher(tmp_path):
   source = tmp_path / "tokenizer"

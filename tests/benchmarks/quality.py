@@ -81,7 +81,10 @@ def matching_draws(
   wanted: float, bytes_of: Callable[[int], float], most: int = 255
 ) -> int:
   """The fewest draws that take at least as many bytes; `most` if none does."""
-  low, high = 0, most  # Too few; enough.
+  # Few draws first: each number of them is a program to compile.
+  low, high = 0, 1  # Too few; enough.
+  while high < most and bytes_of(high) < wanted:
+    low, high = high, min(2 * high, most)
   while high - low > 1:
     middle = (low + high) // 2
     low, high = (low, middle) if bytes_of(middle) >= wanted else (middle, high)

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -85,10 +84,7 @@ def bench(tiny, tmp_path_factory):
   (folder / "damage.py").write_text(_CONFIG.format(demo=demo))
   (folder / "damage_rows.py").write_text(_PIPELINE)
   sys.path.insert(0, str(folder))
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("ANALOGJAX_COMPILATION_CACHE", str(tiny.compilation_cache))
-    yield Bench(tiny, folder)
-  jax.config.update("jax_compilation_cache_dir", None)
+  yield Bench(tiny, folder)
   sys.path.remove(str(folder))
 
 

@@ -81,6 +81,7 @@ class Tiny:
   config: Path
   overrides: tuple[str, ...]
   compilation_cache: Path
+  without_torch: Path
 
   def command(self, command, workdir, *more):
     arguments = [command, f"--config={self.config}", f"--workdir={workdir}"]
@@ -90,7 +91,7 @@ class Tiny:
     return os.environ | {
       "ANALOGJAX_COMPILATION_CACHE": str(self.compilation_cache),
       "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": str(ROOT),
+      "PYTHONPATH": f"{ROOT}{os.pathsep}{self.without_torch}",
       "COLUMNS": "200",
     }
 
@@ -222,13 +223,18 @@ def tiny(tmp_path_factory):
     )
   text = folder / "text.jsonl"
   text.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+  # tensorboardX imports torch where it can, which takes longer than a stage.
+  without_torch = folder / "without_torch"
+  without_torch.mkdir()
+  (without_torch / "torch.py").write_text("raise ImportError('hidden')\n")
   config = folder / "tiny.py"
   config.write_text(_CONFIG.format(demo=str(DEMO), text=str(text)))
   return Tiny(
     teacher=folder / "teacher",
     config=config,
     overrides=_overrides(folder / "teacher"),
-    compilation_cache=folder / "compiled",
+    compilation_cache=Path(os.environ["JAX_COMPILATION_CACHE_DIR"]),
+    without_torch=without_torch,
   )
 
 

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import ml_dtypes  # noqa: F401  Teaches numpy bfloat16.
 import numpy as np
 import pytest
@@ -134,15 +133,6 @@ def folder(tmp_path_factory):
   sys.path.insert(0, str(folder))
   yield folder
   sys.path.remove(str(folder))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled(tiny):
-  """Keeps compiled programs, which are most of these tests' time."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("ANALOGJAX_COMPILATION_CACHE", str(tiny.compilation_cache))
-    yield
-  jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture

@@ -138,11 +138,11 @@ class Phase:
     )
     try:
       with jax.set_mesh(self._mesh):
-        step, state = self._start(saved)
+        step, state, is_evaluated = self._start(saved)
         if step >= num_steps:
           progress.say(f"train {self._name}: complete, {step} steps.")
           return
-        step = self._loop(step, state, saved, spent)
+        step = self._loop(step, state, saved, spent, is_evaluated)
         saved.finish()
       if step < num_steps:
         raise stopping.Stopped(f"train {self._name}: after step {step}")
@@ -184,15 +184,19 @@ class Phase:
       opt_state=self._tx.init(params),
     )
 
-  def _start(self, saved) -> tuple[int, steps.TrainState]:
-    """From the last checkpoint, else the phase before, else random."""
+  def _start(self, saved) -> tuple[int, steps.TrainState, bool]:
+    """From the last checkpoint, else the phase before, else random.
+
+    Returns:
+      The step, the state, and whether it has been evaluated, where it should.
+    """
     found = saved.restore_latest(self._abstract, self._shardings, self._check)
     if found is not None:
       step, state, about = found
       self._lineage = about["fingerprints"]["lineage"]
       self._order.restore(about["position"])
       progress.say(f"train {self._name}: going on after step {step}.")
-      return step, state
+      return step, state, about.get("is_evaluated", True)
     state = jax.jit(self._init, out_shardings=self._shardings)()
     if self._phase.init_from:
       # A fresh optimizer: the new phase has a schedule of its own.
@@ -200,9 +204,16 @@ class Phase:
         self._sections, self._workdir, self._phase.init_from, self._mesh
       )
       state = state.replace(params=params)
-    return 0, state
+    return 0, state, False
 
-  def _loop(self, start: int, state: steps.TrainState, saved, spent) -> int:
+  def _loop(
+    self,
+    start: int,
+    state: steps.TrainState,
+    saved,
+    spent,
+    is_evaluated: bool,
+  ) -> int:
     """Returns the step it came to: the last one, unless asked to stop."""
     phase, total = self._phase, self._phase.num_steps
     alone = jax.process_count() == 1
@@ -232,9 +243,9 @@ class Phase:
       ) as trace,
     ):
       meter = reports.meter
-      if start == 0:
+      if not is_evaluated:
         with meter.during("eval"):
-          self._evaluate(0, state, reports)
+          self._evaluate(start, state, reports)
       reports.spend(start, begins=True)
       while step < total and not stop:
         before, done = done, None
@@ -242,7 +253,7 @@ class Phase:
         try:
           with meter.during("data"):
             batch = self._next(ahead, step + 1)
-        except ValueError as error:
+        except (ValueError, OSError, stopping.Stalled) as error:
           # Several processes cannot agree in time on where to save.
           if not alone:
             raise
@@ -280,19 +291,33 @@ class Phase:
         if (saves or stop) and step > saved_at:
           self._save(step, state, saved, score, reports)
           saved_at = step
+    if failure is None and ahead.hangs:
+      failure = stopping.Stalled(
+        f"train {self._name}: stopped after step {step}, while rows of a later"
+        " one did not come"
+      )
     if failure is not None:
       saved.finish()
       raise failure
     return step
 
-  def _next(self, ahead: batches.Prefetch, step: int) -> batches.Batch | None:
-    """The next batch; None if a single process is asked to stop meanwhile."""
+  def _next(self, ahead: batches.Prefetch, step: int) -> batches.Batch:
+    """The next batch.
+
+    Raises:
+      stopping.Stalled: it does not come, and its thread may hang for ever; or a
+        single process is asked to stop meanwhile.
+    """
     limits, began = self._sections.watch, time.monotonic()
     warn_after = limits.stall_seconds
     while not ahead.wait(0.5):
       waited = time.monotonic() - began
       if stopping.asked() and jax.process_count() == 1:
-        return None
+        ahead.close(seconds=0)
+        raise stopping.Stalled(
+          f"train {self._name}: stopped while it waited for the rows of step"
+          f" {step}"
+        )
       if waited > warn_after:
         progress.warn(
           f"train {self._name}: waiting {waited:.0f} s for the rows of step"
@@ -300,7 +325,7 @@ class Phase:
         )
         warn_after *= 2
       if 0 < limits.give_up_seconds < waited:
-        ahead.close(wait=False)
+        ahead.close(seconds=0)
         raise stopping.Stalled(
           f"train {self._name}: no rows for step {step} in {waited:.0f} s"
           f" (watch.give_up_seconds={limits.give_up_seconds:g})"
@@ -317,9 +342,12 @@ class Phase:
         )
       reports.warn(f"step {step}: parameters hold NaN; not saved.")
       return
+    is_due = step % self._phase.eval_every_steps == 0
     about = {
       "fingerprints": {**self._fingerprints, "lineage": self._lineage},
       "position": self._order.position(step),
+      # Who stops does not wait for that; the next start makes up for it.
+      "is_evaluated": score is not None or not is_due,
     }
     with reports.meter.during("checkpoint"):
       saved.save(step, state, about, score=score)

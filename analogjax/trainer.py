@@ -256,7 +256,7 @@ class Phase:
         try:
           with meter.during("data"):
             batch = self._next(ahead, step + 1)
-        except ValueError as error:
+        except (ValueError, OSError, stopping.Stalled) as error:
           # Several processes cannot agree in time on where to save.
           if not alone:
             raise
@@ -294,19 +294,33 @@ class Phase:
         if (saves or stop) and step > saved_at:
           self._save(step, state, saved, score, reports)
           saved_at = step
+    if failure is None and ahead.hangs:
+      failure = stopping.Stalled(
+        f"train {self._name}: stopped after step {step}, while rows of a later"
+        " one did not come"
+      )
     if failure is not None:
       saved.finish()
       raise failure
     return step
 
-  def _next(self, ahead: batches.Prefetch, step: int) -> batches.Batch | None:
-    """The next batch; None if a single process is asked to stop meanwhile."""
+  def _next(self, ahead: batches.Prefetch, step: int) -> batches.Batch:
+    """The next batch.
+
+    Raises:
+      stopping.Stalled: it does not come, and its thread may hang for ever; or a
+        single process is asked to stop meanwhile.
+    """
     limits, began = self._sections.watch, time.monotonic()
     warn_after = limits.stall_seconds
     while not ahead.wait(0.5):
       waited = time.monotonic() - began
       if stopping.asked() and jax.process_count() == 1:
-        return None
+        ahead.close(seconds=0)
+        raise stopping.Stalled(
+          f"train {self._name}: stopped while it waited for the rows of step"
+          f" {step}"
+        )
       if waited > warn_after:
         progress.warn(
           f"train {self._name}: waiting {waited:.0f} s for the rows of step"
@@ -314,7 +328,7 @@ class Phase:
         )
         warn_after *= 2
       if 0 < limits.give_up_seconds < waited:
-        ahead.close(wait=False)
+        ahead.close(seconds=0)
         raise stopping.Stalled(
           f"train {self._name}: no rows for step {step} in {waited:.0f} s"
           f" (watch.give_up_seconds={limits.give_up_seconds:g})"

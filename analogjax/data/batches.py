@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import concurrent.futures
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple, TypeVar
 
 import grain
@@ -163,8 +164,11 @@ class Prefetch(Iterator[_T]):
     self, make: Callable[[int], _T], steps: range, *, depth: int = 2
   ):
     self._make, self._steps = make, iter(steps)
-    self._pool, self._waits = concurrent.futures.ThreadPoolExecutor(1), True
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
     self._ahead = collections.deque[concurrent.futures.Future[_T]]()
+    self._patience = math.inf
+    # Its thread did not end when it was closed. Python would wait for it.
+    self.hangs = False
     for _ in range(depth):
       self._submit()
 
@@ -174,10 +178,12 @@ class Prefetch(Iterator[_T]):
       self.close()
       raise StopIteration
     try:
-      return self._ahead.popleft().result()
+      value = self._ahead[0].result()
     except BaseException:
       self.close()
       raise
+    self._ahead.popleft()
+    return value
 
   def wait(self, seconds: float) -> bool:
     """Whether the next one is there, or is within so many seconds."""
@@ -186,13 +192,20 @@ class Prefetch(Iterator[_T]):
     done, _ = concurrent.futures.wait([self._ahead[0]], seconds)
     return bool(done)
 
-  def close(self, *, wait: bool = True) -> None:
-    """Computes no more; with `wait`, until the thread has ended.
+  def close(self, *, seconds: float = 5.0) -> None:
+    """Computes no more; waits so long for what is being computed.
 
-    A thread that once was not waited for may hang: later calls do not wait.
+    Then its thread has ended, or `hangs` and is not waited for again.
     """
-    self._waits = self._waits and wait
-    self._pool.shutdown(wait=self._waits, cancel_futures=True)
+    self._pool.shutdown(wait=False, cancel_futures=True)
+    self._patience = min(self._patience, seconds)
+    running = [future for future in self._ahead if not future.done()]
+    running = concurrent.futures.wait(running, self._patience).not_done
+    self.hangs = bool(running)
+    if self.hangs:
+      self._patience = 0.0
+    else:
+      self._pool.shutdown()
 
   def _submit(self) -> None:
     for step in itertools.islice(self._steps, 1):

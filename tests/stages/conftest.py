@@ -1,19 +1,22 @@
 """A tiny pair on real text: the demo's config, shrunk by overrides."""
 
 import dataclasses
+import importlib
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import pytest
 import tokenizers
 
-from analogjax import sharding
+from analogjax import main, membership, metrics, sharding, trainer
 from analogjax.models import decoder, hf_export
 
 ROOT = Path(__file__).parents[2]
@@ -270,3 +273,161 @@ def _overrides(teacher):
       f"train.{phase}.optimizer.decay_steps": 4,
     }
   return tuple(f"--config.{k}={v}" for k, v in values.items())
+
+
+# Rows of a lab's own; a test breaks them through FAULTS.
+_LAB_ROWS = """
+import grain
+import numpy as np
+
+FAULTS = {}  # Row -> what is called there.
+
+def row(index):
+  FAULTS.get(index, lambda: None)()
+  tokens = np.random.default_rng(index).integers(0, 384, 32)
+  return dict(tokens=tokens, segments=np.repeat([1, 2], [20, 12]))
+
+def indexed(num_rows, first):
+  return grain.MapDataset.range(first, first + num_rows).map(row)
+
+def stream(num_rows, first):
+  return indexed(num_rows, first).to_iter_dataset()
+"""
+
+_LAB_CONFIG = """
+import runpy
+
+def get_config():
+  cfg = runpy.run_path({demo!r})["get_config"]()
+  cfg.data.pipeline = "lab_rows:stream"
+  cfg.data.arguments = dict(num_rows=44, first=0)
+  cfg.data.held_out_arguments = dict(first=1000)
+  return cfg
+"""
+
+
+@dataclasses.dataclass
+class Seen:
+  """What went through a phase, by step."""
+
+  code: int = 0
+  batches: dict = dataclasses.field(default_factory=dict)
+  states: dict = dataclasses.field(default_factory=dict)  # As saved.
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+  """Trains one phase for 12 steps of 8 rows, over and over 24 cached rows."""
+
+  tiny: Tiny
+  folder: Path  # To import from.
+  cached: Path  # A workdir in which nothing was trained.
+  rows: Any  # The module of the pipeline.
+
+  values = {
+    "student.G": 2,  # tensor=2 divides it.
+    "cache.num_rows": 24,
+    "cache.batch_rows": 8,
+    "train.phases": "distill",
+    "train.distill.init_from": "",
+    "train.distill.batch_rows": 8,
+    "train.distill.keep_checkpoints": 9,
+    "measure.phases": "distill",
+  }
+  # Where the rows come from, by overrides.
+  sources = {
+    "cache": (),
+    "stream": ("train.distill.rows=pipeline", "train.distill.loss.alpha=0"),
+  }
+
+  def arguments(self, command, workdir, *values):
+    """Of the command line; `values` are overrides."""
+    own = [f"--config.{key}={value}" for key, value in self.values.items()]
+    given = [f"--config.{value}" for value in values]
+    config = self.folder / "lab.py"
+    paths = [f"--config={config}", f"--workdir={workdir}"]
+    return [command, *paths, *self.tiny.overrides, *own, *given]
+
+  def fresh(self, workdir):
+    """A workdir with caches, in which nothing was trained."""
+    return shutil.copytree(self.cached, workdir)
+
+  def train(self, workdir, *values, devices=8, at=None, flags=()):
+    """Trains in this process, with the caches of `cached`.
+
+    Args:
+      workdir: made, with the caches, if it is not there.
+      values: overrides.
+      devices: the mesh is over so many of the simulated ones.
+      at: step -> what is called when its batch was read.
+      flags: of the command line, others than overrides.
+    """
+    if not workdir.exists():
+      self.fresh(workdir)
+    seen, at = Seen(), at or {}
+    take, save = trainer.Phase._next, trainer.Phase._save
+    make_mesh = sharding.make_mesh
+
+    def watched_next(self, ahead, step):
+      batch = take(self, ahead, step)
+      seen.batches[step] = jax.device_get(batch)
+      at.get(step, lambda: None)()
+      return batch
+
+    def watched_save(self, step, state, *rest):
+      seen.states[step] = jax.device_get(state)
+      save(self, step, state, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setenv(
+        "ANALOGJAX_COMPILATION_CACHE", str(self.tiny.compilation_cache)
+      )
+      patch.setattr(trainer.Phase, "_next", watched_next)
+      patch.setattr(trainer.Phase, "_save", watched_save)
+      patch.setattr(
+        sharding,
+        "make_mesh",
+        lambda axes: make_mesh(axes, jax.devices()[:devices]),
+      )
+      # A thread that hangs would keep pytest from ending.
+      patch.setattr(membership, "exit_now", sys.exit)
+      arguments = self.arguments("train", workdir, *values)
+      try:
+        seen.code = main.main([*arguments, *flags])
+      except SystemExit as left:
+        seen.code = left.code
+    return seen
+
+  def curve(self, workdir):
+    """What the phase recorded, without its speeds."""
+    return [
+      record
+      for record in metrics.read(workdir / "train" / "distill")
+      if "speed/tokens_per_second" not in record
+    ]
+
+
+@pytest.fixture(scope="session")
+def training(tiny, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("training")
+  (folder / "lab_rows.py").write_text(_LAB_ROWS)
+  (folder / "lab.py").write_text(_LAB_CONFIG.format(demo=str(DEMO)))
+  workdir = folder / "cached"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(folder)
+    patch.setenv("ANALOGJAX_COMPILATION_CACHE", str(tiny.compilation_cache))
+    rows = importlib.import_module("lab_rows")
+    lab = Lab(tiny, folder, workdir, rows)
+    assert main.main(lab.arguments("cache", workdir)) == 0
+    yield lab
+  jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="session")
+def straight(training, tmp_path_factory):
+  """By source: a workdir that was trained without a stop, and what was seen."""
+  found = {}
+  for name, values in training.sources.items():
+    workdir = tmp_path_factory.mktemp("straight") / name
+    found[name] = workdir, training.train(workdir, *values)
+  return found

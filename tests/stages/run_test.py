@@ -32,23 +32,23 @@ logit_cache.LogitCache.write_stored = dying_write
   "in the middle of training, a save running": """
 from analogjax import checkpoint
 save = checkpoint.Checkpoints.save
-def dying_save(self, step, *args):
-  save(self, step, *args)
+def dying_save(self, step, *args, **kwargs):
+  save(self, step, *args, **kwargs)
   if step == 8:
     os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.Checkpoints.save = dying_save
 """,
   "before the first checkpoint": """
 from analogjax import checkpoint
-def dying_save(self, step, *args):
+def dying_save(self, *args, **kwargs):
   os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.Checkpoints.save = dying_save
 """,
   "a checkpoint just saved, the next step not begun": """
 from analogjax import checkpoint
 save = checkpoint.Checkpoints.save
-def dying_save(self, step, *args):
-  save(self, step, *args)
+def dying_save(self, step, *args, **kwargs):
+  save(self, step, *args, **kwargs)
   if step == 8:
     self.finish()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -60,7 +60,7 @@ loop = trainer.Phase._loop
 def dying_loop(self, *args):
   if self._name == "distill":
     os.kill(os.getpid(), signal.SIGKILL)
-  loop(self, *args)
+  return loop(self, *args)
 trainer.Phase._loop = dying_loop
 """,
   "while the export is written": """

@@ -40,19 +40,20 @@ REQUEUE = 75
 # How many processes the starts of a run have, by turns.
 CASES = {"1 process": (1,), "1 and 2 by turns": (1, 2), "2 processes": (2,)}
 ENDS_SECONDS = 60.0  # For a run that was asked, or whose other process died.
-HANGS_SECONDS = 300.0
-# Where a moment falls: so many of ten while it starts, when it has said
-# something, when it has written something.
-MOMENTS = ("starting",) * 2 + ("spoke",) * 2 + ("wrote",) * 6
+# Where a moment falls: so many of ten while it starts, after it has said
+# something (what is there is read, programs are compiled), after some work.
+MOMENTS = ("starting",) * 2 + ("spoke",) * 2 + ("worked",) * 6
 STARTING_SECONDS = 5.0
-LATER_SECONDS = 1.5  # For each process.
+SPOKE_SECONDS = 1.5  # For each process.
+WORKED_SECONDS = 0.3
+MOST_WORK = 50  # Objects and steps: of some 180 in all.
 MOST_DAMAGE = 5
 _SPOKE = re.compile(r"^(?:cache|train|measure|export)\b.*", re.M)
 
-ROWS = 512
+ROWS, STEPS = 512, 40  # Steps of a phase.
 
 
-def overrides(steps=80):
+def overrides(steps):
   """Of the config: many short steps, checkpoints and records."""
   values = {"measure.batch_rows": 4}
   for phase in ("pretrain", "control", "distill"):
@@ -89,7 +90,7 @@ class End:
 class Soak:
   """Disturbs runs until it is enough."""
 
-  def __init__(self, pair, folder, plan, *, seed, say, steps=80, rows=ROWS):
+  def __init__(self, pair, folder, plan, *, seed, say, steps=STEPS, rows=ROWS):
     self._folder, self._plan, self._say = folder, plan, say
     self._rng = random.Random(seed)
     more = overrides(steps)
@@ -126,7 +127,7 @@ class Soak:
     return self._report()
 
   def _undisturbed(self):
-    for count in sorted({n for case in self._plan.cases for n in CASES[case]}):
+    for count in sorted({CASES[case][0] for case in self._plan.cases}):
       workdir = self._folder / f"undisturbed{count}"
       began = time.monotonic()
       processes = self._runs.start(workdir, count)
@@ -159,7 +160,7 @@ class Soak:
       written = _times(workdir)
       before = self._progress(workdir)
       began = time.monotonic()
-      end = self._one_start(workdir, num_processes)
+      end = self._one_start(workdir, num_processes, seen)
       seconds += time.monotonic() - began
       if not end.what or _is_done(workdir, end):
         break
@@ -202,16 +203,30 @@ class Soak:
       f" {end.waited:.1f} s; committed: {rows} rows, steps {steps}"
     )
 
-  def _one_start(self, workdir, num_processes):
+  def _one_start(self, workdir, num_processes, seen):
     """Starts, and ends what was started in one way or another."""
     offset = _size(workdir)
-    before = self._progress(workdir)
+    written, begun = _times(workdir), durability.count_files(workdir)
+
+    def has_said():
+      return _SPOKE.search(_said(workdir, offset, 1)) is not None
+
+    def work():
+      """Objects and steps that this start has done."""
+      new = durability.count_files(workdir) - begun
+      for phase, at in _times(workdir).items():
+        if at != written.get(phase):
+          # At first those after the last checkpoint may still be there.
+          last = soak_checks.last_step(workdir, phase)
+          new += max(last - seen.newest.get(phase, 0), 0)
+      return new
+
     processes = self._runs.start(workdir, num_processes)
     try:
       moment = self._rng.choice(MOMENTS)
       calm = self._is_enough()
       if not calm:
-        self._wait(processes, workdir, moment, offset, before)
+        self._wait(processes, workdir, moment, has_said, work)
       if calm or any(process.poll() is not None for process in processes):
         durability.finish(processes, workdir)
         return End("", moment, 0, [0] * num_processes, 0.0)
@@ -222,20 +237,21 @@ class Soak:
       if found := soak_checks.unwanted(text):
         raise Damage(f"{workdir}: a process says {found[:3]}")
 
-  def _wait(self, processes, workdir, moment, offset, before):
+  def _wait(self, processes, workdir, moment, has_said, work):
     """Until the moment has come, or one of the processes has ended."""
     rng, count = self._rng, len(processes)
     if moment == "starting":
       _sleep(processes, rng.uniform(0.2, STARTING_SECONDS))
       return
-    later = LATER_SECONDS * count
+    later, enough = SPOKE_SECONDS * count, 0
     if self._is_trained(workdir):
       # What comes now writes little; a moment may be anywhere in it.
-      moment, later = "spoke", 1.2 * self._late_seconds[count]
-    until = time.monotonic() + HANGS_SECONDS
+      later = 1.2 * self._late_seconds.get(count, 2 * later)
+    elif moment == "worked":
+      later, enough = WORKED_SECONDS, rng.randint(1, MOST_WORK)
+    until = time.monotonic() + durability.HANGS_SECONDS
     while all(process.poll() is None for process in processes):
-      spoke = _SPOKE.search(_said(workdir, offset, 1))
-      if spoke and (moment == "spoke" or self._progress(workdir) != before):
+      if has_said() and work() >= enough:
         break
       if time.monotonic() > until:
         raise Damage(f"{workdir}: hangs before it has done anything")
@@ -268,26 +284,16 @@ class Soak:
     waited = time.monotonic() - since
     codes = [process.returncode for process in processes]
     end = End(number.name, moment, len(victims), codes, waited)
-    self._check_codes(workdir, processes, victims, end)
-    return end
-
-  def _check_codes(self, workdir, processes, victims, end):
-    allowed = {REQUEUE}
-    if _is_done(workdir, end):
-      allowed.add(0)  # It came too late.
-    if end.what == "SIGKILL":
-      dies = {-signal.SIGKILL, *allowed}
-    elif end.moment == "starting":
-      dies = {-signal.SIGTERM, *allowed}  # Nobody listens yet.
-    else:
-      dies = allowed
     for process in processes:
-      good = dies if process in victims else allowed
+      good = allowed_codes(
+        end, is_victim=process in victims, is_done=_is_done(workdir, end)
+      )
       if process.returncode not in good:
         raise Damage(
           f"{workdir}: exit codes {end.codes} after {end.what} of"
           f" {end.victims}; expected one of {sorted(good)}"
         )
+    return end
 
   def _is_trained(self, workdir):
     last = self._inspector.phases[-1]
@@ -339,6 +345,23 @@ class Soak:
       "damage": self._damage,
       "seconds": round(time.monotonic() - self._since, 1),
     }
+
+
+def allowed_codes(end, *, is_victim, is_done):
+  """Exit codes that a process may have.
+
+  Args:
+    end: of the start that it was one of.
+    is_victim: whether the signal went to it.
+    is_done: whether the run had its summary: the signal came too late.
+  """
+  allowed = {REQUEUE, 0} if is_done else {REQUEUE}
+  if is_victim and end.what == "SIGKILL":
+    allowed |= {-signal.SIGKILL}
+  # While it starts, nobody listens yet.
+  if is_victim and end.what == "SIGTERM" and end.moment == "starting":
+    allowed |= {-signal.SIGTERM}
+  return allowed
 
 
 def _times(workdir):

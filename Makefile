@@ -2,6 +2,9 @@
 #            killed by running it again. DEMO_ARGS=--config.a.b=c overrides.
 # make test: lint, then every test. WORKERS=0 runs them in one process,
 #            PYTEST_ARGS="-m 'not slow'" picks some.
+# make soak: kills and stops whole runs at random moments for 18 minutes and
+#            compares what is left with undisturbed ones; into runs/soak.
+#            SOAK_ARGS="--minutes=60 --kills=400" changes how long.
 # make lint, make format, make clean. PYTHON=... names the interpreter to use.
 #
 # Needs make, Python 3.11 or newer with venv, and the Python package index.
@@ -9,6 +12,7 @@
 PYTHON ?= python3.13 python3.12 python3.11 python3
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 WORKERS ?= 2
 
 # The stamps carry the checkout's path: an environment points at the tree that it
@@ -26,7 +30,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check \
 FORGET_CUT_SHORT = for info in .venv/lib/python*/site-packages/*.dist-info; do \
   [ -f "$$info/INSTALLER" ] || rm -rf "$$info"; done
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test soak lint format clean
 .NOTPARALLEL:
 
 help:
@@ -38,6 +42,9 @@ demo: $(DEMO_SET)
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10 \
 	  $(PYTEST_ARGS)
+
+soak: $(TEST_SET)
+	$(BIN)/python tests/benchmarks/soak.py --workdir=runs/soak $(SOAK_ARGS)
 
 lint: $(TEST_SET)
 	$(BIN)/ruff format --check .

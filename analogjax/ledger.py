@@ -136,10 +136,11 @@ def _goodput(entries: list[dict[str, Any]]) -> dict[str, float]:
       counted.append((min(first, step), step, productive))
     for what, seconds in activities.items():
       sums[what] += seconds
-    sums["other"] += max(
-      entry["seconds"] - productive - sum(activities.values()), 0.0
-    )
+    # Below zero where a step's end is booked one entry late: no entry by itself
+    # is exact, their sum is.
+    sums["other"] += entry["seconds"] - productive - sum(activities.values())
     before = entry
+  sums["other"] = max(sums["other"], 0.0)
   sums["productive"] = sum(seconds for *_, seconds in counted)
   return sums
 

@@ -1,0 +1,465 @@
+"""Kills and stops whole runs at random moments, and looks for what they lost.
+
+  make soak        # or, into a folder of your own:
+  python tests/benchmarks/soak.py --workdir=runs/soak --minutes=18
+
+Runs `analogjax run` on a tiny pair from cache to export, again and again: with
+one process, with two, and with one and two by turns in the same workdir. Each
+is ended by SIGKILL or SIGTERM until it gets through. SIGKILL takes all
+processes, or one, and then the other has to end by itself. After each end, what
+is committed has to be there and be that of an undisturbed run; what a finished
+run leaves has to be what the undisturbed one leaves. soak_checks.py has the
+checks, durability.py those of the caches.
+
+It stops after --kills and --terms, or when time is up, and finishes the run
+that it is at. Prints a line for each end, then a table; writes soak.json; exit
+code 0: nothing was lost. The folder keeps every workdir that was damaged.
+"""
+
+import argparse
+import collections
+import dataclasses
+import itertools
+import json
+import os
+from pathlib import Path
+import random
+import re
+import shutil
+import signal
+import statistics
+import sys
+import time
+
+import durability
+from durability import Damage
+import jax
+import soak_checks
+
+REQUEUE = 75
+# How many processes the starts of a run have, by turns.
+CASES = {"1 process": (1,), "1 and 2 by turns": (1, 2), "2 processes": (2,)}
+ENDS_SECONDS = 60.0  # For a run that was asked, or whose other process died.
+# Where a moment falls: so many of ten while it starts, after it has said
+# something (what is there is read, programs are compiled), after some work.
+MOMENTS = ("starting",) * 2 + ("spoke",) * 2 + ("worked",) * 6
+STARTING_SECONDS = 5.0
+SPOKE_SECONDS = 1.5  # For each process.
+WORKED_SECONDS = 0.3
+MOST_WORK = 50  # Objects and steps: of some 180 in all.
+MOST_DAMAGE = 5
+_SPOKE = re.compile(r"^(?:cache|train|measure|export)\b.*", re.M)
+
+ROWS, STEPS = 512, 40  # Steps of a phase.
+
+
+def overrides(steps):
+  """Of the config: many short steps, checkpoints and records."""
+  values = {"measure.batch_rows": 4}
+  for phase in ("pretrain", "control", "distill"):
+    values |= {
+      f"train.{phase}.num_steps": steps,
+      f"train.{phase}.checkpoint_every_steps": 5,
+      f"train.{phase}.keep_best_checkpoints": 1,
+      f"train.{phase}.eval_every_steps": 5,
+    }
+  return [f"--config.{name}={value}" for name, value in values.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How much is done to the runs."""
+
+  kills: int
+  terms: int
+  seconds: float
+  cases: tuple[str, ...] = tuple(CASES)
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+  """How a start came to its end."""
+
+  what: str  # "SIGKILL", "SIGTERM", or "" where nobody ended it.
+  moment: str  # One of MOMENTS.
+  victims: int
+  codes: list[int]
+  waited: float  # Seconds from the signal until those left had ended.
+
+
+class Soak:
+  """Disturbs runs until it is enough."""
+
+  def __init__(self, pair, folder, plan, *, seed, say, steps=STEPS, rows=ROWS):
+    self._folder, self._plan, self._say = folder, plan, say
+    self._rng = random.Random(seed)
+    more = overrides(steps)
+    self._runs = durability.Runs(pair, rows=rows, command="run", overrides=more)
+    arguments = self._runs.arguments(folder / "any")
+    self._inspector = soak_checks.Inspector(arguments)
+    self._since = time.monotonic()
+    self._wanted = {}
+    self._counts = collections.Counter()
+    self._where = collections.defaultdict(collections.Counter)
+    self._waits = collections.defaultdict(list)
+    self._goodput = collections.Counter()
+    self._finished = collections.Counter()
+    self._damage = []
+    self._late_seconds = {}
+
+  def run(self):
+    """Everything; the report."""
+    self._undisturbed()
+    cases = itertools.cycle(self._plan.cases)
+    for number in itertools.count():
+      if self._is_enough() or len(self._damage) >= MOST_DAMAGE:
+        break
+      workdir = self._folder / f"run{number:03d}"
+      case = next(cases)
+      try:
+        self._one_run(workdir, case)
+      except Damage as damage:
+        text = f"{case}: {damage}"
+        self._damage.append(text)
+        self._say(f"DAMAGE {text}\n{durability.logs(workdir)}")
+      else:
+        shutil.rmtree(workdir)
+    return self._report()
+
+  def _undisturbed(self):
+    for count in sorted({CASES[case][0] for case in self._plan.cases}):
+      workdir = self._folder / f"undisturbed{count}"
+      began = time.monotonic()
+      processes = self._runs.start(workdir, count)
+      trained = None
+      while trained is None and all(p.poll() is None for p in processes):
+        if self._is_trained(workdir):
+          trained = time.monotonic()
+        time.sleep(0.05)
+      durability.finish(processes, workdir)
+      now = time.monotonic()
+      self._late_seconds[count] = now - (trained or began)
+      wanted = soak_checks.Undisturbed(workdir, self._inspector.phases)
+      self._wanted[count] = wanted
+      self._say(f"undisturbed, {count} processes: {now - began:.1f} s")
+
+  def _is_enough(self):
+    ended = self._counts
+    enough = ended["SIGKILL"] >= self._plan.kills
+    enough &= ended["SIGTERM"] >= self._plan.terms
+    return enough or time.monotonic() - self._since > self._plan.seconds
+
+  def _one_run(self, workdir, case):
+    """From nothing to its export, through whatever happens to it."""
+    counts = CASES[case]
+    wanted, exact = self._wanted[counts[0]], len(counts) == 1
+    seen, seconds = soak_checks.Seen(), 0.0
+    lost = dict.fromkeys(self._inspector.phases, (0, 0))
+    for turn in itertools.count():
+      num_processes = counts[turn % len(counts)]
+      written = _times(workdir)
+      before = self._progress(workdir)
+      began = time.monotonic()
+      end = self._one_start(workdir, num_processes, seen)
+      seconds += time.monotonic() - began
+      if not end.what or _is_done(workdir, end):
+        break
+      seen = self._inspector.look(workdir, wanted, seen, exact=exact)
+      changed = [p for p, at in _times(workdir).items() if written.get(p) != at]
+      for phase in changed:
+        again = soak_checks.last_step(workdir, phase) - seen.newest[phase]
+        steps, kills = lost[phase]
+        lost[phase] = steps + max(again, 0), kills + 1
+        if end.what == "SIGTERM" and set(end.codes) == {REQUEUE} and again > 0:
+          raise Damage(f"{workdir}: SIGTERM lost {again} steps of {phase}")
+      self._count(workdir, end, num_processes, before, seen)
+    goodput = self._inspector.finished(
+      workdir, wanted, seen, exact=exact, seconds=seconds, done_again=lost
+    )
+    for fields in goodput.values():
+      self._goodput.update(fields)
+    self._finished[case] += 1
+    steps = sum(count for count, _ in lost.values())
+    self._counts["steps done again"] += steps
+    self._say(
+      f"{workdir.name}, {case}: whole after {turn} ends, {steps} steps again"
+    )
+
+  def _count(self, workdir, end, num_processes, before, seen):
+    self._counts[end.what] += 1
+    where = self._stage(workdir, before)
+    self._where[end.what][where] += 1
+    one = num_processes == 2 and end.victims == 1
+    kind = f"{end.what} of one of two" if one else end.what
+    if one:
+      self._counts[kind] += 1
+    if one or end.what == "SIGTERM":
+      self._waits[kind].append(end.waited)
+    steps = "/".join(str(seen.newest[p]) for p in self._inspector.phases)
+    rows = sum(int(done.sum()) for done in seen.rows.values())
+    self._say(
+      f"{end.what} {self._counts[end.what]}: {end.victims} of {num_processes},"
+      f" {end.moment}, in {where}; exit codes {end.codes} after"
+      f" {end.waited:.1f} s; committed: {rows} rows, steps {steps}"
+    )
+
+  def _one_start(self, workdir, num_processes, seen):
+    """Starts, and ends what was started in one way or another."""
+    offset = _size(workdir)
+    written, begun = _times(workdir), durability.count_files(workdir)
+
+    def has_said():
+      return _SPOKE.search(_said(workdir, offset, 1)) is not None
+
+    def work():
+      """Objects and steps that this start has done."""
+      new = durability.count_files(workdir) - begun
+      for phase, at in _times(workdir).items():
+        if at != written.get(phase):
+          # At first those after the last checkpoint may still be there.
+          last = soak_checks.last_step(workdir, phase)
+          new += max(last - seen.newest.get(phase, 0), 0)
+      return new
+
+    processes = self._runs.start(workdir, num_processes)
+    try:
+      moment = self._rng.choice(MOMENTS)
+      calm = self._is_enough()
+      if not calm:
+        self._wait(processes, workdir, moment, has_said, work)
+      if calm or any(process.poll() is not None for process in processes):
+        durability.finish(processes, workdir)
+        return End("", moment, 0, [0] * num_processes, 0.0)
+      return self._end(processes, workdir, moment)
+    finally:
+      durability.kill(processes)
+      text = _said(workdir, offset, num_processes)
+      if found := soak_checks.unwanted(text):
+        raise Damage(f"{workdir}: a process says {found[:3]}")
+
+  def _wait(self, processes, workdir, moment, has_said, work):
+    """Until the moment has come, or one of the processes has ended."""
+    rng, count = self._rng, len(processes)
+    if moment == "starting":
+      _sleep(processes, rng.uniform(0.2, STARTING_SECONDS))
+      return
+    later, enough = SPOKE_SECONDS * count, 0
+    if self._is_trained(workdir):
+      # What comes now writes little; a moment may be anywhere in it.
+      later = 1.2 * self._late_seconds.get(count, 2 * later)
+    elif moment == "worked":
+      later, enough = WORKED_SECONDS, rng.randint(1, MOST_WORK)
+    until = time.monotonic() + durability.HANGS_SECONDS
+    while all(process.poll() is None for process in processes):
+      if has_said() and work() >= enough:
+        break
+      if time.monotonic() > until:
+        raise Damage(f"{workdir}: hangs before it has done anything")
+      time.sleep(0.02)
+    _sleep(processes, rng.uniform(0, later))
+
+  def _end(self, processes, workdir, moment):
+    """Ends some or all processes, and waits for all."""
+    terms, kills = self._counts["SIGTERM"], self._counts["SIGKILL"]
+    due = terms * self._plan.kills < kills * self._plan.terms
+    victims = list(processes)
+    self._rng.shuffle(victims)
+    # One alone at its start is waited for, for minutes, and this is meant.
+    if moment != "starting" and self._rng.random() < 0.5:
+      victims = victims[:1]
+    number = signal.SIGTERM if due else signal.SIGKILL
+    for victim in victims:
+      victim.send_signal(number)
+      if number == signal.SIGKILL and victim is not victims[-1]:
+        time.sleep(self._rng.uniform(0, 0.3))
+    since = time.monotonic()
+    while any(process.poll() is None for process in processes):
+      if time.monotonic() - since > ENDS_SECONDS:
+        codes = [process.poll() for process in processes]
+        raise Damage(
+          f"{workdir}: {ENDS_SECONDS:.0f} s after {number.name} of"
+          f" {len(victims)} of {len(processes)}: exit codes {codes}"
+        )
+      time.sleep(0.02)
+    waited = time.monotonic() - since
+    codes = [process.returncode for process in processes]
+    end = End(number.name, moment, len(victims), codes, waited)
+    for process in processes:
+      good = allowed_codes(
+        end, is_victim=process in victims, is_done=_is_done(workdir, end)
+      )
+      if process.returncode not in good:
+        raise Damage(
+          f"{workdir}: exit codes {end.codes} after {end.what} of"
+          f" {end.victims}; expected one of {sorted(good)}"
+        )
+    return end
+
+  def _is_trained(self, workdir):
+    last = self._inspector.phases[-1]
+    place = workdir / "train" / last / "checkpoints"
+    return (place / str(self._inspector.num_steps(last))).exists()
+
+  def _progress(self, workdir):
+    """Something that changes whenever a run writes what counts."""
+    saved = tuple(sorted(workdir.glob("train/*/checkpoints/*")))
+    done = (workdir / "fidelity.json").exists()
+    count = durability.count_files(workdir)
+    return count, saved, done, tuple(sorted(_times(workdir).items()))
+
+  def _stage(self, workdir, before):
+    """Where a run was when it ended."""
+    if self._progress(workdir) == before and not self._is_trained(workdir):
+      return "start"
+    if (workdir / "fidelity.json").exists():
+      return "export"
+    if self._is_trained(workdir):
+      return "measure"
+    if any(".orbax" in p.name for p in workdir.glob("train/*/checkpoints/*")):
+      return "save"
+    return "train" if _times(workdir) else "cache"
+
+  def _report(self):
+    waits = {
+      kind: {
+        "count": len(seconds),
+        "median_seconds": round(statistics.median(seconds), 2),
+        "longest_seconds": round(max(seconds), 2),
+      }
+      for kind, seconds in self._waits.items()
+    }
+    return {
+      "kills": self._counts["SIGKILL"],
+      "kills_wanted": self._plan.kills,
+      "terms": self._counts["SIGTERM"],
+      "terms_wanted": self._plan.terms,
+      "kills_of_one_of_two": self._counts["SIGKILL of one of two"],
+      "where": {what: dict(where) for what, where in self._where.items()},
+      "until_all_had_ended": waits,
+      "runs_whole": dict(self._finished),
+      "rows_compared": self._inspector.rows,
+      "checkpoints_restored": self._inspector.restored,
+      "steps_done_again": self._counts["steps done again"],
+      "largest_difference_by_turns": self._inspector.largest_difference,
+      "goodput_seconds": {k: round(v, 1) for k, v in self._goodput.items()},
+      "damage": self._damage,
+      "seconds": round(time.monotonic() - self._since, 1),
+    }
+
+
+def allowed_codes(end, *, is_victim, is_done):
+  """Exit codes that a process may have.
+
+  Args:
+    end: of the start that it was one of.
+    is_victim: whether the signal went to it.
+    is_done: whether the run had its summary: the signal came too late.
+  """
+  allowed = {REQUEUE, 0} if is_done else {REQUEUE}
+  if is_victim and end.what == "SIGKILL":
+    allowed |= {-signal.SIGKILL}
+  # While it starts, nobody listens yet.
+  if is_victim and end.what == "SIGTERM" and end.moment == "starting":
+    allowed |= {-signal.SIGTERM}
+  return allowed
+
+
+def _times(workdir):
+  """When the metrics of each phase were written last."""
+  files = workdir.glob("train/*/metrics.jsonl")
+  return {path.parent.name: path.stat().st_mtime_ns for path in files}
+
+
+def _is_done(workdir, end):
+  return (workdir / "summary.json").exists() and 0 in end.codes
+
+
+def _sleep(processes, seconds):
+  until = time.monotonic() + seconds
+  while time.monotonic() < until:
+    if any(process.poll() is not None for process in processes):
+      return
+    time.sleep(0.01)
+
+
+def _size(workdir):
+  """How much each process has said, over all starts."""
+  sizes = []
+  for i in range(2):
+    path = durability.log_path(workdir, i)
+    sizes.append(path.stat().st_size if path.exists() else 0)
+  return sizes
+
+
+def _said(workdir, sizes, count):
+  """What processes have said since."""
+  parts = []
+  for i in range(count):
+    data = durability.log_path(workdir, i).read_bytes()[sizes[i] :]
+    parts.append(data.decode(errors="replace"))
+  return "\n".join(parts)
+
+
+def table(report):
+  """The report for people."""
+  lines = [
+    f"kills {report['kills']} of {report['kills_wanted']}, of one of two"
+    f" {report['kills_of_one_of_two']}; SIGTERM {report['terms']} of"
+    f" {report['terms_wanted']}; {report['seconds']:.0f} s"
+  ]
+  for what, where in report["where"].items():
+    spread = ", ".join(f"{k} {v}" for k, v in sorted(where.items()))
+    lines.append(f"{what}: {spread}")
+  for kind, wait in report["until_all_had_ended"].items():
+    lines.append(
+      f"after {kind} all had ended within {wait['longest_seconds']} s"
+      f" (median {wait['median_seconds']} s, {wait['count']} times)"
+    )
+  whole = ", ".join(f"{k}: {v}" for k, v in report["runs_whole"].items())
+  lines += [
+    f"runs that came through: {whole or 'none'}",
+    f"looked at: {report['rows_compared']} rows,"
+    f" {report['checkpoints_restored']} checkpoints",
+    f"steps done again: {report['steps_done_again']}; largest difference of a"
+    f" loss by turns: {report['largest_difference_by_turns']:.3g}",
+    f"seconds of training: {report['goodput_seconds']}",
+  ]
+  lines += [f"DAMAGE {text}" for text in report["damage"]]
+  good = is_good(report)
+  lines.append(f"soak: {'nothing was lost' if good else 'FAILED'}.")
+  return "\n".join(lines)
+
+
+def is_good(report):
+  """Whether nothing was lost, and something was tried."""
+  return not report["damage"] and report["kills"] > 0
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+  parser.add_argument("--workdir", type=Path, required=True)
+  parser.add_argument("--minutes", type=float, default=18.0)
+  parser.add_argument("--kills", type=int, default=100)
+  parser.add_argument("--terms", type=int, default=20)
+  parser.add_argument("--seed", type=int, default=0)
+  args = parser.parse_args(argv)
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  jax.config.update("jax_platforms", "cpu")
+  folder = args.workdir / time.strftime("%Y%m%d-%H%M%S")
+  folder.mkdir(parents=True)
+  soak = Soak(
+    durability.make_pair(folder / "pair"),
+    folder,
+    Plan(args.kills, args.terms, 60 * args.minutes),
+    seed=args.seed,
+    say=lambda text: print(text, flush=True),
+  )
+  report = soak.run()
+  text = json.dumps({"seed": args.seed, **report}, indent=1)
+  (folder / "soak.json").write_text(text + "\n")
+  print(f"{table(report)}\n{folder / 'soak.json'}")
+  return 0 if is_good(report) else 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -277,7 +277,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
   args = _arguments(argv)
-  os.environ["JAX_PLATFORMS"] = "cpu"  # Of the processes that are started.
   student = Student(
     V=args.V,
     D=args.D,

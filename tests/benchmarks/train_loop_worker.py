@@ -92,6 +92,7 @@ def work(link: connection.Connection, place: Place) -> None:
     link: gives turns, takes what was spent.
     place: of this process.
   """
+  jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", place.num_devices)
   if place.num_processes > 1:
     cluster.join(

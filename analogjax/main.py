@@ -284,6 +284,7 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> None:
     return
   stages = RUN_STAGES if args.command == "run" else (args.command,)
   for stage in stages:
+    hosts.stop_if_asked(f"before {stage}")
     module = importlib.import_module(f"analogjax.stages.{stage}")
     traces = stage == "train" and args.profile is not None
     more = {"profile": args.profile} if traces else {}

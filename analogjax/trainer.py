@@ -24,6 +24,7 @@ from analogjax import (
   ledger,
   live,
   losses,
+  metrics,
   objectives,
   optim,
   progress,
@@ -232,9 +233,9 @@ class Phase:
       ) as trace,
     ):
       meter = reports.meter
-      if start == 0:
+      if start == 0 or self._owes_evaluation(start):
         with meter.during("eval"):
-          self._evaluate(0, state, reports)
+          self._evaluate(start, state, reports)
       reports.spend(start, begins=True)
       while step < total and not stop:
         before, done = done, None
@@ -324,6 +325,19 @@ class Phase:
     with reports.meter.during("checkpoint"):
       saved.save(step, state, about, score=score)
     reports.spend(step)
+
+  def _owes_evaluation(self, step: int) -> bool:
+    """Whether a run that was asked to stop here left its evaluation out."""
+    if step % self._phase.eval_every_steps:
+      return False
+
+    def is_missing():
+      records = metrics.read(self._folder)
+      return not any(
+        r["step"] == step and "held_out/accuracy" in r for r in records
+      )
+
+    return hosts.first_decides(is_missing)
 
   def _evaluate(self, step, state, reports) -> float:
     """Held-out losses against the cached teacher; returns the KL, nats."""

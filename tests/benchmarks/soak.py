@@ -45,12 +45,12 @@ ENDS_SECONDS = 60.0  # For a run that was asked, or whose other process died.
 MOMENTS = ("starting",) * 2 + ("spoke",) * 2 + ("worked",) * 6
 STARTING_SECONDS = 5.0
 SPOKE_SECONDS = 1.5  # For each process.
-WORKED_SECONDS = 0.3
-MOST_WORK = 50  # Objects and steps: of some 180 in all.
+WORKED_SECONDS = 0.1
+MOST_WORK = 60  # Objects and steps: of some 250 in all.
 MOST_DAMAGE = 5
 _SPOKE = re.compile(r"^(?:cache|train|measure|export)\b.*", re.M)
 
-ROWS, STEPS = 512, 40  # Steps of a phase.
+ROWS, STEPS = 1024, 40  # Steps of a phase.
 
 
 def overrides(steps):
@@ -206,14 +206,14 @@ class Soak:
   def _one_start(self, workdir, num_processes, seen):
     """Starts, and ends what was started in one way or another."""
     offset = _size(workdir)
-    written, begun = _times(workdir), durability.count_files(workdir)
+    written, begun = _times(workdir), _count_objects(workdir)
 
     def has_said():
       return _SPOKE.search(_said(workdir, offset, 1)) is not None
 
     def work():
       """Objects and steps that this start has done."""
-      new = durability.count_files(workdir) - begun
+      new = _count_objects(workdir) - begun
       for phase, at in _times(workdir).items():
         if at != written.get(phase):
           # At first those after the last checkpoint may still be there.
@@ -251,7 +251,7 @@ class Soak:
       later, enough = WORKED_SECONDS, rng.randint(1, MOST_WORK)
     until = time.monotonic() + durability.HANGS_SECONDS
     while all(process.poll() is None for process in processes):
-      if has_said() and work() >= enough:
+      if work() >= enough if enough else has_said():
         break
       if time.monotonic() > until:
         raise Damage(f"{workdir}: hangs before it has done anything")
@@ -368,6 +368,11 @@ def _times(workdir):
   """When the metrics of each phase were written last."""
   files = workdir.glob("train/*/metrics.jsonl")
   return {path.parent.name: path.stat().st_mtime_ns for path in files}
+
+
+def _count_objects(workdir):
+  """Objects of the caches that are committed."""
+  return sum(1 for _ in workdir.glob("*/digest/c/*"))
 
 
 def _is_done(workdir, end):

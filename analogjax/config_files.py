@@ -117,6 +117,12 @@ def write_json(path: Path, value: Any) -> None:
     temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+  """Removes what killed runs left of `write_json`; nobody may be writing."""
+  for path in folder.glob(".*.json.*.tmp"):
+    path.unlink(missing_ok=True)
+
+
 def _call_get_config(file: Path) -> ConfigDict:
   if not file.is_file():
     raise ValueError(f"{file}: no such config file. {_similar_files(file)}")

@@ -294,10 +294,12 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> None:
 
 def _lock(workdir: Path, command: str, stack: contextlib.ExitStack) -> None:
   """Keeps other runs out of the workdir; process 0 does for all."""
-  from analogjax import hosts, lock, progress
+  from analogjax import config_files, hosts, lock, progress
 
   def take():
-    if not stack.enter_context(lock.hold(workdir, command)):
+    if stack.enter_context(lock.hold(workdir, command)):
+      config_files.remove_unfinished(workdir)
+    else:
       progress.warn(f"{workdir}: no locks here; start one run at a time.")
 
   hosts.on_first(take)

@@ -4,6 +4,9 @@ import errno
 import json
 import os
 from pathlib import Path
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -314,3 +317,20 @@ def test_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
   assert info.value.filename == str(tmp_path / "config.1.json")
   assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
   assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_what_a_killed_run_left_of_a_json_file_is_removed(tmp_path):
+  code = """
+import os, pathlib, signal, sys
+from analogjax import config_files
+os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+config_files.write_json(pathlib.Path(sys.argv[1]) / "a.json", {})
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code, str(tmp_path)], check=False
+  )
+  assert done.returncode == -signal.SIGKILL
+  (tmp_path / "b.json").write_text("{}")
+  assert len(list(tmp_path.iterdir())) == 2
+  config_files.remove_unfinished(tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["b.json"]

@@ -48,3 +48,35 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
     file.write('{"stage": "cache", "sec')
   assert ledger.totals(tmp_path)["cache"]["tokens"] == 3
   assert ledger.totals(tmp_path / "nowhere") == {}
+
+
+def test_goodput_adds_up_where_steps_are_booked_late(tmp_path, monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(ledger.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(ledger.time, "time", lambda: now[0])
+
+  def append(seconds, **entry):
+    now[0] += seconds
+    spent.append(**entry)
+
+  spent = ledger.Ledger(tmp_path, "train/a")
+  append(5.0, step=0, begins=True, activities={"eval": 2.0})
+  # The entry of a step is made before the step is over.
+  append(4.0, step=1, activities={"compile": 3.0, "productive": 0.0})
+  append(0.5, step=2, activities={"productive": 1.25})
+  append(0.5, step=3, activities={"productive": 0.5})
+  now[0] += 7.0
+  spent = ledger.Ledger(tmp_path, "train/a")
+  append(2.0, step=2, begins=True, activities={})
+  append(1.0, step=3, activities={"productive": 0.75})
+  goodput = ledger.goodput(tmp_path)["train/a"]
+  assert goodput == {
+    "start": 5.0,
+    "eval": 2.0,
+    "compile": 3.0,
+    "productive": 2.0,
+    "lost": 0.5,
+    "down": 7.0,
+    "other": 0.5,
+  }
+  assert sum(goodput.values()) - goodput["down"] == 13.0

@@ -12,16 +12,18 @@ import pytest
 
 @pytest.fixture(scope="module")
 def modules():
-  """soak and soak_checks, as the script has them: beside it."""
+  """soak, soak_checks and soak_ends, as the script has them: beside it."""
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parent))
-    yield tuple(map(importlib.import_module, ("soak", "soak_checks")))
+    yield tuple(
+      map(importlib.import_module, ("soak", "soak_checks", "soak_ends"))
+    )
 
 
 @pytest.fixture(scope="module")
 def soaked(modules, tmp_path_factory):
   """A soak of a few ends: (folder, pair, what it said, report)."""
-  soak, _ = modules
+  soak, *_ = modules
   folder = tmp_path_factory.mktemp("soak")
   pair = soak.durability.make_pair(folder / "pair")
   plan = soak.Plan(3, 1, 600.0, cases=("1 and 2 by turns",))
@@ -34,7 +36,7 @@ def soaked(modules, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_few_ends_lose_nothing(modules, soaked):
-  soak, _ = modules
+  soak, *_ = modules
   *_, said, report = soaked
   assert report["damage"] == [], said
   assert report["kills"] >= 3 and report["terms"] >= 1
@@ -124,7 +126,7 @@ BREAKS = {
 
 @pytest.mark.slow
 def test_the_verdict_names_what_is_broken(modules, soaked, tmp_path):
-  soak, soak_checks = modules
+  soak, soak_checks, _ = modules
   folder, pair, *_ = soaked
   more = soak.overrides(10)
   runs = soak.durability.Runs(pair, rows=32, command="run", overrides=more)
@@ -151,11 +153,11 @@ def test_the_verdict_names_what_is_broken(modules, soaked, tmp_path):
 
 
 def test_which_exit_codes_are_right(modules):
-  soak, _ = modules
+  *_, soak_ends = modules
 
   def allowed(what, moment, **how):
-    end = soak.End(what, moment, 1, [], 0.0)
-    return soak.allowed_codes(end, **how)
+    end = soak_ends.End(what, moment, 1, [], 0.0)
+    return soak_ends.allowed_codes(end, **how)
 
   killed = allowed("SIGKILL", "wrote", is_victim=True, is_done=False)
   assert killed == {-signal.SIGKILL, 75}
@@ -171,7 +173,7 @@ def test_which_exit_codes_are_right(modules):
 
 
 def test_differences_of_nested_values(modules):
-  soak, soak_checks = modules
+  soak, soak_checks, _ = modules
   wanted = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 0.5}]
   near = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 0.75}]
   assert soak_checks.largest_difference(wanted, wanted) == 0
@@ -184,7 +186,7 @@ def test_differences_of_nested_values(modules):
 
 
 def test_what_no_process_may_say(modules):
-  _, soak_checks = modules
+  _, soak_checks, _ = modules
   fine = "train: 3/10 steps\nanalogjax run: stopped, train: after step 3"
   assert soak_checks.unwanted(fine) == []
   said = f"{fine}\nTraceback (most recent call last):\n  x\n"

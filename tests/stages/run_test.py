@@ -297,3 +297,24 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(
   assert kills  # Else nothing was tested: the machine is faster than we think.
   tiny.run("run", workdir)
   assert results(workdir) == results(undisturbed[0])
+
+
+@pytest.mark.slow
+def test_stopped_where_an_evaluation_was_due_it_is_made_later(
+  tiny, undisturbed, tmp_path
+):
+  patch = """
+from analogjax import reporter
+dispatched = reporter.Reporter.dispatched
+def asked(self, step, *args, **kwargs):
+  if step == 6:
+    os.kill(os.getpid(), signal.SIGTERM)
+  return dispatched(self, step, *args, **kwargs)
+reporter.Reporter.dispatched = asked
+"""
+  workdir = tmp_path / "run"
+  stopped = tiny.run("run", workdir, patch=patch, check=False)
+  assert stopped.returncode == 75, stopped.stdout + stopped.stderr
+  assert metrics.read(workdir / "train" / "pretrain")[-1]["step"] == 6
+  tiny.run("run", workdir)
+  assert results(workdir) == results(undisturbed[0])

@@ -127,10 +127,13 @@ def _goodput(entries: list[dict[str, Any]]) -> dict[str, float]:
         sums["down"] += max(began - before["unix_time"], 0.0)
       kept = []
       for first, last, seconds in counted:
-        part = min(max(step - first, 0) / max(last - first, 1), 1.0)
+        # An entry without a new step has the end of the step before it.
+        part = 1.0
+        if last > step:
+          part = max(step - first, 0) / max(last - first, 1)
         sums["lost"] += (1 - part) * seconds
-        kept.append((first, min(last, step), part * seconds))
-      counted = [chunk for chunk in kept if chunk[0] < step]
+        kept.append((min(first, step), min(last, step), part * seconds))
+      counted = kept
     else:
       first = before["step"] if before is not None else 0
       counted.append((min(first, step), step, productive))

@@ -87,7 +87,10 @@ class Peers:
       link = _Link(_connect(invitation), 0)
       link.send({"hello": self._me, "token": self._token})
       self._add(link)
-    threading.Thread(target=self._watch, daemon=True, name="peers").start()
+    self._thread = threading.Thread(
+      target=self._watch, daemon=True, name="peers"
+    )
+    self._thread.start()
 
   def leave(self) -> None:
     """This process is about to end, and the others need not mind.

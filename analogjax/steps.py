@@ -237,8 +237,11 @@ def finite_rows_step(
     graphdef: of the student.
   """
   x_BLD, _ = _hidden(params, batch, graphdef)
-  # A tail of no mass has the logarithm -inf, and is as it should be.
-  targets = batch.targets._replace(log_tail_BL=None)
+  targets, tail_BL = batch.targets, batch.targets.log_tail_BL
+  if tail_BL is not None:
+    # A tail of no mass has the logarithm -inf, and is as it should be.
+    tail_BL = jnp.where(jnp.isneginf(tail_BL), 0, tail_BL)
+    targets = targets._replace(log_tail_BL=tail_BL)
   parts = jax.tree.leaves((x_BLD, x_BLW, targets))
   finite = [jnp.isfinite(a).all(range(1, a.ndim)) for a in parts]
   return jnp.stack(finite).all(axis=0)

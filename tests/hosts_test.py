@@ -236,3 +236,55 @@ def test_a_whole_array_is_on_the_host(mesh):
     )
     on_mesh = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
     np.testing.assert_array_equal(hosts.fetch_whole(on_mesh), x)
+
+
+def test_a_board_of_one_process_shows_what_it_was_given(mesh):
+  board = hosts.Board(mesh, 2)
+  shown = [board.show((True, 0.25)), board.show((False, 1.5))]
+  told = [board.read(one) for one in shown]
+  assert [t.tolist() for t in told] == [[[1, 0.25]], [[0, 1.5]]]
+  with pytest.raises(AssertionError):
+    board.show((True,))
+
+
+def test_a_board_has_a_row_for_each_process(monkeypatch):
+  """The first device of a process in the mesh speaks for it."""
+  mesh = of_processes(dict(data=6), [1, 1, 2, 0, 2, 0])
+  monkeypatch.setattr(jax, "process_count", lambda: 3)
+  monkeypatch.setattr(hosts, "NamedSharding", lambda *_: None)
+  board = hosts.Board(mesh, 1)
+  shown = np.float32([[10], [11], [20], [0], [21], [1]])
+  assert board.read(shown).tolist() == [[0], [10], [20]]
+
+
+def test_one_process_is_the_total():
+  assert hosts.total(0.1) == 0.1
+
+
+def of_all(monkeypatch, *others):
+  """What `agree` gives this process beside what other processes pass."""
+  monkeypatch.setattr(hosts, "_is_alone", lambda: False)
+  monkeypatch.setattr(
+    hosts, "agree", lambda mine: np.int64([mine, *(f(mine) for f in others)])
+  )
+
+
+def test_a_total_keeps_every_bit_of_a_float64(monkeypatch):
+  other = np.float64([1e-9]).view(np.int64)
+  of_all(monkeypatch, lambda _: other)
+  assert hosts.total(1 / 3) == 1 / 3 + 1e-9
+
+
+def test_some_of_what_processes_found(monkeypatch):
+  a, b, c, d = (bytes([i]) * 32 for i in range(1, 5))
+  assert hosts.some_of([a, b], 4) == [a, b]
+  assert hosts.some_of([a, b, c], 2) == [a, b]
+  assert hosts.some_of([], 3) == []
+
+  def found(*digests):
+    data = b"".join(digests).ljust(3 * 32, b"\0")
+    return lambda _: np.frombuffer(data, np.int64).tolist()
+
+  # One of the same group, one that found none, and one of another group.
+  of_all(monkeypatch, found(a, b), found(), found(c, d))
+  assert hosts.some_of([a, b], 3) == [a, b, c]

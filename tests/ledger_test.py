@@ -69,8 +69,8 @@ def test_goodput_adds_up_where_steps_are_booked_late(tmp_path, monkeypatch):
   spent = ledger.Ledger(tmp_path, "train/a")
   append(2.0, step=2, begins=True, activities={})
   append(1.0, step=3, activities={"productive": 0.75})
-  goodput = ledger.goodput(tmp_path)["train/a"]
-  assert goodput == {
+  found = ledger.goodput(tmp_path)["train/a"]
+  assert {what: s for what, s in found.items() if s} == {
     "start": 5.0,
     "eval": 2.0,
     "compile": 3.0,
@@ -79,4 +79,108 @@ def test_goodput_adds_up_where_steps_are_booked_late(tmp_path, monkeypatch):
     "down": 7.0,
     "other": 0.5,
   }
-  assert sum(goodput.values()) - goodput["down"] == 13.0
+  assert sum(found.values()) - found["down"] == 13.0
+
+
+# Where the time of training went.
+
+
+def goodput(tmp_path, monkeypatch, *entries):
+  """Of entries written at (unix time, seconds since the one before, ...)."""
+  clock = {"unix": 0.0, "monotonic": 0.0}
+  monkeypatch.setattr(ledger.time, "time", lambda: clock["unix"])
+  monkeypatch.setattr(ledger.time, "monotonic", lambda: clock["monotonic"])
+  spent = None
+  for unix, seconds, step, begins, activities in entries:
+    if begins or spent is None:
+      spent = ledger.Ledger(tmp_path, "train/distill")
+    clock["unix"] = unix
+    clock["monotonic"] += seconds
+    spent.append(step=step, begins=begins, activities=activities)
+  ledger.Ledger(tmp_path, "cache").append(tokens=3)  # No part of it.
+  found = ledger.goodput(tmp_path)
+  assert set(found) == {"train/distill"}
+  return {what: s for what, s in found["train/distill"].items() if s}
+
+
+FIRST_RUN = (
+  # Five seconds before the first step, one of them an evaluation.
+  (1005, 5, 0, True, {"eval": 1, "productive": 0}),
+  (1015, 10, 10, False, {"compile": 4, "data": 1, "productive": 5}),
+  (1025, 10, 20, False, {"data": 1, "checkpoint": 2, "productive": 6}),
+)
+
+
+def test_the_time_of_one_run_by_what_went_on(tmp_path, monkeypatch):
+  found = goodput(tmp_path, monkeypatch, *FIRST_RUN)
+  wanted = {"start": 4, "eval": 1, "compile": 4, "data": 2, "checkpoint": 2}
+  assert found == wanted | {"productive": 11, "other": 1}
+  # All of it, once.
+  assert sum(found.values()) == 25
+
+
+@pytest.mark.parametrize(
+  ("step", "lost"),
+  [
+    (20, 0),
+    (15, 3),  # Half of the last six seconds.
+    (10, 6),
+    (5, 6 + 2.5),
+    (0, 11),
+  ],
+)
+def test_steps_that_are_done_again_are_lost(tmp_path, monkeypatch, step, lost):
+  found = goodput(
+    tmp_path,
+    monkeypatch,
+    *FIRST_RUN,
+    # Twenty seconds after the last entry a run begins, for two seconds.
+    (1047, 2, step, True, {"productive": 0}),
+    (1057, 10, step + 10, False, {"productive": 10}),
+  )
+  assert found.get("lost", 0) == pytest.approx(lost)
+  assert found["productive"] == pytest.approx(21 - lost)
+  assert found["down"] == pytest.approx(20)
+  assert found["start"] == pytest.approx(4 + 2)
+  del found["down"]  # Nobody's time.
+  assert sum(found.values()) == pytest.approx(37)
+
+
+def test_what_was_lost_is_not_lost_again(tmp_path, monkeypatch):
+  found = goodput(
+    tmp_path,
+    monkeypatch,
+    *FIRST_RUN,
+    (1027, 2, 10, True, {}),
+    (1037, 10, 20, False, {"productive": 10}),
+    (1039, 2, 10, True, {}),
+    (1049, 10, 20, False, {"productive": 10}),
+  )
+  assert found["lost"] == 6 + 10 and found["productive"] == 5 + 10
+
+
+def test_the_last_step_before_a_checkpoint_is_not_lost_by_going_on_there(
+  tmp_path, monkeypatch
+):
+  """Its entry comes after that of the metrics, which have the same step."""
+  found = goodput(
+    tmp_path,
+    monkeypatch,
+    *FIRST_RUN,
+    (1027, 2, 20, False, {"productive": 1, "checkpoint": 1}),
+    (1030, 3, 20, True, {}),
+  )
+  assert "lost" not in found and found["productive"] == 12
+
+
+def test_a_clock_that_was_set_back_takes_no_time_away(tmp_path, monkeypatch):
+  found = goodput(
+    tmp_path,
+    monkeypatch,
+    *FIRST_RUN,
+    (907, 2, 20, True, {}),
+    (900, 10, 30, False, {"productive": 9}),
+  )
+  assert "down" not in found and found["productive"] == 20
+  assert min(found.values()) >= 0
+  assert sum(found.values()) == pytest.approx(37)

@@ -137,6 +137,21 @@ def test_only_the_first_equals_sign_splits():
       "cache.tau is set, but there is no --config.",
     ),
     (["cache", "--inspct", "--workdir=w"], "unknown flag --inspct. "),
+    (
+      ["cache", "--config=c", "--workdir=w", "--profile=2:3"],
+      "--profile is for `train` and `run`, whose steps it traces.",
+    ),
+    *(
+      (
+        ["train", "--config=c", "--workdir=w", f"--profile={value}"],
+        f"--profile={value}: expected A:B, the first and the last step",
+      )
+      for value in ("3:2", "0:2", "2", "a:b", "1:2:3", "-1:2")
+    ),
+    (
+      ["train", "--config=c", "--workdir=w", "--profile="],
+      "--profile is empty; expected --profile=A:B.",
+    ),
   ],
 )
 def test_wrong_arguments_are_named(argv, expected, capsys):

@@ -19,7 +19,7 @@ def watching(losses, cfg=CFG):
   return found
 
 
-# Their distances to the median, 4.1, are 0 and 0.1: the median of these is 0.05.
+# Their distances to the median, 4.1, are 0 and 0.1; the median of these, 0.05.
 STEADY = [4.0, 4.1, 4.2, 4.1] * 8
 LIMIT = 4.1 + 8 * 1.4826 * 0.05
 

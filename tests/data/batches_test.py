@@ -281,6 +281,57 @@ def test_prefetch_stops_its_thread_when_the_loop_does():
   assert len(made) <= 4
 
 
+def test_prefetch_says_whether_the_next_one_is_there():
+  ready = threading.Event()
+
+  def make(step):
+    if step == 1:
+      ready.wait(60)
+    if step == 2:
+      raise ValueError("row 2 is broken")
+    return step
+
+  ahead = batches.Prefetch(make, range(3))
+  assert ahead.wait(60) and next(ahead) == 0
+  assert not ahead.wait(0.01)
+  ready.set()
+  assert ahead.wait(60) and next(ahead) == 1
+  # An error is there, and raised where it is taken.
+  assert ahead.wait(60)
+  with pytest.raises(ValueError, match="row 2 is broken"):
+    next(ahead)
+  assert not ahead.hangs
+
+
+def test_prefetch_at_its_end_waits_for_nothing():
+  ahead = batches.Prefetch(lambda step: step, range(1))
+  assert next(ahead) == 0
+  assert ahead.wait(0)
+  with pytest.raises(StopIteration):
+    next(ahead)
+
+
+def test_prefetch_does_not_wait_for_ever_for_a_thread_that_hangs():
+  before, released, made = threads(), threading.Event(), []
+
+  def make(step):
+    made.append(step)
+    released.wait(60)
+
+  ahead = batches.Prefetch(make, range(9), depth=3)
+  try:
+    assert not ahead.wait(0.01)
+    ahead.close(seconds=0.01)
+    assert ahead.hangs and threads() != before
+    ahead.close(seconds=60)  # Once is enough.
+    assert ahead.hangs
+  finally:
+    released.set()
+  for thread in threads() - before:
+    thread.join(60)
+  assert made == [0]  # What was to come is not begun.
+
+
 # What config.data.pipeline can name: 11 rows, told apart by their first token.
 
 

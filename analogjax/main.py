@@ -119,8 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except Exception as error:
     if member is None:
       raise
-    traceback.print_exc()
+    # Of a process that died, what failed here because of it says nothing.
     member.wait_for_the_cause(error)
+    traceback.print_exc()
     code, text = BUG, f"{type(error).__name__}: {error}"
     together = False
   if text:

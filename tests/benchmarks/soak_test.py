@@ -61,7 +61,8 @@ def change_metrics(workdir, change):
 
 
 def move_a_loss(records):
-  records[4]["train/loss_nats"] = records[4].get("train/loss_nats", 9.0) + 1e-5
+  record = next(r for r in records if "train/loss_nats" in r)
+  record["train/loss_nats"] += 1e-5
 
 
 def flip(path):

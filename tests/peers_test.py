@@ -57,7 +57,9 @@ class Crowd:
     self._patch.setattr(hosts, "from_first", from_first)
     how = dict(host="localhost", silence_s=self._silence_s)
     self.peers.append(peers.Peers(self.heard[me].put, **how))
+    until = time.monotonic() + 60
     while me and me in self.peers[0]._missing:
+      assert time.monotonic() < until
       time.sleep(0.01)
 
   @property

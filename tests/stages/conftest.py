@@ -413,6 +413,7 @@ def training(tiny, tmp_path_factory):
   (folder / "lab_rows.py").write_text(_LAB_ROWS)
   (folder / "lab.py").write_text(_LAB_CONFIG.format(demo=str(DEMO)))
   workdir = folder / "cached"
+  compiled = jax.config.jax_compilation_cache_dir
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(folder)
     patch.setenv("ANALOGJAX_COMPILATION_CACHE", str(tiny.compilation_cache))
@@ -420,7 +421,7 @@ def training(tiny, tmp_path_factory):
     lab = Lab(tiny, folder, workdir, rows)
     assert main.main(lab.arguments("cache", workdir)) == 0
     yield lab
-  jax.config.update("jax_compilation_cache_dir", None)
+  jax.config.update("jax_compilation_cache_dir", compiled)
 
 
 @pytest.fixture(scope="session")

@@ -97,6 +97,25 @@ def test_asked_to_stop_while_a_row_never_comes(
   assert saved(tmp_path / "run") == sorted({4, at})
 
 
+def test_rows_that_never_come_end_the_run_and_cost_no_step(
+  training, tmp_path, faults, capsys
+):
+  released = threading.Event()
+  faults[42] = lambda: released.wait(300)
+  values = ("watch.stall_seconds=1", "watch.give_up_seconds=3")
+  stream = training.sources["stream"]
+  try:
+    seen = training.train(tmp_path / "run", *stream, *values)
+    assert not released.is_set() and seen.code == 75
+  finally:
+    released.set()
+  err = capsys.readouterr().err
+  warning = "train distill: waiting 1 s for the rows of step 6"
+  says = r"no rows for step 6 in 3 s \(watch.give_up_seconds=3\)"
+  assert err.index(warning) < re.search(says, err).start()
+  assert saved(tmp_path / "run") == [4, 5]
+
+
 def test_a_disk_that_fills_while_training_goes_on(
   training, straight, tmp_path, monkeypatch, caplog
 ):

@@ -61,8 +61,9 @@ class Writer:
     text = json.dumps({"step": step, **record}, allow_nan=False)
     self._file.write(text + "\n")
     self._file.flush()
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    for name, value in record.items():
+      if value is not None:
+        self._board.add_scalar(name, value, step)
 
   def close(self) -> None:
     self._file.close()

@@ -137,7 +137,9 @@ class Peers:
 
   def _waits_for_others(self, until: float) -> bool:
     """Where process 0 ends first, jax aborts others in their last words."""
-    return self._me == 0 and bool(self._links) and time.monotonic() < until
+    if self._me != 0 or time.monotonic() >= until:
+      return False
+    return not all(link.leaves for link in list(self._links.values()))
 
   def _tell(self, message: dict[str, Any]) -> None:
     for link in self._links.values():
@@ -146,7 +148,7 @@ class Peers:
   def _silent(self) -> Loss | None:
     now = time.monotonic()
     for process, link in self._links.items():
-      if now - link.heard > self._silence_s:
+      if not link.leaves and now - link.heard > self._silence_s:
         what = f"has been silent for {self._silence_s:.0f} s"
         return Loss(process, what, None)
     if self._missing and now - self._since > self._silence_s:
@@ -173,15 +175,17 @@ class Peers:
       elif "lost" in message:
         return Loss(message["lost"], message["reason"], message["code"])
       elif "bye" in message:
-        # The connection stays until its process ends: process 0 waits for that.
-        self._links.pop(link.process, None)
+        # The connection stays: our own "bye" may still have to go there.
+        link.leaves = True
     if is_open:
       return None
     self._selector.unregister(link.socket)
     link.socket.close()
     process = link.process
     if process is None or self._links.pop(process, None) is None:
-      return None  # A stranger, or it said that it would.
+      return None  # A stranger.
+    if link.leaves:
+      return None  # It said that it would.
     return Loss(process, "ended without a word", None)
 
   def _add(self, link: "_Link") -> None:
@@ -198,6 +202,7 @@ class _Link:
     # A peer that does not read must not stop us.
     connection.settimeout(1.0)
     self.socket, self.process = connection, process
+    self.leaves = False  # It has said "bye".
     self.heard = time.monotonic()
     self._rest = b""
 

@@ -112,7 +112,7 @@ BREAKS = {
   ),
   "rows computed twice": (
     lambda w: add_to_ledger(w, stage="cache", tokens=32 * 8),
-    "40.0 rows; some done twice",
+    "48.0 rows; some done twice",
   ),
   "steps spent twice": (
     lambda w: add_to_ledger(w, stage="train/control", tokens=128, step=11),

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 
@@ -234,3 +235,24 @@ def test_one_that_fails_stops_both(lab, one, tmp_path, what, who):
   if what == "writing an object" and who == 1:
     lab.run(tmp_path / "run")
     assert differs(tmp_path / "run", one) == []
+
+
+def test_one_that_leaves_late_does_not_keep_the_first_waiting(
+  lab, one, tmp_path
+):
+  # It has heard that process 0 leaves, and has to say that it does, too. While
+  # process 0 waits for that, jax's own barrier waits for process 0.
+  patch = """
+from analogjax import peers
+leave = peers.Peers.leave
+def late(self):
+  if me == 1:
+    time.sleep(2)
+  leave(self)
+  if me == 0:
+    print("still waits:", self._waits_for_others(float("inf")))
+peers.Peers.leave = late
+"""
+  shutil.copytree(one, tmp_path / "run")
+  said = lab.run(tmp_path / "run", patch=patch)
+  assert "still waits: False" in said[0][0]

@@ -26,7 +26,7 @@ class Member:
     """It ends, as all do."""
     peers.exit_on_abort(code, "")
     if self._watched is not None:
-      self._watched.leave()
+      self._watched.leave(badly=code != 0)
 
   def fail(self, code: int, reason: str) -> None:
     """It ends with an error, and the others have to."""

@@ -64,7 +64,7 @@ class Peers:
     self._me = jax.process_index()
     self._lock = threading.Lock()
     self._links: dict[int, _Link] = {}  # By process; for others, only 0.
-    self._leaving = False
+    self._leaving = self._badly = False
     self._selector = selectors.DefaultSelector()
     # Who has not come yet, for process 0 alone.
     self._missing, self._since = set[int](), time.monotonic()
@@ -92,11 +92,15 @@ class Peers:
     )
     self._thread.start()
 
-  def leave(self) -> None:
+  def leave(self, *, badly: bool = False) -> None:
     """This process is about to end, and the others need not mind.
 
     Process 0 waits a while for the others to end first.
+
+    Args:
+      badly: with an exit code that is not 0, whatever the others do.
     """
+    self._badly = badly
     self._say({"bye": self._me})
 
   def fail(self, code: int, reason: str) -> None:
@@ -104,6 +108,7 @@ class Peers:
 
     Process 0 waits a while for them to do so.
     """
+    self._badly = True
     self._say(_lost(Loss(self._me, reason, code)))
 
   def _say(self, message: dict[str, Any]) -> None:
@@ -122,8 +127,9 @@ class Peers:
       with self._lock:
         heard = [self._hear(key) for key, _ in ready]
         found = next((x for x in heard if x is not None), self._silent())
-        if found is not None and self._leaving and found.code is None:
-          found = None  # They end because we do.
+        if found is not None and self._leaving:
+          # They end because we do; and who ends badly has said why.
+          found = None if found.code is None or self._badly else found
         now = time.monotonic()
         if loss is None and found is not None:
           loss, until = found, now + _LAST_WORDS_S

@@ -245,10 +245,10 @@ def test_one_that_leaves_late_does_not_keep_the_first_waiting(
   patch = """
 from analogjax import peers
 leave = peers.Peers.leave
-def late(self):
+def late(self, **how):
   if me == 1:
     time.sleep(2)
-  leave(self)
+  leave(self, **how)
   if me == 0:
     print("still waits:", self._waits_for_others(float("inf")))
 peers.Peers.leave = late

@@ -78,12 +78,11 @@ class Crowd:
   def kill(self, me):
     """Its thread ends, and the system closes its connections."""
     one = self.peers[me]
-    if not one._selector.get_map():
-      return
 
     def end(timeout):
       raise _End
 
+    # It may have nobody left to hear, and still listens.
     one._selector.select = end
     one._thread.join(60)
     for key in list(one._selector.get_map().values()):

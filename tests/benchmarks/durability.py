@@ -295,15 +295,10 @@ def make_pair(folder):
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module  # Its dataclass looks itself up there.
   spec.loader.exec_module(module)
-
-  class Folders:
-    """Stands in for pytest's factory of folders."""
-
-    def mktemp(self, name):
-      (folder / name).mkdir(parents=True)
-      return folder / name
-
-  return module.tiny.__wrapped__(Folders())
+  folder.mkdir(parents=True)
+  # Of the tests, where they run this: they have most of the programs.
+  compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "compiled")
+  return module.make_tiny(folder, Path(compiled))
 
 
 def main(argv=None):

@@ -34,6 +34,15 @@ def soaked(modules, tmp_path_factory):
   return folder, pair, said, disturbing.run()
 
 
+def test_a_pair_outside_of_pytest(modules, tmp_path, monkeypatch):
+  """As `make soak` has it: nobody has said where compiled programs go."""
+  soak, *_ = modules
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  pair = soak.durability.make_pair(tmp_path / "pair")
+  assert pair.compilation_cache == tmp_path / "pair" / "compiled"
+  assert (pair.teacher / "model.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_a_few_ends_lose_nothing(modules, soaked):
   soak, *_ = modules

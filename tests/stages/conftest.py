@@ -184,7 +184,12 @@ def _texts():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("tiny")
+  compiled = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+  return make_tiny(tmp_path_factory.mktemp("tiny"), compiled)
+
+
+def make_tiny(folder, compilation_cache):
+  """The pair, in a folder of its own."""
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
     add_prefix_space=False
@@ -236,7 +241,7 @@ def tiny(tmp_path_factory):
     teacher=folder / "teacher",
     config=config,
     overrides=_overrides(folder / "teacher"),
-    compilation_cache=Path(os.environ["JAX_COMPILATION_CACHE_DIR"]),
+    compilation_cache=compilation_cache,
     without_torch=without_torch,
   )
 

@@ -97,8 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   member = None
   try:
     args = parse(argv)
-    member = _join(args, name)
     with contextlib.ExitStack() as stack:
+      if _writes(args):
+        unbegun = f"{name}: stopped before it began."
+        stack.enter_context(stopping.listening(unbegun))
+      member = _join(args, name)
       _run(args, stack)
   except KeyboardInterrupt:
     code, text = INTERRUPTED, "interrupted; the same command goes on."
@@ -128,6 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{name}: {text}", file=sys.stderr)
   _leave(member, code, text, together)
   return code
+
+
+def _writes(args: Arguments) -> bool:
+  """Whether it changes what is in the workdir, beside the resolved config."""
+  return args.command != "plan" and args.action not in ("--inspect", "--verify")
 
 
 def _join(args: Arguments, name: str) -> Any:
@@ -264,12 +272,12 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> None:
     cfg = config_files.read_resolved(args.workdir)
   else:
     cfg = config_files.load(args.config, args.overrides)
-  if args.command == "plan" or args.action in ("--inspect", "--verify"):
+  if not _writes(args):
     if args.workdir is not None and not args.action:
       config_files.save_resolved(cfg, args.workdir)
   else:
     assert args.workdir is not None
-    stack.enter_context(stopping.listening())
+    stopping.begin()
     _lock(args.workdir, args.command, stack)
     if args.config is not None:
       workdir = args.workdir

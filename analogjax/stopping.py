@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator
 import contextlib
+import os
 import signal
+import socket
+import sys
+import threading
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: schedulers start the job again.
 
@@ -19,20 +23,56 @@ class _Asked:
   """Whether this process was asked to stop: a signal is the process's own."""
 
   by_signal = 0  # Its number.
+  has_begun = True  # Else there is nothing to save.
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
+def listening(unbegun: str = "") -> Iterator[None]:
   """Meanwhile SIGTERM asks the stages to save and stop; see `asked`.
 
   A second one asks no louder: schedulers send it to a process and to its group.
+
+  Args:
+    unbegun: until `begin`, SIGTERM ends the process at once, with this line.
+      "": it has begun.
   """
+  _Asked.has_begun = not unbegun
   before = signal.signal(signal.SIGTERM, _ask)
+  try:
+    with _ends_unbegun(unbegun) if unbegun else contextlib.nullcontext():
+      yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+    _Asked.by_signal, _Asked.has_begun = 0, True
+
+
+def begin() -> None:
+  """From now on there is something to save."""
+  _Asked.has_begun = True
+
+
+@contextlib.contextmanager
+def _ends_unbegun(text: str) -> Iterator[None]:
+  """From a thread: the main one may wait in C++, and its handler with it."""
+  ours, theirs = socket.socketpair()
+  ours.setblocking(False)
+
+  def watch():
+    for byte in iter(lambda: theirs.recv(1), b""):
+      if byte[0] == signal.SIGTERM and not _Asked.has_begun:
+        print(text, file=sys.stderr, flush=True)
+        os._exit(REQUEUE)
+
+  thread = threading.Thread(target=watch, daemon=True, name="unbegun")
+  before = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
+  thread.start()
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
-    _Asked.by_signal = 0
+    signal.set_wakeup_fd(before)
+    ours.close()
+    thread.join()
+    theirs.close()
 
 
 def _ask(number: int, _) -> None:

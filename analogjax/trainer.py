@@ -36,6 +36,9 @@ from analogjax import (
 from analogjax.data import batches, logit_cache
 from analogjax.models import decoder
 
+# For rows, once one of several processes is asked to stop: then it cannot save.
+_PATIENCE_SECONDS = 10.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowOrder:
@@ -308,14 +311,18 @@ class Phase:
     """The next batch.
 
     Raises:
-      stopping.Stalled: it does not come, and its thread may hang for ever; or a
-        single process is asked to stop meanwhile.
+      stopping.Stalled: it does not come, and its thread may hang for ever; or
+        the process is asked to stop meanwhile.
     """
     limits, began = self._sections.watch, time.monotonic()
-    warn_after = limits.stall_seconds
+    warn_after, asked_at = limits.stall_seconds, None
     while not ahead.wait(0.5):
       waited = time.monotonic() - began
-      if stopping.asked() and jax.process_count() == 1:
+      if stopping.asked() and asked_at is None:
+        asked_at = waited
+      # Others may be in the step after this one, so that nobody can save.
+      patience = 0 if jax.process_count() == 1 else _PATIENCE_SECONDS
+      if asked_at is not None and waited - asked_at >= patience:
         ahead.close(seconds=0)
         raise stopping.Stalled(
           f"train {self._name}: stopped while it waited for the rows of step"

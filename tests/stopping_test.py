@@ -1,6 +1,10 @@
 """Tests for analogjax/stopping.py."""
 
+import os
+from pathlib import Path
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -27,6 +31,47 @@ def test_an_error_ends_the_listening():
     raise KeyError
   assert signal.getsignal(signal.SIGTERM) is before
   assert not stopping.asked()
+
+
+# The main thread waits where no handler of Python's runs, as in a C++ library.
+_BLOCKED = """
+import ctypes
+from analogjax import stopping
+mutex, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+with stopping.listening("stopped before it began"):
+  print("waits", flush=True)
+  while True:
+    library.pthread_mutex_lock(mutex)
+"""
+
+
+def test_what_has_not_begun_ends_at_once():
+  root = str(Path(__file__).parents[1])
+  process = subprocess.Popen(
+    [sys.executable, "-c", _BLOCKED],
+    env=os.environ | {"PYTHONPATH": root},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  with process:
+    try:
+      assert process.stdout.readline() == "waits\n"
+      process.terminate()
+      _, err = process.communicate(timeout=60)
+    finally:
+      process.kill()
+  assert (process.returncode, err) == (75, "stopped before it began\n")
+
+
+def test_what_has_begun_is_asked():
+  before = signal.getsignal(signal.SIGTERM)
+  with stopping.listening("stopped before it began"):
+    stopping.begin()
+    signal.raise_signal(signal.SIGTERM)
+    assert stopping.asked()
+  assert signal.getsignal(signal.SIGTERM) is before
+  assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_all_stop_where_one_is_asked():

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+SIZES = dict(V=60, D=16, layers=1, rows=1, length=8, chunk=8)
+
 
 @pytest.fixture
 def train_loop(monkeypatch):
@@ -33,17 +35,14 @@ def test_the_whole_script(train_loop, tmp_path, monkeypatch, capsys):
   folder.mkdir()
   sizes = (
     "--V=60 --D=16 --layers=1 --rows=2 --saving-rows=1 --length=8"
-    " --chunk=8 --rounds=1 --steps=2 --save-rounds=1 --save-steps=2"
-    " --large-rounds=0"
+    " --chunk=8 --rounds=1 --wide-rounds=0 --steps=2 --save-rounds=1"
+    " --save-steps=2 --large-rounds=0"
   )
   train_loop.main([*sizes.split(), f"--folder={folder}", "--write-docs"])
   assert capsys.readouterr().out.strip() in page.read_text()
   cells = re.findall(r"^\| (.*) \|$", page.read_text(), re.M)
-  steps, saves = cells[1:4], cells[5:]
-  for row, name in zip(
-    steps, (train_loop.ONE, train_loop.TWO, train_loop.BARE), strict=True
-  ):
-    assert row.startswith(f"{name} | ")
+  steps, saves = cells[1:3], cells[4:]
+  assert [row.split(" | ")[1] for row in steps] == ["`fsdp=2`", "`data=2`"]
   assert [row.split(",")[0] for row in saves] == ["D = 16"]
   assert all(float(row.split(" | ")[4]) > 0 for row in saves)
   assert not list(folder.iterdir())
@@ -51,22 +50,28 @@ def test_the_whole_script(train_loop, tmp_path, monkeypatch, capsys):
 
 def test_a_step_on_two_processes(train_loop):
   """Ratios of the same round; a turn was two steps."""
-  table = train_loop.processes_table(
-    {
+  measured = train_loop.Processes(
+    student=train_loop.Student(**SIZES),
+    axis="fsdp",
+    steps=2,
+    spent={
       train_loop.ONE: spent(train_loop, 2.0, 4.0, 2.0),
       train_loop.TWO: spent(train_loop, 2.4, 4.8, 2.4),
-      train_loop.BARE: spent(train_loop, 2.0, 4.0, 2.0),
+      train_loop.BARE: spent(train_loop, 1.6, 3.2, 1.6),
     },
-    2,
   )
-  assert f"| {train_loop.TWO} | 1.200 | 1.20 (1.20 to 1.20) |" in table
-  assert "without (10 % to 90 %): 1.200 (1.200 to 1.200)." in table
-  assert "Aim missed: 1.200 times one process; at most 1.150." in table
+  table = train_loop.processes_table([measured])
+  row = (
+    "`fsdp=2` | 1.000 | 1.200 | 1.20 (1.20 to 1.20) | 1.500 (1.500 to 1.500)"
+  )
+  assert f" | {row} |" in table
+  told = "Aim missed: D = 16 on `fsdp=2` takes 1.200 times one process"
+  assert f"{told}; at most 1.150." in table
 
 
 def test_the_share_of_a_save(train_loop):
   """3 s more at a step of 1 s, of which there are 100 between two saves."""
-  student = train_loop.Student(V=60, D=16, layers=1, rows=1, length=8, chunk=8)
+  student = train_loop.Student(**SIZES)
   saves = train_loop.Saves(
     student=student,
     state_bytes=2_000_000,
@@ -95,7 +100,7 @@ def test_arms_that_compute_something_else_are_refused(train_loop):
 @pytest.mark.slow
 def test_a_process_that_fails_ends_all(train_loop):
   """A mesh of two devices does not fit one row."""
-  student = train_loop.Student(V=60, D=16, layers=1, rows=1, length=8, chunk=8)
+  student = train_loop.Student(**SIZES)
   place = train_loop.Place(student=student, num_devices=2)
   with pytest.raises(EOFError), train_loop.started([place]):
     pass

@@ -60,6 +60,7 @@ class Place:
 
   student: Student
   num_devices: int  # Of this process.
+  axis: str = "fsdp"  # Of the mesh, over all devices.
   num_processes: int = 1
   process: int = 0
   port: int = 0  # Where process 0 listens, if there are several.
@@ -103,7 +104,7 @@ def work(link: connection.Connection, place: Place) -> None:
         process_id=place.process,
       )
     )
-  mesh = sharding.make_mesh({"fsdp": -1})
+  mesh = sharding.make_mesh({place.axis: -1})
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     saved = None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax import checkpoint, metrics, trainer
+from analogjax import checkpoint, metrics, stopping, trainer
 from analogjax.data import batches, logit_cache
 
 pytestmark = pytest.mark.slow
@@ -95,6 +95,25 @@ def test_asked_to_stop_while_a_row_never_comes(
     released.set()
   assert says in capsys.readouterr().err
   assert saved(tmp_path / "run") == sorted({4, at})
+
+
+def test_one_of_several_asked_while_a_row_never_comes(monkeypatch):
+  """The others may be in a step that waits for this one: nobody can save."""
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(trainer, "_PATIENCE_SECONDS", 0.7)
+  released = threading.Event()
+  ahead = batches.Prefetch(lambda step: released.wait(300), range(1))
+  watch = types.SimpleNamespace(stall_seconds=100.0, give_up_seconds=0.0)
+  sections = types.SimpleNamespace(watch=watch)
+  phase = types.SimpleNamespace(_sections=sections, _name="distill")
+  says = "train distill: stopped while it waited for the rows of step 7"
+  try:
+    with stopping.listening(), pytest.raises(stopping.Stalled, match=says):
+      signal.raise_signal(signal.SIGTERM)
+      trainer.Phase._next(phase, ahead, 7)
+    assert ahead.hangs
+  finally:
+    released.set()
 
 
 def test_rows_that_never_come_end_the_run_and_cost_no_step(

@@ -23,6 +23,7 @@ LAYERS = (
   {"recorder", "importer", "live"},
   {"reporter", "membership"},
   {"filler", "trainer"},
+  {"planning"},
   {"stages"},
   {"main", "__main__"},
 )

@@ -1,0 +1,1 @@
+"""What a config will take on machines that need not be there."""

@@ -1,0 +1,165 @@
+"""An 8B analog of a Llama of 405B parameters.
+
+What: a student of 8.03 billion parameters, 2.0 % of the teacher's, of the same
+  family (Llama), in two phases: `pretrain` (hard labels, 172 billion tokens),
+  then `distill` (cached teacher and hard labels, 101 billion tokens).
+Source: the teacher has the published shape of Llama 3.1 405B
+  (arXiv:2407.21783, table 3), the student that of Llama 3.1 8B there.
+  The data is the frontier run's own: name its pipeline in `data`
+  (docs/data.md).
+Hardware: planned for 512 chips of TPU v5p (v5p:8x8x8).
+Hours: not run.
+Expected: not run.
+
+Plans on a laptop: only the teacher's config.json is read, and one with its
+shape lies beside this file. To run it, name the checkpoint and the pipeline:
+
+  analogjax run --config=configs/llama_8b_from_405b.py --workdir=DIR \
+    --config.teacher.path=CHECKPOINT --config.data.pipeline=MODULE:FUNCTION
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  cfg = ConfigDict()
+
+  cfg.teacher = dict(
+    path=str(Path(__file__).parent / "teachers" / "llama_405b"),
+    sha256="",  # Digest of the checkpoint; empty: not checked.
+    gguf=None,
+    dtype="bfloat16",  # Compute.
+    attention="auto",  # The kernel.
+    mesh=None,  # No phase runs it: the cache does.
+  )
+
+  cfg.student = dict(
+    seed=0,
+    V=128_256,  # Vocabulary, entries: that of the teacher.
+    D=4_096,  # Model width.
+    Y=32,  # Layers.
+    N=32,  # Query heads.
+    G=8,  # Key/value heads.
+    H=128,  # Head width.
+    F=14_336,  # Feed-forward width.
+    max_positions=8192,  # Tokens.
+    rope_theta=5e5,  # Base, no unit.
+    rope_scaling=None,  # Not stretched: rows are no longer than this.
+    rms_norm_eps=1e-5,  # Added to the mean square.
+    tie_embeddings=False,
+    attention_bias=False,
+    mlp_bias=False,
+    dtype="bfloat16",  # Compute.
+    remat="full",
+    attention="auto",  # The kernel.
+    size_window="refuse",  # Outside 0.5-5 % of the teacher's parameters.
+  )
+
+  cfg.data = dict(
+    L=8192,  # Row length, tokens.
+    pipeline="lab.data:packed_rows",  # Yours: the frontier run's.
+    arguments=dict(split="train"),
+    held_out_arguments=dict(split="held_out"),
+  )
+
+  cfg.cache = dict(
+    kind="threshold",
+    tau=0.04,  # Probability.
+    num_draws=50,  # Used by kind random, draws a position.
+    top_k=16,  # Used by kind topk, ids a position.
+    temperature=1.0,  # Of the teacher, no unit.
+    num_replicas=1,  # Draws of each record.
+    capture="all",  # Every position has a record.
+    capture_rate=1.0,  # Used by other kinds of capture.
+    seed=0,
+    num_rows=12_288_000,  # Rows to train on: 101 billion tokens.
+    held_out_rows=1024,  # Rows to measure on: 8.4 million tokens.
+    batch_rows=256,  # Rows per teacher step.
+    rows_per_object=512,  # Rows: some 100 MB an object.
+    chunk=256,  # Tokens of a row whose logits are held at once.
+    location="",  # In the workdir; a bucket for several hosts: gs://...
+    s3_endpoint="",  # Amazon's, if location begins with s3://.
+    write_ahead=2,  # Objects.
+    import_path="",  # Not imported: the teacher runs.
+    import_codec={},
+  )
+
+  # A function, so that no two phases share one dict and its overrides.
+  def phase(**differs):
+    values = dict(
+      init_from="",
+      rows="pipeline",
+      num_steps=40_960,  # Steps: 172 billion tokens.
+      batch_rows=512,  # Rows per step: 4.2 million tokens.
+      microbatches=1,  # Parts of a batch, one after another.
+      seed=0,
+      loss=dict(
+        teacher="cache",
+        alpha=0.0,  # Weight of the teacher against hard labels.
+        alpha_schedule="constant",
+        alpha_final=0.0,  # Used by cosine.
+        divergence="forward_kl",
+        mixture=0.5,  # Used by skew_kl and jensen_shannon.
+        temperature=1.0,  # That of the cache.
+        z_loss=1e-5,  # Weight.
+        exact_gradient=False,  # Rounded to bfloat16 at the logits.
+        chunk=2048,  # Tokens of a device whose logits are held at once.
+      ),
+      optimizer=dict(
+        name="adamw",
+        learning_rate=3e-4,  # Peak, per step.
+        warmup_steps=2000,  # Steps.
+        schedule="wsd",
+        decay_steps=0,  # The phase after it goes on.
+        final_fraction=0.1,  # Of the peak.
+        b1=0.9,  # No unit, as are the next three.
+        b2=0.95,
+        eps=1e-8,
+        muon_momentum=0.95,  # Used by name muon.
+        momentum_dtype="float32",
+        weight_decay=0.1,  # Per unit of learning rate.
+        clip_norm=1.0,  # Global norm of the gradient.
+      ),
+      checkpoint_every_steps=500,  # Steps.
+      keep_checkpoints=3,  # Checkpoints.
+      keep_best_checkpoints=1,  # Checkpoints.
+      eval_every_steps=500,  # Steps.
+      log_every_steps=10,  # Steps.
+    )
+    return {**values, **differs}
+
+  distill = phase(
+    init_from="pretrain",
+    rows="cache",
+    num_steps=24_000,  # Steps: one pass over the cached rows.
+    seed=1,
+  )
+  distill["loss"]["alpha"] = 0.9  # 0.9 teacher, 0.1 hard labels.
+  distill["optimizer"]["decay_steps"] = 4_800  # Steps, the last ones.
+  cfg.train = dict(
+    phases=("pretrain", "distill"),
+    location="",  # In the workdir; a bucket for several hosts: gs://...
+    s3_endpoint="",  # Amazon's, if location begins with s3://.
+    pretrain=phase(),
+    distill=distill,
+  )
+
+  cfg.measure = dict(
+    phases=("distill",),
+    batch_rows=256,  # Rows per step.
+  )
+  cfg.release = dict(
+    phase="distill",
+    dtype="bfloat16",
+    max_shard_gb=5.0,  # 1e9 bytes in one safetensors file.
+  )
+  cfg.watch = dict(
+    skipped_steps=10,  # Steps.
+    spike_sigmas=8.0,  # Robust standard deviations.
+    stall_seconds=60.0,
+    give_up_seconds=1800.0,  # Then the job starts again elsewhere.
+  )
+  cfg.mesh = dict(data=1, fsdp=-1, expert=1, tensor=4)  # -1: the rest.
+  return cfg

@@ -253,7 +253,7 @@ def saves_table(measured: Sequence[Saves]) -> str:
   head = (
     *("student", "state, MB", "rounds x steps", "step, s"),
     *("it holds the loop, s", "waited at the end, s"),
-    *("it adds, s (10 % to 90 %)", f"share of {SAVE_EVERY} steps"),
+    *("it adds, s (10 to 90 %)", f"of {SAVE_EVERY} steps"),
   )
   lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
   for m in measured:

@@ -218,6 +218,8 @@ class Reporter:
       step: updates done by now.
       begins: the loop begins, after this step.
     """
+    if begins:
+      self.meter.begin()
     new = step - self._spent_at
     self._spent_at = step
     self._spent.append(

@@ -122,6 +122,12 @@ class Meter:
       self._spent[activity] += seconds
       self._aside += seconds
 
+  def begin(self) -> None:
+    """The first step begins here, and not with the meter."""
+    self._read_at = self._step_began = self._clock()
+    self._aside = 0.0
+    self._seconds = dict.fromkeys(get_args(Activity), 0.0)
+
   def step(self) -> None:
     """A step ends here; it began where the one before it ended."""
     now = self._clock()

@@ -133,6 +133,21 @@ def test_all_time_is_booked_once(now):
   assert values["goodput"] == pytest.approx(6 / 30)
 
 
+def test_what_comes_before_the_first_step_is_not_in_it(now):
+  """10 s, of which an evaluation took 7; then a step of 2 s."""
+  meter = make_meter(now)
+  spend(now, meter, 7, "eval")
+  spend(now, meter, 3)
+  meter.begin()
+  assert meter.spent()["eval"] == 7
+  spend(now, meter, 2)
+  meter.step()
+  assert sum(meter.spent().values()) == 2
+  values = meter.read()
+  assert values["tokens_per_second"] == pytest.approx(1000 / 2)
+  assert values["goodput"] == pytest.approx(2 / 12)
+
+
 def test_what_interrupts_a_step_is_not_in_it(now):
   meter = make_meter(now)
   spend(now, meter, 1)

@@ -297,8 +297,8 @@ class Inspector:
         raise Damage(f"{where}: nothing is negative, and some is productive")
       inside = sum(v for k, v in fields.items() if k != "down")
       taken = spent[f"train/{phase}"]["seconds"]
-      # A first step is booked from before its run's entry began: so much each.
-      if abs(inside - taken) > 0.01 * taken + 0.1 * (1 + done_again[phase][1]):
+      # Rounded in each entry, and cut off where a run was killed in a step.
+      if abs(inside - taken) > 0.01 * taken + 0.02 * (1 + done_again[phase][1]):
         raise Damage(f"{where}: adds up to {inside:.2f} s, not {taken:.2f} s")
       self._check_lost(where, phase, spent, fields, *done_again[phase])
     return goodput

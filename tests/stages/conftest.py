@@ -21,6 +21,8 @@ from analogjax.models import decoder, hf_export
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.py"
+# Modules that make processes lighter.
+ON_PATH = Path(__file__).parent / "on_path"
 
 TEACHER = decoder.DecoderConfig(
   V=384,
@@ -84,7 +86,6 @@ class Tiny:
   config: Path
   overrides: tuple[str, ...]
   compilation_cache: Path
-  without_torch: Path
 
   def command(self, command, workdir, *more):
     arguments = [command, f"--config={self.config}", f"--workdir={workdir}"]
@@ -94,7 +95,7 @@ class Tiny:
     return os.environ | {
       "ANALOGJAX_COMPILATION_CACHE": str(self.compilation_cache),
       "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": f"{ROOT}{os.pathsep}{self.without_torch}",
+      "PYTHONPATH": f"{ROOT}{os.pathsep}{ON_PATH}",
       "COLUMNS": "200",
     }
 
@@ -231,10 +232,6 @@ def make_tiny(folder, compilation_cache):
     )
   text = folder / "text.jsonl"
   text.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-  # tensorboardX imports torch where it can, which takes longer than a stage.
-  without_torch = folder / "without_torch"
-  without_torch.mkdir()
-  (without_torch / "torch.py").write_text("raise ImportError('hidden')\n")
   config = folder / "tiny.py"
   config.write_text(_CONFIG.format(demo=str(DEMO), text=str(text)))
   return Tiny(
@@ -242,7 +239,6 @@ def make_tiny(folder, compilation_cache):
     config=config,
     overrides=_overrides(folder / "teacher"),
     compilation_cache=compilation_cache,
-    without_torch=without_torch,
   )
 
 

@@ -40,8 +40,8 @@ demo: $(DEMO_SET)
 	$(BIN)/analogjax run --config=configs/demo.py --workdir=runs/demo $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10 \
-	  $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	  --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
 
 soak: $(TEST_SET)
 	$(BIN)/python tests/benchmarks/soak.py --workdir=runs/soak $(SOAK_ARGS)

@@ -4,6 +4,7 @@ This must run before the first array: a device count cannot change after it.
 """
 
 import atexit
+import collections
 import os
 import shutil
 import tempfile
@@ -43,6 +44,11 @@ hypothesis.settings.load_profile("analogjax")
 
 
 def pytest_collection_modifyitems(items):
+  # A file is one worker's: where long ones come last, the other waits.
+  slow = collections.Counter(
+    item.path for item in items if item.get_closest_marker("slow")
+  )
+  items.sort(key=lambda item: -slow[item.path])
   for item in items:
     for marker, platform in (("gpu", "cuda"), ("tpu", "tpu")):
       if item.get_closest_marker(marker) and platform != PLATFORM:

@@ -18,7 +18,10 @@ LAYERS = (
   },
   {"steps"},
   {"fidelity", "release", "safety"},
-  {"config", "config_files", "config_types"},
+  {
+    *("config", "config_files", "config_models", "config_plan"),
+    "config_types",
+  },
   {"assemble"},
   {"recorder", "importer", "live"},
   {"reporter", "membership"},

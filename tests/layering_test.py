@@ -19,7 +19,7 @@ LAYERS = (
   {"steps"},
   {"fidelity", "release", "safety"},
   {"config", "config_files", "config_types"},
-  {"assemble"},
+  {"assemble", "jitted"},
   {"recorder", "importer", "live"},
   {"reporter", "membership"},
   {"filler", "trainer"},

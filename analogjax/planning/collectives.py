@@ -249,7 +249,7 @@ def _bytes(shape: str) -> float:
 
 
 def _listed(groups: str) -> list[list[int]]:
-  """{0,1},{2,3}"""
+  """Of a text like {0,1},{2,3}."""
   return [
     [int(i) for i in group.split(",")]
     for group in re.findall(r"{([^}]*)", groups)
@@ -263,7 +263,8 @@ def _groups(line: str, axis_sizes) -> list[list[int]]:
     return _listed(match[1])
   # [groups, devices]<=[sizes]T(order)
   if match := re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", line):
-    return _iota(match[2], match[3]).reshape(_numbers(match[1]))
+    ids = _iota(match[2], match[3])
+    return ids.reshape(_numbers(match[1])).tolist()
   # mesh['axis_0'=8,'axis_1'=2], device_ids=([4,4]T(1,0)) {'axis_0'}
   if match := re.search(
     rf"replica_groups=mesh\[([^]]*)\](?:, device_ids=\({_IOTA}\))?"
@@ -277,7 +278,7 @@ def _groups(line: str, axis_sizes) -> list[list[int]]:
     others = [i for i in range(len(sizes)) if i not in kept]
     ids = _iota(match[2] or str(number), match[3]).reshape([*sizes.values()])
     ids = ids.transpose([*others, *kept])
-    return ids.reshape(-1, math.prod(ids.shape[len(others) :]))
+    return ids.reshape(-1, math.prod(ids.shape[len(others) :])).tolist()
   assert re.search(r"replica_groups=(?!\{\})", line) is None, line
   return [list(range(number))]
 

@@ -22,7 +22,7 @@ LAYERS = (
     *("config", "config_files", "config_models", "config_plan"),
     "config_types",
   },
-  {"assemble"},
+  {"assemble", "jitted"},
   {"recorder", "importer", "live"},
   {"reporter", "membership"},
   {"filler", "trainer"},

@@ -24,13 +24,13 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # It would look for a TPU's own machine.
 
-import collectives  # noqa: E402
 import jax  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec as P  # noqa: E402
 import students  # noqa: E402
 
-from analogjax import losses, sharding  # noqa: E402
+from analogjax import jitted, losses, sharding  # noqa: E402
+from analogjax.planning import collectives  # noqa: E402
 
 _DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 _BEGIN, _END = "<!-- compile tpu: begin -->", "<!-- compile tpu: end -->"
@@ -185,13 +185,13 @@ def _compile(line: Line) -> tuple[Any, str, str]:
   topology = topologies.get_topology_desc(line.topology, "tpu")
   mesh = sharding.make_mesh(line.mesh, list(topology.devices)[:number])
   batch = jax.tree.map(
-    lambda x: students.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
+    lambda x: jitted.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
     students.make_batch("threshold", line.rows, line.L),
   )
   cfg = students.config(
     line.student, remat=line.remat, attention=line.attention
   )
-  training = students.Training(
+  training = students.training(
     cfg=cfg,
     mesh=mesh,
     objective=losses.Objective(chunk=line.chunk),
@@ -228,7 +228,7 @@ def _lower_loss(training, targets):
 
   def loss(x_BLD, head_VD, targets):
     return losses.distillation_loss(
-      x_BLD, head_VD, targets, training.alpha, training.objective
+      x_BLD, head_VD, targets, 0.9, training.objective
     )[0]
 
   gradient = jax.value_and_grad(loss, argnums=(0, 1))

@@ -11,6 +11,7 @@ from analogjax.planning.report import Report
 from analogjax.planning.roofline import RESOURCES
 
 _MEMORY = (
+  ("beside it", "resident_bytes", "#9d9d9d"),
   ("arguments", "argument_bytes", "#4c78a8"),
   ("temporary", "temporary_bytes", "#f58518"),
   ("outputs", "output_bytes", "#54a24b"),

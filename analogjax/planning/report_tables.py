@@ -1,10 +1,12 @@
 """What a config takes on machines, as tables of 80 columns."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
 from typing import Any
 
 import rich.console
 
+from analogjax.planning.facts import Program
 from analogjax.planning.report import Report
 from analogjax.planning.roofline import RESOURCES
 from analogjax.planning.tables import make_table, si
@@ -81,11 +83,12 @@ def _largest(report: Report) -> str:
 
 def _print_memory(report: Report, console: rich.console.Console) -> None:
   table = make_table(
-    "memory of a device",
-    *("arguments", "temporary", "outputs", "code", "all", "of limit"),
+    "memory",
+    *("beside", "arguments", "temporary", "outputs", "code", "all", "limit"),
   )
   for program, fit in zip(report.programs, report.fits, strict=True):
     parts = (
+      program.resident_bytes,
       program.argument_bytes,
       program.temporary_bytes,
       program.output_bytes,
@@ -107,12 +110,11 @@ def _print_memory(report: Report, console: rich.console.Console) -> None:
   console.print(table)
   for how in dict.fromkeys(program.how for program in report.programs):
     console.print(f"Figures: {how}.")
-  for program in report.programs:
-    if program.largest:
-      most = "; ".join(
-        f"{what} {si(n, 'B')}" for what, n in program.largest[:4]
-      )
-      console.print(f"Largest of {program.stage}: {most}.")
+  for group in _alike(report.programs, lambda p: (p.largest, p.too_large)):
+    if group[0].largest:
+      most = [f"{what} {si(size, 'B')}" for what, size in group[0].largest[:4]]
+      stages = ", ".join(program.stage for program in group)
+      console.print(f"Largest of {stages}: {'; '.join(most)}.")
   for fit in report.fits:
     if fit.fits:
       continue
@@ -150,12 +152,16 @@ def _print_bounds(report: Report, console: rich.console.Console) -> None:
 def _print_exchanges(report: Report, console: rich.console.Console) -> None:
   table = make_table("exchanged in a step", "what", "along", "runs", "sent")
   table.columns[1].justify = table.columns[2].justify = "left"
-  for program in report.programs:
-    most = sorted(program.exchanges, key=lambda e: -e.sent_bytes)
-    for i, exchange in enumerate(most[:6]):
+  for group in _alike(report.programs, lambda p: p.exchanges):
+    most = sorted(group[0].exchanges, key=lambda e: -e.sent_bytes)[:6]
+    stages = [program.stage for program in group] if most else []
+    for stage, exchange in itertools.zip_longest(stages, most):
+      if exchange is None:
+        table.add_row(stage, "(the same)")
+        continue
       more = "" if exchange.is_whole else " or more"
       table.add_row(
-        "" if i else program.stage,
+        stage,
         exchange.kind,
         " x ".join(exchange.axes) or "slices",
         f"{exchange.runs:,}{more}",
@@ -163,6 +169,20 @@ def _print_exchanges(report: Report, console: rich.console.Console) -> None:
       )
   if table.row_count:
     console.print(table)
+
+
+def _alike(
+  programs: Sequence[Program], what: Callable[[Program], Any]
+) -> list[list[Program]]:
+  """Programs of which something is the same, together."""
+  groups: list[list[Program]] = []
+  for program in programs:
+    same = [group for group in groups if what(group[0]) == what(program)]
+    if same:
+      same[0].append(program)
+    else:
+      groups.append([program])
+  return groups
 
 
 def _print_costs(report: Report, console: rich.console.Console) -> None:

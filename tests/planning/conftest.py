@@ -75,7 +75,7 @@ def count_arrays(sections, teacher, topology):
         tokens=tokens,
         flops=flops,
         executed_flops=flops * remat,
-        accessed_bytes=arrays["total"],
+        accessed_bytes=parts * arrays["total"],
         argument_bytes=held,
         temporary_bytes=arrays["total"] - held,
         output_bytes=0,

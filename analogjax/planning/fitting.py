@@ -27,6 +27,7 @@ class Remedy:
 
   changes: Changes
   memory_bytes: float  # What the program takes then.
+  factor: float  # By which what was counted was raised to that.
   note: str  # What else it does.
 
 
@@ -108,7 +109,12 @@ def remedies(
       size = after and needed_bytes(after)
       if size is not None and size * factor <= limit:
         found.append(
-          Remedy(changes=changes, memory_bytes=size * factor, note=note)
+          Remedy(
+            changes=changes,
+            memory_bytes=size * factor,
+            factor=factor,
+            note=note,
+          )
         )
         break
   return tuple(found)

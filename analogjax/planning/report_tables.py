@@ -123,10 +123,12 @@ def _print_memory(report: Report, console: rich.console.Console) -> None:
       console.print(f"  {fit.said.splitlines()[0]}", style="red")
     for remedy in fit.remedies:
       fields = " ".join(_fields(remedy.changes))
-      note = f" ({remedy.note})" if remedy.note else ""
+      notes = [remedy.note] if remedy.note else []
+      if remedy.factor > 1:
+        notes.append(f"counted times {remedy.factor:.3g}, too low by now")
       console.print(
-        f"  Would fit with {fields}: {si(remedy.memory_bytes, 'B')},"
-        f" in closed form{note}."
+        f"  Would fit with {fields}: {si(remedy.memory_bytes, 'B')} in closed"
+        " form" + (f" ({'; '.join(notes)})." if notes else ".")
       )
     if not fit.remedies:
       console.print("  No single change was found that is enough.")
@@ -283,4 +285,4 @@ def _short(number: float) -> str:
 
 def _unit(seconds: Iterable[float]) -> tuple[str, float]:
   """A unit for all of these, and what turns seconds into it."""
-  return ("s", 1.0) if max(seconds) >= 1 else ("ms", 1000.0)
+  return ("s", 1.0) if max(seconds) >= 10 else ("ms", 1000.0)

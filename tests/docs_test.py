@@ -405,8 +405,8 @@ where they differ.""",
 `data.arguments` and `data.held_out_arguments` belong to the pipeline and may
 hold anything that JSON can; see [data](data.md).""",
   "plan.<chip>": """\
-Every kind of device that has a price has a section of this form, by its name in
-planning/machines.py.""",
+Every kind of device that has a price has a section of this form, by the name
+that [a plan](plan.md#machines) gives it.""",
   "student": """\
 The sizes are its shape letters; `student.V` has to be the teacher's.""",
 }

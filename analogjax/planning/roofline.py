@@ -58,8 +58,8 @@ def bound(
 ) -> Bound:
   """The bound of one step.
 
-  Arithmetic counts what the machine has to do (remat included) where that is
-  known, else the model's FLOPs.
+  Arithmetic counts what the machine has to do (remat included), and no less
+  than the model's FLOPs.
 
   Args:
     program: what a step takes on each device; one that was compiled.
@@ -74,7 +74,8 @@ def bound(
     within, between = _sent(exchange, topology, mesh)
     fast += within / fast_bandwidth(exchange.axes, topology, mesh)
     slow += between / chip.slow_bytes_per_second
-  flops = program.executed_flops or program.flops
+  # Some of what is executed may not be known, as the inside of a kernel.
+  flops = max(program.executed_flops or 0.0, program.flops)
   accessed = program.accessed_bytes
   found = Bound(
     stage=program.stage,

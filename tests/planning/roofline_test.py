@@ -47,6 +47,9 @@ def test_arithmetic_alone():
 def test_remat_takes_time_that_is_not_the_model_s():
   b = bound("v5p:2x2x1", axes(fsdp=4), executed_flops=4 * 459e12)
   assert b.compute == 4.0 and b.mfu == 0.25
+  # What the compiler does not see is done all the same.
+  b = bound("v5p:2x2x1", axes(fsdp=4), executed_flops=0.5 * 459e12)
+  assert b.compute == 1.0 and b.mfu == 1.0
 
 
 def test_float32_is_slower_on_a_gpu():

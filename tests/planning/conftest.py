@@ -14,7 +14,7 @@ PHASES = ("pretrain", "control", "distill")
 
 
 @pytest.fixture(scope="session")
-def teacher():
+def smollm():
   """The shape of SmolLM2-135M."""
   return decoder.DecoderConfig(
     **dict(V=49152, D=576, Y=30, N=9, G=3, H=64, F=1536, max_positions=8192),
@@ -44,9 +44,9 @@ def count():
   return count_arrays
 
 
-def count_arrays(sections, teacher, topology):
+def count_arrays(sections, smollm, topology):
   mesh = dataclasses.asdict(sections.mesh)
-  plan = outline.make_plan(sections, teacher, mesh)
+  plan = outline.make_plan(sections, smollm, mesh)
   found = []
   for stage, arrays in plan["memory_bytes_per_device"].items():
     rows, parts, per = sections.cache.batch_rows, 1, "forward"

@@ -25,12 +25,12 @@ def bounds(**seconds):
 
 
 @pytest.fixture
-def by_stage(load, teacher):
+def by_stage(load, smollm):
   """(bounds, overrides) -> costs by stage, on eight H100."""
 
   def make(found, *overrides, name="gpu:h100:8"):
     sections = load(*overrides)
-    listed = costs.stage_costs(sections, teacher, machines.parse(name), found)
+    listed = costs.stage_costs(sections, smollm, machines.parse(name), found)
     return sections, {cost.stage: cost for cost in listed}
 
   return make
@@ -52,7 +52,7 @@ def test_a_phase_by_hand(by_stage):
   assert cost.kwh == pytest.approx(960 / 3600 * 10.2 * 1.5)
 
 
-def test_the_cache_and_measuring_are_forward_passes(by_stage, teacher):
+def test_the_cache_and_measuring_are_forward_passes(by_stage, smollm):
   sections, found = by_stage(bounds(cache=2.0), "plan.efficiency=1")
   # 352 rows in batches of 32.
   assert found["cache"].seconds == 11 * 2.0
@@ -64,7 +64,7 @@ def test_the_cache_and_measuring_are_forward_passes(by_stage, teacher):
   assert more["measure"].seconds < found["measure"].seconds
   # Half of the peak of float32 for the teacher and two students.
   forward = costs.sizes.forward_flops_per_token
-  flops = forward(teacher, 256) + 2 * forward(sections.student, 256)
+  flops = forward(smollm, 256) + 2 * forward(sections.student, 256)
   flops *= 32 * 256
   assert found["measure"].seconds == pytest.approx(flops / (8 * 494.7e12 / 2))
 

@@ -8,13 +8,13 @@ from analogjax.planning import fitting, machines, report
 
 
 @pytest.fixture
-def plan(load, teacher, count):
+def plan(load, smollm, count):
   """(overrides, topology) -> sections, topology, make."""
 
   def make(*overrides, name="cpu:8"):
     topology = machines.parse(name)
-    sections = report.on_topology(load(*overrides), teacher, topology)
-    return sections, topology, lambda s: count(s, teacher, topology)
+    sections = report.on_topology(load(*overrides), smollm, topology)
+    return sections, topology, lambda s: count(s, smollm, topology)
 
   return make
 
@@ -56,12 +56,12 @@ def test_what_the_compiler_said_it_needs(plan, text, expected):
   assert fit.memory_bytes == (expected and pytest.approx(expected))
 
 
-def remedies(plan, teacher, stage, part, *overrides, name="cpu:8"):
+def remedies(plan, smollm, stage, part, *overrides, name="cpu:8"):
   """By the first field that they set, with `part` of what is needed."""
   sections, topology, make = plan(*overrides, name=name)
   program = of_stage(make(sections), stage)
   topology = limited(sections, topology, part * program.memory_bytes)
-  found = fitting.remedies(sections, teacher, topology, program, make)
+  found = fitting.remedies(sections, smollm, topology, program, make)
   for remedy in found:
     changed = fitting.with_changes(sections, remedy.changes)
     size = of_stage(make(changed), stage).memory_bytes
@@ -70,32 +70,32 @@ def remedies(plan, teacher, stage, part, *overrides, name="cpu:8"):
   return {next(iter(remedy.changes)): remedy for remedy in found}
 
 
-def test_a_training_step_that_does_not_fit(plan, teacher):
+def test_a_training_step_that_does_not_fit(plan, smollm):
   stage = "train.distill"
   few = ("train.distill.loss.chunk=64", "data.L=1024")
-  found = remedies(plan, teacher, stage, 0.7, *few)
+  found = remedies(plan, smollm, stage, 0.7, *few)
   assert found["student.remat"].changes == {"student.remat": "dots"}
   assert found["student.remat"].note == "computes more"
   assert found[f"{stage}.microbatches"].changes[f"{stage}.microbatches"] == 2
   assert found[f"{stage}.batch_rows"].note == "changes the training"
   assert f"{stage}.loss.chunk" not in found  # Logits are not what is large.
   # The mildest that does: half of the parts do not fit any more.
-  found = remedies(plan, teacher, stage, 0.45, *few)
+  found = remedies(plan, smollm, stage, 0.45, *few)
   assert found[f"{stage}.microbatches"].changes[f"{stage}.microbatches"] == 4
 
 
-def test_logits_that_do_not_fit(plan, teacher):
-  found = remedies(plan, teacher, "cache", 0.7, "cache.chunk=256")
+def test_logits_that_do_not_fit(plan, smollm):
+  found = remedies(plan, smollm, "cache", 0.7, "cache.chunk=256")
   assert found["cache.chunk"].changes == {"cache.chunk": 128}
   assert not {"student.remat", "teacher.dtype"} & found.keys()
-  found = remedies(plan, teacher, "cache", 0.96, "cache.chunk=256")
+  found = remedies(plan, smollm, "cache", 0.96, "cache.chunk=256")
   # 67 MB of parameters beside 604 MB of logits.
   assert found["teacher.dtype"].changes == {"teacher.dtype": "bfloat16"}
   assert found["teacher.dtype"].note.startswith("changes the records")
 
 
-def test_a_mesh_is_one_of_the_machine_s(plan, teacher):
-  found = remedies(plan, teacher, "cache", 0.8, "mesh.data=8", "mesh.fsdp=1")
+def test_a_mesh_is_one_of_the_machine_s(plan, smollm):
+  found = remedies(plan, smollm, "cache", 0.8, "mesh.data=8", "mesh.fsdp=1")
   mesh = found["mesh.data"].changes
   assert set(mesh) == {
     f"mesh.{a}" for a in ("data", "fsdp", "expert", "tensor")
@@ -103,7 +103,7 @@ def test_a_mesh_is_one_of_the_machine_s(plan, teacher):
   assert mesh["mesh.data"] * mesh["mesh.fsdp"] == 8 and mesh["mesh.fsdp"] > 1
 
 
-def test_a_closed_form_that_is_too_low_is_raised(plan, teacher):
+def test_a_closed_form_that_is_too_low_is_raised(plan, smollm):
   sections, topology, make = plan("train.distill.loss.chunk=64", "data.L=1024")
   counted = of_stage(make(sections), "train.distill")
   compiled = dataclasses.replace(
@@ -111,7 +111,7 @@ def test_a_closed_form_that_is_too_low_is_raised(plan, teacher):
   )
   limit = 0.7 * compiled.memory_bytes  # More than the closed form counts.
   topology = limited(sections, topology, limit)
-  found = fitting.remedies(sections, teacher, topology, compiled, make)
+  found = fitting.remedies(sections, smollm, topology, compiled, make)
   for remedy in found:
     changed = fitting.with_changes(sections, remedy.changes)
     size = of_stage(make(changed), "train.distill").memory_bytes
@@ -120,8 +120,8 @@ def test_a_closed_form_that_is_too_low_is_raised(plan, teacher):
   assert found
 
 
-def test_where_nothing_helps_nothing_is_proposed(plan, teacher):
-  assert remedies(plan, teacher, "train.distill", 1e-4) == {}
+def test_where_nothing_helps_nothing_is_proposed(plan, smollm):
+  assert remedies(plan, smollm, "train.distill", 1e-4) == {}
 
 
 def test_changes_are_made_at_once(load):

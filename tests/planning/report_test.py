@@ -21,7 +21,7 @@ STAGES = ["cache", "train.pretrain", "train.control", "train.distill"]
 
 
 @pytest.fixture
-def make(load, teacher, count):
+def make(load, smollm, count):
   """(topology, overrides) -> Report."""
 
   def make(name, *overrides, memory=None, searches=False, change=None):
@@ -35,7 +35,7 @@ def make(load, teacher, count):
 
     return report.make_report(
       load(*overrides),
-      teacher,
+      smollm,
       topology,
       count=count,
       make=changed if change else count,
@@ -152,33 +152,33 @@ def test_the_same_exchanges_are_shown_once(make):
   assert text.count("all-gather") == 2 and text.count("(the same)") == 2
 
 
-def test_gates(load, teacher):
-  def passes(*overrides, teacher=teacher):
-    found = report.gates(load(*overrides), teacher)
+def test_gates(load, smollm):
+  def passes(*overrides, model=smollm):
+    found = report.gates(load(*overrides), model)
     return {gate["gate"]: gate["passes"] for gate in found}
 
   good = {"size window": True, "family": True, "same data": None}
   assert passes() == good | {"distilled": True}
   assert not passes("student.D=8")["size window"]
   assert not passes("release.phase=control")["distilled"]
-  larger = dataclasses.replace(teacher, V=50_000)
-  assert not passes(teacher=larger)["family"]
+  larger = dataclasses.replace(smollm, V=50_000)
+  assert not passes(model=larger)["family"]
   (family,) = [
     gate
-    for gate in report.gates(load("student.mlp_bias=true"), teacher)
+    for gate in report.gates(load("student.mlp_bias=true"), smollm)
     if gate["gate"] == "family"
   ]
   assert family["passes"] and "MLP biases" in family["because"]
 
 
-def test_a_live_teacher_with_devices_of_its_own(load, teacher):
+def test_a_live_teacher_with_devices_of_its_own(load, smollm):
   sections = load("train.distill.loss.teacher=live")
   mesh = dataclasses.replace(sections.mesh, fsdp=1)
   sections = dataclasses.replace(
     sections, teacher=dataclasses.replace(sections.teacher, mesh=mesh)
   )
   with pytest.raises(ValueError, match="teacher.mesh: a plan for a topology"):
-    report.on_topology(sections, teacher, machines.parse("cpu:8"))
+    report.on_topology(sections, smollm, machines.parse("cpu:8"))
 
 
 def test_the_picture_has_a_line_for_each(make, tmp_path):
@@ -188,8 +188,8 @@ def test_the_picture_has_a_line_for_each(make, tmp_path):
   assert (height, width) == (2 * 374, 1540)
 
 
-def test_what_needs_no_machines_is_printed_as_before(load, teacher):
-  plan = outline.make_outline(load(), teacher)
+def test_what_needs_no_machines_is_printed_as_before(load, smollm):
+  plan = outline.make_outline(load(), smollm)
   assert "memory_bytes_per_device" not in plan
   out = io.StringIO()
   tables.print_outline(plan, rich.console.Console(file=out, width=80))

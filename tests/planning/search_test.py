@@ -8,7 +8,7 @@ from analogjax.planning import counting, fitting, machines, search
 
 
 @pytest.fixture
-def setting(load, teacher, count):
+def setting(load, smollm, count):
   """(topology, overrides) -> sections, topology, count."""
 
   def make(name, *overrides, memory=None, count=count):
@@ -19,20 +19,20 @@ def setting(load, teacher, count):
     # Of these, training takes most by far.
     fixed = ("plan.memory_fraction=1", "data.L=1024", "cache.chunk=16")
     sections = load(*fixed, *overrides)
-    return sections, topology, lambda s: count(s, teacher, topology)
+    return sections, topology, lambda s: count(s, smollm, topology)
 
   return make
 
 
-def run(setting, teacher, name, *overrides, make=None, **more):
+def run(setting, smollm, name, *overrides, make=None, **more):
   sections, topology, count = setting(name, *overrides, **more)
   found = search.search(
-    sections, teacher, topology, count=count, make=make or count
+    sections, smollm, topology, count=count, make=make or count
   )
   return found, sections, topology, count
 
 
-def all_configs(sections, teacher, topology):
+def all_configs(sections, smollm, topology):
   """Every mesh, remat and number of parts that is allowed, by brute force."""
   for mesh in machines.meshes(topology):
     for remat in ("none", "dots", "full"):
@@ -42,27 +42,27 @@ def all_configs(sections, teacher, topology):
         for name in sections.train.phases:
           changes[f"train.{name}.microbatches"] = parts
         changed = fitting.with_changes(sections, changes)
-        if not search.outline.problems(changed, teacher, mesh):
+        if not search.outline.problems(changed, smollm, mesh):
           yield changed
 
 
 @pytest.fixture
-def roomy(setting, teacher):
+def roomy(setting, smollm):
   """Bytes that the fastest config takes where there is room for all."""
-  return run(setting, teacher, "gpu:h100:8")[0].best.memory_bytes
+  return run(setting, smollm, "gpu:h100:8")[0].best.memory_bytes
 
 
 @pytest.mark.parametrize("part", [1, 0.9, 0.6])
-def test_the_best_is_the_fastest_of_all_that_fit(setting, teacher, roomy, part):
+def test_the_best_is_the_fastest_of_all_that_fit(setting, smollm, roomy, part):
   memory = part * roomy
   found, sections, topology, count = run(
-    setting, teacher, "gpu:h100:8", memory=memory
+    setting, smollm, "gpu:h100:8", memory=memory
   )
   times = {}
-  for changed in all_configs(sections, teacher, topology):
+  for changed in all_configs(sections, smollm, topology):
     programs = count(changed)
     if all(program.memory_bytes <= memory for program in programs):
-      seconds = search.run_seconds(changed, teacher, topology, programs)
+      seconds = search.run_seconds(changed, smollm, topology, programs)
       times[seconds] = changed
   best = found.best
   assert best.fits and best.memory_bytes <= memory
@@ -70,9 +70,9 @@ def test_the_best_is_the_fastest_of_all_that_fit(setting, teacher, roomy, part):
   assert found.trials == (best,)
 
 
-def test_less_memory_is_never_faster(setting, teacher, roomy):
+def test_less_memory_is_never_faster(setting, smollm, roomy):
   best = [
-    run(setting, teacher, "gpu:h100:8", memory=part * roomy)[0].best
+    run(setting, smollm, "gpu:h100:8", memory=part * roomy)[0].best
     for part in (1, 0.9)
   ]
   seconds = [one.seconds for one in best]
@@ -80,7 +80,7 @@ def test_less_memory_is_never_faster(setting, teacher, roomy):
   assert best[0].changes != best[1].changes
 
 
-def test_what_the_compiler_refuses_is_not_proposed(setting, teacher, roomy):
+def test_what_the_compiler_refuses_is_not_proposed(setting, smollm, roomy):
   """A compiler that needs half as much again as the closed form."""
   memory = 1.2 * roomy
   sections, topology, count = setting("gpu:h100:8", memory=memory)
@@ -93,7 +93,7 @@ def test_what_the_compiler_refuses_is_not_proposed(setting, teacher, roomy):
       for program in count(changed)
     ]
 
-  found = search.search(sections, teacher, topology, count=count, make=compiled)
+  found = search.search(sections, smollm, topology, count=count, make=compiled)
   first, *others = found.trials
   assert not first.fits and first.memory_bytes > memory
   assert (
@@ -107,7 +107,7 @@ def test_what_the_compiler_refuses_is_not_proposed(setting, teacher, roomy):
   assert len(found.trials) == 2
 
 
-def test_a_compiler_that_says_no_number(setting, teacher):
+def test_a_compiler_that_says_no_number(setting, smollm):
   sections, topology, count = setting("gpu:h100:8", memory=0.8e9)
 
   def refusing(changed):
@@ -117,7 +117,7 @@ def test_a_compiler_that_says_no_number(setting, teacher):
     ]
 
   found = search.search(
-    sections, teacher, topology, count=count, make=refusing, most=3
+    sections, smollm, topology, count=count, make=refusing, most=3
   )
   assert found.best is None and len(found.trials) == 3
   assert all("train.distill: out of memory" in t.said for t in found.trials)
@@ -126,23 +126,23 @@ def test_a_compiler_that_says_no_number(setting, teacher):
   assert len(set(changes)) == 3
 
 
-def test_nothing_fits(setting, teacher):
-  found = run(setting, teacher, "gpu:h100:8", memory=1e6)[0]
+def test_nothing_fits(setting, smollm):
+  found = run(setting, smollm, "gpu:h100:8", memory=1e6)[0]
   assert found.best is None and found.trials == () and found.fit == 0
   assert found.counted > 10
 
 
-def test_no_mesh_can_share_it_out(setting, teacher):
+def test_no_mesh_can_share_it_out(setting, smollm):
   with pytest.raises(ValueError) as info:
-    run(setting, teacher, "gpu:h100:64")
+    run(setting, smollm, "gpu:h100:64")
   assert str(info.value).startswith("mesh.tensor: 2 does not divide N=9")
   assert "No mesh of gpu:h100:64 can share this config out" in str(info.value)
 
 
 @pytest.mark.parametrize("name", ["2*v5e:1x1", "gpu:h100:2"])
-def test_with_the_counts_that_the_command_uses(setting, teacher, name):
+def test_with_the_counts_that_the_command_uses(setting, smollm, name):
   found, sections, topology, _ = run(
-    setting, teacher, name, "data.L=256", count=counting.count_programs
+    setting, smollm, name, "data.L=256", count=counting.count_programs
   )
   changed = fitting.with_changes(sections, found.best.changes)
   mesh = dataclasses.asdict(changed.mesh)

@@ -285,9 +285,7 @@ def _count(name: str, text: str) -> int:
   return int(text)
 
 
-def mesh_axes(
-  mesh_sizes: dict[str, int], topology: Topology, field: str = "mesh"
-) -> dict[str, int]:
+def mesh_axes(mesh_sizes: dict[str, int], topology: Topology) -> dict[str, int]:
   """Devices along each axis, -1 filled in.
 
   Raises:
@@ -300,16 +298,17 @@ def mesh_axes(
   if -1 in sizes.values() and number % fixed == 0:
     sizes = {a: number // fixed if n == -1 else n for a, n in sizes.items()}
   if math.prod(sizes.values()) != number:
+    asked = "a multiple of " * (-1 in sizes.values()) + str(fixed)
     raise ValueError(
-      f"{field}: {given} does not match the {number} devices of"
-      f" {topology.name}; the product of the axes must be {number}. Set"
-      f" --config.{field}.fsdp=-1 to take what is left, or give --search."
+      f"mesh: {given} is for {asked} devices, but {topology.name} has {number};"
+      " choose sizes whose product that is (-1 takes what is left), or give"
+      " --search."
     )
   if not counts_slices(sizes, topology.num_slices):
     raise ValueError(
-      f"{field}: {given} cannot count the {topology.num_slices} slices of"
-      f" {topology.name}; make {field}.data a multiple of"
-      f" {topology.num_slices}, or {field}.fsdp one of what data leaves."
+      f"mesh: {given} cannot count the {topology.num_slices} slices of"
+      f" {topology.name}; make mesh.data a multiple of {topology.num_slices},"
+      " or mesh.fsdp one of what data leaves."
       " expert and tensor stay within a slice."
     )
   return sizes

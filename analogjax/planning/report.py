@@ -134,9 +134,11 @@ def on_topology(
   mesh = machines.mesh_axes(axes, topology)
   if found := outline.problems(sections, teacher, mesh):
     shown = ", ".join(f"{axis}={size}" for axis, size in mesh.items())
+    of_mesh = any(problem.startswith("mesh.") for problem in found)
+    more = ", or give --search" if of_mesh else ""
     raise ValueError(
       f"{' '.join(found)} (On {topology.name}, mesh {shown}.) Choose other"
-      " sizes, or give --search."
+      f" sizes{more}."
     )
   changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
   return fitting.with_changes(sections, changes)

@@ -109,14 +109,14 @@ def test_the_rest_of_the_mesh_is_filled_in():
   [
     (
       dict(fsdp=32),
-      "data=1, fsdp=32, expert=1, tensor=1 does not match the 64",
+      "data=1, fsdp=32, expert=1, tensor=1 is for 32 devices",
     ),
-    (dict(tensor=3), "fsdp=-1, expert=1, tensor=3 does not match the 64"),
+    (dict(tensor=3), "expert=1, tensor=3 is for a multiple of 3 devices"),
   ],
 )
 def test_a_mesh_of_another_size_is_refused(sizes, expected):
   with pytest.raises(
-    ValueError, match=f"mesh: .*{expected} devices of v5p:4x4"
+    ValueError, match=f"mesh: .*{expected}, but v5p:4x4x4 has 64"
   ):
     machines.mesh_axes(MESH | sizes, machines.parse("v5p:4x4x4"))
 

@@ -61,14 +61,22 @@ def check(program: Program, limit: float) -> Fit:
 
 
 def needed_bytes(program: Program) -> float | None:
-  """The most at one time, also of a program that the compiler refused."""
+  """The most at one time, also of a program that the compiler refused.
+
+  libtpu 0.0.52 writes "Used 101.20G of 95.74G hbm", or "total memory required
+  for HLO temporaries (47.98G) exceeds available HBM (15.75G)"; its G is 2**30.
+  """
   if not program.too_large:
     return program.memory_bytes
-  # "Used 101.20G of 95.74G hbm": the TPU compiler's own G is 2**30.
-  match = re.search(r"[Uu]sed ([\d.]+)([MG]) of ", program.too_large)
+  whole = re.search(r"[Uu]sed ([\d.]+)([MG]) of ", program.too_large)
+  temporary = re.search(r"temporaries \(([\d.]+)([MG])\)", program.too_large)
+  match = whole or temporary
   if match is None:
     return None
-  return float(match[1]) * {"M": 2.0**20, "G": 2.0**30}[match[2]]
+  said = float(match[1]) * {"M": 2.0**20, "G": 2.0**30}[match[2]]
+  if whole:
+    return said
+  return said + program.argument_bytes + program.resident_bytes
 
 
 def remedies(

@@ -45,12 +45,24 @@ def test_a_program_fits_up_to_its_part_of_the_memory(plan):
   [
     ("RESOURCE_EXHAUSTED: Used 101.20G of 95.74G hbm.", 101.2 * 2**30),
     ("Ran out of memory. Used 800.5M of 700M hbm", 800.5 * 2**20),
+    # libtpu 0.0.52.
+    (
+      "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM,"
+      " the total memory required for HLO temporaries (47.98G) exceeds"
+      " available HBM (15.75G). HLO module: jit_train_step.\nSee elsewhere.",
+      47.98 * 2**30 + 1e9 + 2e9,
+    ),
     ("RESOURCE_EXHAUSTED: out of memory", None),
   ],
 )
 def test_what_the_compiler_said_it_needs(plan, text, expected):
   sections, _, make = plan()
-  refused = dataclasses.replace(make(sections)[0], too_large=text)
+  refused = dataclasses.replace(
+    make(sections)[0],
+    too_large=text,
+    argument_bytes=1e9,
+    resident_bytes=2e9,
+  )
   fit = fitting.check(refused, 1e18)
   assert not fit.fits and fit.said == text
   assert fit.memory_bytes == (expected and pytest.approx(expected))

@@ -17,9 +17,11 @@ from analogjax.planning import hlo, shapes
 
 _PEAK_LINE = re.compile(r"^    ([\w.-]+)\{[\d,]*\}: (\d+) bytes")
 
+OTHER = "other, and room between them"
+
 
 def largest(
-  step: shapes.Step, text: str, live_ranges: str
+  step: shapes.Step, text: str, live_ranges: str, temporary_bytes: float
 ) -> tuple[tuple[str, float], ...]:
   """(what, bytes on one device), the largest first.
 
@@ -28,13 +30,18 @@ def largest(
     text: of the compiled program.
     live_ranges: what XLA dumps of them: all that is alive at the worst moment.
       Arrays may share a place, so these may add up to more than there is.
+    temporary_bytes: that the compiler sets aside.
   """
-  found = dict(known(step))
+  found: dict[str, float] = {}
   words = _Words(step)
   for array, source, size in _alive(hlo.parse(text), live_ranges):
     what = words.of(array, source)
     found[what] = found.get(what, 0) + size
-  return ranked(found)
+  # Holes between arrays, and what is set aside for another moment.
+  rest = temporary_bytes - sum(found.values())
+  if rest > 0:
+    found[OTHER] = found.get(OTHER, 0) + rest
+  return ranked(found | dict(known(step)))
 
 
 def known(step: shapes.Step) -> Iterator[tuple[str, float]]:
@@ -138,7 +145,7 @@ class _Words:
       return "activations kept for the backward pass"
     if size % self._tokens == 0 and size > self._tokens:
       return "activations of a layer"
-    return "other"
+    return OTHER
 
 
 def _key(sizes: tuple[int, ...]) -> tuple[int, ...]:

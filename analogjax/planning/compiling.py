@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 from pathlib import Path
+import re
 import tempfile
 import time
 from typing import Any
@@ -27,35 +28,44 @@ _CACHE = "jax_enable_compilation_cache"
 class Compiled:
   """What the compiler makes of a program, and its reports."""
 
-  memory: Any  # As compiled.memory_analysis() gives it.
+  # As compiled.memory_analysis() gives it; None: it does not fit.
+  memory: Any
   text: str  # HLO after all passes.
   live_ranges: str  # What is alive at the worst moment.
   usage: str  # Regions of the heap, and what lies in each over time.
+  too_large: str  # What the compiler says of one that does not fit.
 
 
 def compile_text(program: jax.stages.Lowered) -> Compiled:
   """Compiles a program and keeps what XLA writes about it.
 
   Raises:
-    jax.errors.JaxRuntimeError: the compiler refuses it; RESOURCE_EXHAUSTED,
-      where it does not fit.
+    jax.errors.JaxRuntimeError: the compiler refuses it, but not as too large.
   """
+  memory, too_large = None, ""
   with tempfile.TemporaryDirectory() as folder, _without_cache():
     # Not compiled.as_text(): jaxlib cannot read each program that a newer
     # libtpu makes.
-    compiled = program.compile(
-      compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-    )
+    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    try:
+      compiled = program.compile(compiler_options=options)
+      memory = compiled.memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      too_large = str(error)
 
     def dumped(end):
       (path,) = Path(folder).glob(f"*after_optimizations{end}")
       return path.read_text(encoding="utf-8")
 
+    # It has written them before it looks whether they fit.
     return Compiled(
-      memory=compiled.memory_analysis(),
+      memory=memory,
       text=dumped(".txt"),
       live_ranges=dumped("-live-range.txt"),
       usage=dumped("-memory-usage-report.txt"),
+      too_large=too_large,
     )
 
 
@@ -67,46 +77,39 @@ def make_program(step: shapes.Step, how: str) -> facts.Program:
     how: what it was compiled for.
   """
   began = time.monotonic()
-  number = step.mesh.size
+  compiled = compile_text(step.lower())
+  memory, program = compiled.memory, hlo.parse(compiled.text)
+  known = sum(map(shapes.bytes_of, step.arguments.values()))
   resident = sum(map(shapes.bytes_of, step.resident.values()))
-  common: dict[str, Any] = dict(
+  if memory is None:
+    arguments, outputs, code = known, 0, 0
+    temporaries = _wanted_bytes(compiled.too_large)
+  else:
+    arguments, code = (
+      memory.argument_size_in_bytes,
+      memory.generated_code_size_in_bytes,
+    )
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporaries = memory.temp_size_in_bytes
+  return facts.Program(
     stage=step.request.stage,
     how=how,
     tokens=step.tokens,
-    flops=step.flops / number,
-    resident_bytes=resident,
-  )
-  try:
-    compiled = compile_text(step.lower())
-  except jax.errors.JaxRuntimeError as error:
-    # The compiler refuses what does not fit, and says what is largest.
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    arguments = sum(map(shapes.bytes_of, step.arguments.values()))
-    return facts.Program(
-      **common,
-      executed_flops=None,
-      accessed_bytes=None,
-      argument_bytes=arguments,
-      temporary_bytes=0.0,
-      output_bytes=0.0,
-      code_bytes=0.0,
-      largest=buffers.ranked(dict(buffers.known(step))),
-      exchanges=(),
-      too_large=str(error)[:4000],
-      compile_seconds=time.monotonic() - began,
-    )
-  memory, program = compiled.memory, hlo.parse(compiled.text)
-  return facts.Program(
-    **common,
+    flops=step.flops / step.mesh.size,
     executed_flops=hlo_costs.matrix_flops(program),
     accessed_bytes=hlo_costs.accessed_bytes(program),
-    argument_bytes=memory.argument_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes,
-    output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    code_bytes=memory.generated_code_size_in_bytes,
-    largest=buffers.largest(step, compiled.text, compiled.live_ranges),
+    argument_bytes=arguments,
+    temporary_bytes=temporaries,
+    output_bytes=outputs,
+    code_bytes=code,
+    # An argument that a program does not look at is none of it, and is there
+    # all the same: a live teacher's unembedding.
+    resident_bytes=resident + max(known - arguments, 0),
+    largest=buffers.largest(
+      step, compiled.text, compiled.live_ranges, temporaries
+    ),
     exchanges=exchanges(compiled.text, step),
+    too_large=compiled.too_large,
     compile_seconds=time.monotonic() - began,
   )
 
@@ -124,6 +127,14 @@ def exchanges(text: str, step: shapes.Step) -> tuple[facts.Exchange, ...]:
     )
     for (kind, axes), (runs, sent, known) in collectives.by_kind(found).items()
   )
+
+
+def _wanted_bytes(too_large: str) -> float:
+  """What libtpu says that the temporaries would take; 0: it does not say."""
+  match = re.search(r"temporaries \(([\d.]+)([KMG])\)", too_large)
+  if match is None:
+    return 0.0
+  return float(match[1]) * 2.0 ** {"K": 10, "M": 20, "G": 30}[match[2]]
 
 
 @contextlib.contextmanager

@@ -112,44 +112,69 @@ class _Count:
     return 2 * self._T * math.ceil(V / self._tensor) * W
 
   def temporaries(self) -> Iterator[tuple[str, float]]:
-    """(what, bytes) at the worst moment, which is in the backward pass."""
+    """(what, bytes) at the worst moment.
+
+    In training that is the backward pass of a layer: all that is kept for it is
+    still there, and the gradients are there already. Factors that are not whole
+    are measured, on programs for CPUs.
+    """
     cfg, T, c = self._cfg, self._T, self._bytes
-    S, V = self._S, math.ceil(cfg.V / self._tensor)
-    gathered = self._fsdp > 1 or self._tensor * 0 > 1
-    layer = T * c * self._layer_units()
+    V = math.ceil(cfg.V / self._tensor)
     if self._trains:
       local = sizes.count_parameters(cfg).total / (self._fsdp * self._tensor)
-      gradients = _F32 * local * (1 if self._parts == 1 else 2)
-      yield "gradients", gradients
-      kept = cfg.Y * T * c * self._kept_units()
+      gradients = local * (1 if self._parts == 1 else 2)
+      # Of embedding and unembedding, before they are one.
+      gradients += 3 * self._head_weights / self._fsdp
+      yield "gradients", _F32 * gradients
+      kept = cfg.Y * T * c * self._kept_numbers()
       yield "activations kept for the backward pass", kept
-      yield "activations of a layer, and their gradients", layer
-      weights = (c + _F32) * self._layer_weights
+    layer = T * c * self._layer_numbers()
+    logits = 1.1 * _F32 * self._S * V
+    if logits > layer and not self._trains:
+      yield "logits of a chunk", logits
     else:
       yield "activations of a layer", layer
-      weights = c * self._layer_weights
-    if gathered:
-      yield "weights of a layer, gathered, or their gradients", weights
-    if self._step.chunk:
-      yield "logits of a chunk", 2 * _F32 * S * V
-      yield "unembedding in the compute dtype", c * self._head_weights
+    yield "weights of a layer, gathered", c * self._layer_weights
+    if self._step.chunk and (self._fsdp > 1 or c < _F32):
+      yield "unembedding, gathered", c * self._head_weights
 
-  def _layer_units(self) -> float:
-    """Numbers of a token that a layer has at a time, a part of a device."""
+  @property
+  def _scores(self) -> float:
+    """Of attention, of a token and layer; a kernel holds none."""
+    is_held = self._kernel == "xla"
+    return self._cfg.N * self._L / self._tensor if is_held else 0.0
+
+  @functools.cached_property
+  def _numbers(self) -> float:
+    """Of a token in a layer: inputs and results of all that is not fused.
+
+    Residual stream and norms; q, k and v, rotated too; what attention gives;
+    gate, up, their product and its parts.
+    """
     cfg, t = self._cfg, self._tensor
     qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
-    scores = 2 * cfg.N * self._L / t if self._kernel == "xla" else 0
-    return 4 * cfg.D + 2 * qkv + cfg.N * cfg.H / t + 3 * cfg.F / t + scores
+    return 4 * cfg.D + 2 * qkv + cfg.N * cfg.H / t + 4 * cfg.F / t
 
-  def _kept_units(self) -> float:
-    """Numbers of a token and layer that are kept for the backward pass."""
+  def _layer_numbers(self) -> float:
+    """Of a token, while one layer is at work."""
+    if not self._trains:
+      return 0.3 * self._numbers + 2.25 * self._scores
+    activations, scores = {
+      "none": (0.2, 1.5),
+      "dots": (0.3, 2.5),
+      "full": (1.5, 3.2),
+    }[self._cfg.remat]
+    return activations * self._numbers + scores * self._scores
+
+  def _kept_numbers(self) -> float:
+    """Of a token and layer, kept for the backward pass."""
     cfg, t = self._cfg, self._tensor
-    qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
     if cfg.remat == "full":
       return cfg.D
     if cfg.remat == "dots":
-      return cfg.D + qkv + 2 * cfg.D + 2 * cfg.F / t
-    return self._layer_units()
+      qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
+      return 3 * cfg.D + qkv + 2 * cfg.F / t
+    return self._numbers + 3 * self._scores
 
   def output_bytes(self) -> float:
     """Of what is not written over an argument."""
@@ -173,7 +198,8 @@ class _Count:
     head = 2 * _F32 * T * math.ceil(cfg.V / t) + T * D * c
     if not self._trains:
       return cfg.Y * layer + (head if self._step.chunk else 0)
-    passes = 3 + (self._cfg.remat == "full")
+    # Backward, each product is two, and so is each chain.
+    passes = 4 + (cfg.remat == "full")
     model = self._parts * (passes * cfg.Y * layer + 2 * head)
     local = sizes.count_parameters(cfg).total / (self._fsdp * t)
     # Parameters, moments and their gradient, there and back.
@@ -222,6 +248,6 @@ class _Count:
         sent += share * width  # d(loss) / d(hidden states).
       yield one("all-reduce", "tensor", runs + 1 + self._trains, sent)
     if d > 1 and self._trains:
-      local = sizes.count_parameters(cfg).total / (f * t)
-      sent = 2 * (d - 1) / d * c * local
-      yield one("all-reduce", "data", 7 * Y + 2, sent)
+      # The loss sums the unembedding's gradient itself.
+      sent = (c * layers + 2 * _F32 * head) / f
+      yield one("all-reduce", "data", 7 * Y + 2, 2 * (d - 1) / d * sent)

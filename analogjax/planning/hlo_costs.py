@@ -132,14 +132,14 @@ def _kernel(one: hlo.Instruction, instructions) -> float:
       if mask is None and array.dtype == "s8":
         mask = array  # [1, blocks, blocks]: one side of a block is L / that.
       if queries is None and array.dtype in ("bf16", "f32"):
-        queries = array  # [N, L, H].
-  if mask is None or queries is None or len(queries.sizes) != 3:
+        queries = array  # [N, L, H], or rows of that.
+  if mask is None or queries is None or len(queries.sizes) < 3:
     return 0.0
-  N, L, H = queries.sizes
+  *rows, N, L, H = queries.sizes
   blocks = mask.sizes[1]
   # Those on the diagonal are whole.
   scores = L * L * (blocks + 1) / (2 * blocks)
-  return products * 2.0 * N * H * scores
+  return products * 2.0 * math.prod(rows) * N * H * scores
 
 
 def _moved(one: hlo.Instruction, instructions, program: hlo.Program) -> float:

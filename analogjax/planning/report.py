@@ -71,7 +71,14 @@ def make_report(
   made = functools.partial(_apply, make, teacher, topology)
   found = None
   if searches:
-    found = search.search(sections, teacher, topology, count=counted, make=made)
+    # Where programs are counted, to make them would tell nothing new.
+    found = search.search(
+      sections,
+      teacher,
+      topology,
+      count=counted,
+      make=None if make is count else made,
+    )
     if found.best is not None:
       sections = fitting.with_changes(sections, found.best.changes)
   sections = on_topology(sections, teacher, topology)

@@ -42,13 +42,17 @@ class Search:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Choice:
-  """A mesh and a remat, with as few microbatches as fit in closed form."""
+  """A mesh and a remat, with as few microbatches as fit in closed form.
+
+  Where none do, with those that take least.
+  """
 
   changes: fitting.Changes
   sections: config.Sections
   parts: int
   memory_bytes: float  # Of the largest program, counted.
   seconds: float
+  fits: bool
 
 
 def search(
@@ -57,21 +61,23 @@ def search(
   topology: Topology,
   *,
   count: fitting.Make,
-  make: fitting.Make,
+  make: fitting.Make | None,
   most: int = 4,
 ) -> Search:
   """Looks for the config whose stages take the least time together.
 
   Of one topology the least time is the least cost. After a trial that does not
   fit, those are passed over that the closed form takes for as large, raised by
-  what it was wrong by, and the one that failed is tried in more parts.
+  what it was wrong by, and the one that failed is tried in more parts. Those
+  that do not fit in closed form come last, as it may be too high, too: the
+  smallest first.
 
   Args:
     sections: the config; its mesh, remat and microbatches are not kept.
     teacher: the teacher's shape.
     topology: the machines.
     count: programs in closed form.
-    make: programs as they will run.
+    make: programs as they will run; None: the counted ones are all there is.
     most: configs that are made.
 
   Raises:
@@ -83,15 +89,18 @@ def search(
     for mesh, remat in itertools.product(seeker.meshes(), _REMAT)
     if (found := seeker.choose(mesh, remat, 1, 1.0)) is not None
   ]
-  fit, trials, best, factor = len(waiting), [], None, 1.0
+  fit = sum(one.fits for one in waiting)
+  trials, best, factor = [], None, 1.0
   while waiting and best is None and len(trials) < most:
-    waiting.sort(key=lambda one: (one.seconds, one.memory_bytes))
+    waiting.sort(key=_order)
     one = waiting.pop(0)
-    if one.memory_bytes * factor > seeker.limit:
+    if make is None and not one.fits:
+      break
+    if one.fits and one.memory_bytes * factor > seeker.limit:
       more = seeker.in_more_parts(one, factor)
       waiting += [more] if more is not None else []
       continue
-    trial = seeker.attempt(one, make(one.sections))
+    trial = seeker.attempt(one, (make or count)(one.sections))
     trials.append(trial)
     if trial.fits:
       best = trial
@@ -103,6 +112,12 @@ def search(
   return Search(
     counted=seeker.counted, fit=fit, trials=tuple(trials), best=best
   )
+
+
+def _order(one: _Choice) -> tuple[bool, float, float]:
+  if one.fits:
+    return False, one.seconds, one.memory_bytes
+  return True, one.memory_bytes, one.seconds
 
 
 class _Seeker:
@@ -142,7 +157,11 @@ class _Seeker:
   def choose(
     self, mesh: Mapping[str, int], remat: str, parts: int, factor: float
   ) -> _Choice | None:
-    """With the fewest parts, at least so many, that fit; None: none does."""
+    """With the fewest parts that fit, at least so many.
+
+    None: there is no such number of parts.
+    """
+    least = None
     for number in (n for n in _PARTS if n >= parts):
       changes = _changes(self._sections, mesh, remat, number)
       try:
@@ -154,15 +173,19 @@ class _Seeker:
       programs = self._count(changed)
       self.counted += 1
       largest = max(p.memory_bytes for p in programs)
-      if largest * factor <= self.limit:
-        return _Choice(
-          changes=changes,
-          sections=changed,
-          parts=number,
-          memory_bytes=largest,
-          seconds=self._seconds(changed, programs),
-        )
-    return None
+      choice = _Choice(
+        changes=changes,
+        sections=changed,
+        parts=number,
+        memory_bytes=largest,
+        seconds=self._seconds(changed, programs),
+        fits=largest * factor <= self.limit,
+      )
+      if choice.fits:
+        return choice
+      if least is None or largest < least.memory_bytes:
+        least = choice
+    return least
 
   def in_more_parts(self, one: _Choice, factor: float) -> _Choice | None:
     """The same mesh and remat with more microbatches."""

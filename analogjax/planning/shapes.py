@@ -343,7 +343,7 @@ def _without_head(cfg: decoder.DecoderConfig, mesh: Mesh) -> list[Any]:
 
 def _parts(state: steps.TrainState) -> dict[str, Any]:
   """A state's trees by what they are."""
-  moments: dict[str, list[Any]] = {}
+  moments: dict[str, list[Any]] = {"counts": [state.step]}
   for path, x in jax.tree_util.tree_leaves_with_path(state.opt_state):
     name = jax.tree_util.keystr(path)
     which = "first moments" if ".mu" in name else "second moments"

@@ -1,4 +1,4 @@
-"""A config to plan for, and a closed form to plan with."""
+"""Configs to plan for, and a closed form to plan with."""
 
 import dataclasses
 from pathlib import Path
@@ -85,3 +85,60 @@ def count_arrays(sections, smollm, topology):
       )
     )
   return found
+
+
+# A small pair, and machines that are counted in CPUs.
+
+TEACHER = decoder.DecoderConfig(
+  **dict(V=512, D=64, Y=3, N=4, G=2, H=16, F=128, max_positions=2048),
+  **dict(rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=False),
+  **dict(attention_bias=False, mlp_bias=False),
+)
+_SMALL = (
+  *("student.V=512", "student.D=32", "student.Y=2", "student.F=64"),
+  *("student.H=8", "student.size_window=warn", "data.L=64", "cache.chunk=32"),
+  *("mesh.fsdp=1", "cache.batch_rows=8", "measure.batch_rows=8"),
+  *(f"train.{name}.batch_rows=8" for name in PHASES),
+  *(f"train.{name}.loss.chunk=128" for name in PHASES),
+)
+
+
+def _machine(name: str, number: int, *, chip: str = "cpu") -> facts.Topology:
+  return facts.Topology(
+    name=name,
+    chip=facts.Chip(
+      name=chip,
+      is_tpu=chip.startswith("v"),
+      memory_bytes=1e11,
+      peak_flops={"bfloat16": 1e12, "float32": 1e12},
+      memory_bytes_per_second=1e11,
+      fast_bytes_per_second=1e10,
+      slow_bytes_per_second=1e9,
+      per_host=8,
+      watts=100,
+      source="made up",
+    ),
+    shape=(number,),
+  )
+
+
+@pytest.fixture(name="machine")
+def machine_():
+  """machine(name, number, chip=...) -> facts.Topology."""
+  return _machine
+
+
+@pytest.fixture
+def teacher():
+  return TEACHER
+
+
+@pytest.fixture
+def sections():
+  """sections("mesh.fsdp=2", ...) -> the demo, shrunk."""
+
+  def make(*overrides: str) -> config.Sections:
+    pairs = [tuple(o.split("=", 1)) for o in (*_SMALL, *overrides)]
+    return config.to_sections(config_files.load(DEMO, pairs))
+
+  return make

@@ -26,9 +26,7 @@ def setting(load, smollm, count):
 
 def run(setting, smollm, name, *overrides, make=None, **more):
   sections, topology, count = setting(name, *overrides, **more)
-  found = search.search(
-    sections, smollm, topology, count=count, make=make or count
-  )
+  found = search.search(sections, smollm, topology, count=count, make=make)
   return found, sections, topology, count
 
 
@@ -130,6 +128,30 @@ def test_nothing_fits(setting, smollm):
   found = run(setting, smollm, "gpu:h100:8", memory=1e6)[0]
   assert found.best is None and found.trials == () and found.fit == 0
   assert found.counted > 10
+
+
+def test_a_closed_form_that_is_too_high_hides_nothing(setting, smollm, roomy):
+  """A compiler that needs half of what is counted."""
+  memory = 0.3 * roomy
+  sections, topology, count = setting("gpu:h100:8", memory=memory)
+
+  def compiled(changed):
+    return [
+      dataclasses.replace(
+        program, how="compiled", code_bytes=-program.memory_bytes / 2
+      )
+      for program in count(changed)
+    ]
+
+  found = search.search(sections, smollm, topology, count=count, make=compiled)
+  assert found.fit == 0 and len(found.trials) == 1
+  assert found.best.memory_bytes <= memory and found.best.how == "compiled"
+  # The smallest that there is.
+  sizes = [
+    max(p.memory_bytes for p in count(changed))
+    for changed in all_configs(sections, smollm, topology)
+  ]
+  assert found.best.memory_bytes == min(sizes) / 2
 
 
 def test_no_mesh_can_share_it_out(setting, smollm):

@@ -82,8 +82,10 @@ def _largest(report: Report) -> str:
 
 
 def _print_memory(report: Report, console: rich.console.Console) -> None:
+  known = [f.memory_bytes for f in report.fits if f.memory_bytes is not None]
+  unit, scale = ("GB", 1e-9) if max(known, default=0) >= 1e9 else ("MB", 1e-6)
   table = make_table(
-    "memory",
+    f"memory, {unit}",
     *("beside", "arguments", "temporary", "outputs", "code", "all", "limit"),
   )
   for program, fit in zip(report.programs, report.fits, strict=True):
@@ -94,19 +96,14 @@ def _print_memory(report: Report, console: rich.console.Console) -> None:
       program.output_bytes,
       program.code_bytes,
     )
-    cells = [si(part, "B") for part in parts]
+    cells = [_short(part * scale) for part in parts]
     if program.too_large:
       cells = ["-"] * len(parts)
     size = fit.memory_bytes
-    whole = "too large" if size is None else si(size, "B")
+    whole = "too large" if size is None else _short(size * scale)
     share = "" if size is None else _percent(size / fit.limit_bytes)
-    table.add_row(
-      program.stage,
-      *cells,
-      whole,
-      share,
-      style="" if fit.fits else "red",
-    )
+    style = "" if fit.fits else "red"
+    table.add_row(program.stage, *cells, whole, share, style=style)
   console.print(table)
   for how in dict.fromkeys(program.how for program in report.programs):
     console.print(f"Figures: {how}.")

@@ -16,6 +16,7 @@ import math
 
 import jax
 
+from analogjax.data import sampling
 from analogjax.models import attention, sizes
 from analogjax.planning import buffers, facts, shapes
 
@@ -129,11 +130,14 @@ class _Count:
       kept = cfg.Y * T * c * self._kept_numbers()
       yield "activations kept for the backward pass", kept
     layer = T * c * self._layer_numbers()
-    logits = 1.1 * _F32 * self._S * V
-    if logits > layer and not self._trains:
-      yield "logits of a chunk", logits
-    else:
-      yield "activations of a layer", layer
+    works = {"activations of a layer": layer}
+    if not self._trains:
+      works["logits of a chunk"] = 1.1 * _F32 * self._S * V
+    if self._step.request.kind == "cache":
+      # Of every slot, the block of ids that it is looked for in.
+      slots = self._S * self._step.num_slots * sampling.BLOCK
+      works["records"] = 3.1 * _F32 * slots
+    yield max(works.items(), key=lambda work: work[1])
     yield "weights of a layer, gathered", c * self._layer_weights
     if self._step.chunk and (self._fsdp > 1 or c < _F32):
       yield "unembedding, gathered", c * self._head_weights
@@ -161,7 +165,7 @@ class _Count:
       return 0.3 * self._numbers + 2.25 * self._scores
     activations, scores = {
       "none": (0.2, 1.5),
-      "dots": (0.3, 2.5),
+      "dots": (0.6, 3.2),
       "full": (1.5, 3.2),
     }[self._cfg.remat]
     return activations * self._numbers + scores * self._scores
@@ -182,7 +186,8 @@ class _Count:
     if step.request.kind == "teacher":
       return self._T * cfg.D * self._bytes
     if step.request.kind == "cache":
-      return self._T * (8 * step.num_slots + 16)
+      # An id and a code for each slot; entropy, label and how many count.
+      return self._T * (5 * step.num_slots + 9)
     return 0.0
 
   def accessed_bytes(self) -> float:

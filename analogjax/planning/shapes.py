@@ -50,7 +50,7 @@ class Step:
   rows: int  # That go through the model at a time, of all devices.
   L: int
   chunk: int  # Tokens of a device whose logits exist at a time.
-  num_slots: int
+  num_slots: int  # Of a position, over all replicas of its record.
   tokens: int  # Of the global batch.
   flops: float  # Model FLOPs of the global batch.
 
@@ -310,7 +310,7 @@ def _cache_step(request, sections, teacher, devices) -> Step:
     rows=B,
     L=L,
     chunk=min(cache.chunk, L) * B // ways,
-    num_slots=sampler.num_slots,
+    num_slots=sampler.num_slots * cache.num_replicas,
     tokens=B * L,
     flops=B * L * sizes.forward_flops_per_token(teacher, L),
   )

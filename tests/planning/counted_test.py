@@ -49,7 +49,7 @@ def test_a_training_step(both, remat):
   assert ours.executed_flops == pytest.approx(theirs.executed_flops, rel=0.01)
   # Without what is computed twice and above the diagonal.
   assert 0.6 < ours.flops / ours.executed_flops < 1
-  assert ours.output_bytes == theirs.output_bytes == 0
+  assert ours.output_bytes == 0 and theirs.output_bytes < 1000  # Metrics.
   assert not theirs.exchanges and not ours.exchanges
 
 
@@ -99,11 +99,13 @@ def test_the_teacher_over_the_rows(both, chunk):
   theirs, ours = both(
     "cache", dict(data=1, fsdp=2, tensor=2), f"cache.chunk={chunk}"
   )
-  assert ours.argument_bytes == theirs.argument_bytes
+  # The compiled one does not look at the weights of the loss.
+  assert ours.argument_bytes == theirs.argument_bytes + theirs.resident_bytes
   assert ours.memory_bytes == pytest.approx(theirs.memory_bytes, rel=0.2)
   assert ours.executed_flops == pytest.approx(theirs.executed_flops, rel=0.01)
   for axis, kind in (("fsdp", "all-gather"), ("tensor", "all-reduce")):
+    # Sampling exchanges some numbers of each token, too.
     found = sent(theirs, axis)[kind]
-    assert sent(ours, axis)[kind] == pytest.approx(found, rel=0.02)
+    assert sent(ours, axis)[kind] == pytest.approx(found, rel=0.05)
   # Records of a device: its rows, the same on all of `tensor`.
   assert ours.output_bytes == pytest.approx(theirs.output_bytes, rel=0.1)

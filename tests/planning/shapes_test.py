@@ -57,3 +57,78 @@ def test_a_batch_is_that_of_the_loop(sections, teacher, kind):
   assert of(planned) == of(real)
   assert teacher_in_loop is None
   assert step.num_slots > 0
+
+
+def test_a_teacher_in_the_loop_is_that_of_the_loop(
+  sections, teacher, monkeypatch
+):
+  cfg = sections(*MESH, "train.distill.loss.teacher=live")
+  step = prepared("train.distill", cfg, teacher)
+  of_teacher = prepared("train.distill.teacher", cfg, teacher)
+  mesh = step.mesh
+  params = jax.tree.map(
+    lambda x: jax.numpy.zeros(x.shape, x.dtype, device=x.sharding),
+    of_teacher.call[0],
+  )
+  read = lambda folder, cfg, mesh, *, dtype: params  # noqa: E731
+  monkeypatch.setattr(live.hf_folder, "read_parameters", read)
+  opened = assemble.Teacher(
+    folder=None, cfg=teacher, digest="", tokenizer_digest=""
+  )
+  running = live.LiveTeacher(opened, mesh, mesh)
+  batch = hosts.put_rows(
+    batches.for_live_teacher(rows(8, cfg.data.L)), mesh, hosts.group(mesh)
+  )
+  _, planned, hidden = step.call
+  assert of(planned) == of(batch) == of(of_teacher.call[1])
+  assert of(hidden) == of(running.hidden(batch))
+
+
+def test_the_cache_step_is_that_of_the_recorder(
+  sections, teacher, monkeypatch
+):
+  cfg = sections(*MESH, "cache.num_replicas=2", "cache.capture=entropy")
+  step = prepared("cache", cfg, teacher)
+  opened = assemble.Teacher(
+    folder=None, cfg=teacher, digest="", tokenizer_digest=""
+  )
+  teaching = recorder.Recorder(cfg, step.mesh, opened)
+  seen = []
+  original = recorder.jitted.make_teacher_step
+
+  def make(*args, **kwargs):
+    jitted = original(*args, **kwargs)
+
+    def run(*call):
+      seen.append((jitted.lower(*call).as_text(), of(call)))
+      return jitted(*call)
+
+    return run
+
+  monkeypatch.setattr(recorder.jitted, "make_teacher_step", make)
+  params = jax.tree.map(
+    lambda x: jax.numpy.zeros(x.shape, x.dtype, device=x.sharding),
+    step.call[0],
+  )
+  read = lambda *args, **kwargs: params  # noqa: E731
+  monkeypatch.setattr(recorder.hf_folder, "read_parameters", read)
+  manifest = assemble.manifest(cfg, opened, "", 8, held_out=False)
+  teaching.record(rows(8, cfg.data.L), manifest)
+  monkeypatch.undo()
+  ((text, call),) = seen
+  assert call == of(step.call)
+  assert text == step.lower().as_text()
+
+
+def test_a_phase_compiles_what_it_runs(sections, teacher):
+  """The arguments above, and the jitted function of the phase."""
+  cfg = sections(*MESH)
+  step = prepared("train.distill", cfg, teacher)
+  training = jitted.make_training(
+    cfg.train.phase["distill"],
+    assemble.student_config(cfg),
+    assemble.make_mesh(cfg),
+    seed=cfg.student.seed,
+    teacher_softcap=None,
+  )
+  assert of(step.call[0]) == of(jax.eval_shape(training.start))

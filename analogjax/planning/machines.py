@@ -327,10 +327,9 @@ def meshes(topology: Topology) -> Iterator[dict[str, int]]:
   within = math.prod(topology.shape)
   for tensor in _divisors(within):
     for fsdp in _divisors(number // tensor):
-      sizes = {"data": number // tensor // fsdp, "fsdp": fsdp}
-      sizes |= {"expert": 1, "tensor": tensor}
-      if counts_slices(sizes, topology.num_slices):
-        yield sizes
+      # What is left of whole slices counts them, as make_mesh wants it.
+      data = number // tensor // fsdp
+      yield {"data": data, "fsdp": fsdp, "expert": 1, "tensor": tensor}
 
 
 def _divisors(number: int) -> list[int]:

@@ -136,6 +136,8 @@ def test_every_mesh_is_there_once():
   found = [tuple(m.values()) for m in machines.meshes(machines.parse("cpu:8"))]
   assert len(found) == len(set(found)) == 10
   assert {d * f * e * t for d, f, e, t in found} == {8}
+  for mesh in machines.meshes(machines.parse("gpu:h100:48")):
+    assert machines.counts_slices(mesh, 6)
   # tensor stays within a host: 1, 2, 4 or 8 of 16, and data or fsdp counts
   # the two hosts.
   pair = [

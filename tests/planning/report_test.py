@@ -147,6 +147,20 @@ def test_machines_stand_side_by_side(make):
   assert text.index(head) < text.index(devices)
 
 
+def test_what_is_counted_is_not_made_to_see_whether_it_fits(make):
+  found = make("gpu:h100:8", memory=1e6, searches=True).search
+  assert found.trials == () and found.counted > 0
+  assert "Nothing was found that fits" in shown(
+    make("gpu:h100:8", memory=1e6, searches=True)
+  )
+
+
+def test_seconds_have_a_unit_that_suits_them(make):
+  short, long = shown(make("gpu:h100:8")), shown(make("cpu:1"))
+  assert "step, ms" in short and "step, s " not in short
+  assert "step, s " in long
+
+
 def test_the_same_exchanges_are_shown_once(make):
   text = shown(make("gpu:h100:8"))
   assert text.count("all-gather") == 2 and text.count("(the same)") == 2

@@ -85,6 +85,9 @@ def test_what_is_not_counted_whole_is_said():
     ("v5p:8x8x8", axes(fsdp=64, tensor=8), ("fsdp",), 400),
     ("v5p:8x8x8", axes(fsdp=64, tensor=8), ("fsdp", "tensor"), 600),
     ("v5p:8x8x8", axes(fsdp=512), ("fsdp",), 600),
+    # Both could have the two dimensions of 4; the last axis chooses first.
+    ("v5p:4x4x16", axes(fsdp=16, tensor=16), ("tensor",), 400),
+    ("v5p:4x4x16", axes(fsdp=16, tensor=16), ("fsdp",), 200),
     # Two of a dimension of 4 have one link; the rest of it one as well.
     ("v5p:4x4x4", axes(fsdp=32, tensor=2), ("tensor",), 100),
     ("v5p:4x4x4", axes(fsdp=32, tensor=2), ("fsdp",), 500),
@@ -110,6 +113,7 @@ def test_links_of_an_axis(name, mesh, along, gb_per_second):
     (axes(fsdp=64), ("fsdp",), "all-gather", 7 / 63),
     (axes(fsdp=64), ("fsdp",), "all-to-all", 56 / 63),
     (axes(data=8, fsdp=8), ("data", "fsdp"), "all-reduce", 7 / 63),
+    (axes(data=2, fsdp=32), ("fsdp",), "all-to-all", 24 / 31),
     (axes(data=2, fsdp=32), ("fsdp",), "reduce-scatter", 3 / 31),
     (axes(data=8, fsdp=8), (), "send", 1),
   ],

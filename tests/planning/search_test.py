@@ -78,9 +78,12 @@ def test_less_memory_is_never_faster(setting, smollm, roomy):
   assert best[0].changes != best[1].changes
 
 
-def test_what_the_compiler_refuses_is_not_proposed(setting, smollm, roomy):
+@pytest.mark.parametrize("part", [1.05, 1.2, 1.4])
+def test_what_the_compiler_refuses_is_not_proposed(
+  setting, smollm, roomy, part
+):
   """A compiler that needs half as much again as the closed form."""
-  memory = 1.2 * roomy
+  memory = part * roomy
   sections, topology, count = setting("gpu:h100:8", memory=memory)
 
   def compiled(changed):

@@ -77,6 +77,16 @@ def of(topology: facts.Topology) -> list[Any]:
   return list(found)
 
 
+def are_here(topology: facts.Topology) -> bool:
+  """Whether this process has so many CPU devices."""
+  if topology.chip.name != CPU:
+    return False
+  try:
+    return len(jax.devices(CPU)) >= topology.num_devices
+  except RuntimeError:  # JAX_PLATFORMS names others alone.
+    return False
+
+
 def is_gpu(topology: facts.Topology) -> bool:
   return not topology.chip.is_tpu and topology.chip.name != CPU
 

@@ -20,8 +20,6 @@ import sys
 import tempfile
 import time
 
-import jax
-
 from analogjax import config
 from analogjax.models import decoder
 from analogjax.planning import devices, facts, kept, shapes, worker
@@ -105,9 +103,7 @@ def make_programs(
 def _run(
   jobs: dict[str, worker.Job], topology: facts.Topology, processes: int
 ) -> Iterator[tuple[str, facts.Program]]:
-  is_cpu = topology.chip.name == devices.CPU
-  number = len(jax.devices(devices.CPU)) if is_cpu else 0
-  if devices.is_gpu(topology) or number >= topology.num_devices:
+  if devices.is_gpu(topology) or devices.are_here(topology):
     for name, job in jobs.items():
       yield name, worker.run(job)
     return

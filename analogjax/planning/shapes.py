@@ -1,7 +1,6 @@
 """Which programs a config runs, and what goes into each, as shapes.
 
-Letters: B rows of a batch, L positions, K slots of a record, W the teacher's
-width.
+Letters: B rows of a batch, L positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,12 +11,16 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from analogjax import assemble, config, jitted, losses, sharding, steps
-from analogjax.data import batches, logit_cache, sampling
-from analogjax.data.rows import Rows
+from analogjax import assemble, config, jitted, sharding
+from analogjax.data import sampling
 from analogjax.models import decoder, sizes
+from analogjax.planning import arguments
 
 Kind = Literal["cache", "train", "teacher", "eval"]
+
+# On the devices beside that of a step: two that were read ahead
+# (batches.Prefetch), and the last one, until its metrics are there.
+_OTHER_BATCHES = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,11 +106,13 @@ def identity(
     values = {field: getattr(cache, field) for field in fields}
     return common | {"teacher": of_teacher, "cache": values}
   phase = sections.train.phase[request.phase]
-  teacher_mesh = sections.teacher.mesh
   common["rows"] = phase.batch_rows
-  if phase.runs_teacher:
+  if any(sections.train.phase[n].runs_teacher for n in sections.train.phases):
+    own = sections.teacher.mesh
+    common["teacher_mesh"] = own and dataclasses.asdict(own)
+  if _has_live_teacher(sections, request.phase):
     common["teacher"] = of_teacher
-    common["teacher_mesh"] = teacher_mesh and dataclasses.asdict(teacher_mesh)
+    common["runs_teacher"] = phase.runs_teacher
   if request.kind == "teacher":
     # The student's state lies beside it.
     optimizer = phase.optimizer.name, phase.optimizer.momentum_dtype
@@ -128,8 +133,9 @@ def identity(
   del student["seed"], student["size_window"]
   common |= {"student": student, "phase": values}
   if phase.reads_records or request.kind == "eval":
-    common["slots"] = _sampler(cache).num_slots
+    common["slots"] = arguments.sampler(cache).num_slots
     common["has_tail"] = cache.kind == "topk"
+    common["temperature"] = cache.temperature
   return common
 
 
@@ -166,27 +172,28 @@ def prepare(
   )
   if request.kind == "teacher":
     return _teacher_step(request, sections, teacher, training, teacher_mesh)
-  resident = {}
-  if phase.runs_teacher and teacher_mesh is mesh:
-    resident["teacher's parameters"] = _parameters(teacher, mesh)
+  resident: dict[str, Any] = {}
+  if teacher_mesh is mesh and _has_live_teacher(sections, request.phase):
+    resident["teacher's parameters"] = arguments.parameters(teacher, mesh)
   if request.kind == "eval":
     return _eval_step(request, sections, training, resident)
   L, tokens = sections.data.L, phase.batch_rows * sections.data.L
-  batch, live = _batch(sections, phase, mesh), None
-  arguments: dict[str, Any] = _parts(training.abstract) | {"batch": batch}
+  batch, live = arguments.for_phase(sections, phase, mesh), None
+  inputs: dict[str, Any] = arguments.parts(training.abstract) | {"batch": batch}
   if phase.runs_teacher:
-    live = _live(phase.batch_rows, L, teacher, mesh)
-    arguments["teacher's hidden states"] = live.x_BLW
-    arguments["teacher's unembedding"] = live.head_VW
+    live = arguments.live_teacher(phase.batch_rows, L, teacher, mesh)
+    inputs["teacher's hidden states"] = live.x_BLW
+    inputs["teacher's unembedding"] = live.head_VW
     if resident:
       # The head is one of its parameters, and an argument already.
-      resident = {"teacher's parameters": _without_head(teacher, mesh)}
+      resident = {"teacher's parameters": arguments.without_head(teacher, mesh)}
+  resident["other batches"] = [batch] * _OTHER_BATCHES
   return Step(
     request=request,
     mesh=mesh,
     make=lambda: training.step,
     call=(training.abstract, batch, live),
-    arguments=arguments,
+    arguments=inputs,
     resident=resident,
     model=student,
     rows=phase.batch_rows // phase.microbatches,
@@ -206,18 +213,22 @@ def _teacher_step(
   mesh: Mesh,
 ) -> Step:
   phase, L = sections.train.phase[request.phase], sections.data.L
-  params, batch = _parameters(teacher, mesh), _batch(sections, phase, mesh)
+  params = arguments.parameters(teacher, mesh)
+  batch = arguments.for_phase(sections, phase, mesh)
   shares = mesh is training.mesh
   if not shares:
     batch = batch._replace(targets=None)
-  tokens = phase.batch_rows * L
+  tokens, resident = phase.batch_rows * L, {}
+  if shares:
+    resident = arguments.parts(training.abstract)
+    resident["other batches"] = [batch] * _OTHER_BATCHES
   return Step(
     request=request,
     mesh=mesh,
     make=lambda: jitted.make_hidden_step(teacher, mesh),
     call=(params, batch),
     arguments={"teacher's parameters": params, "batch": batch},
-    resident=_parts(training.abstract) if shares else {},
+    resident=resident,
     model=teacher,
     rows=phase.batch_rows,
     L=L,
@@ -235,11 +246,9 @@ def _eval_step(
   resident: dict[str, Any],
 ) -> Step:
   phase, L = sections.train.phase[request.phase], sections.data.L
-  mesh, of_student = training.mesh, _parts(training.abstract)
-  params, batch = (
-    of_student.pop("parameters"),
-    _recorded(sections, phase.batch_rows, mesh),
-  )
+  mesh, of_student = training.mesh, arguments.parts(training.abstract)
+  params = of_student.pop("parameters")
+  batch = arguments.recorded(sections, phase.batch_rows, mesh)
 
   def make():
     return jitted.make_eval_step(
@@ -280,9 +289,10 @@ def _cache_step(request, sections, teacher, devices) -> Step:
   mesh = sharding.make_mesh(dataclasses.asdict(sections.mesh), devices)
   B = cache.batch_rows
   sharding.check_batch_rows(B, mesh, "cache.batch_rows")
-  params, sampler = _parameters(teacher, mesh), _sampler(cache)
+  params = arguments.parameters(teacher, mesh)
+  sampler = arguments.sampler(cache)
   where = NamedSharding(mesh, sharding.ROWS)
-  batch = _on_mesh(batches.from_rows(_rows(L)), B, mesh)
+  batch = arguments.unlabelled(sections, B, mesh)
   keys_B2 = jax.ShapeDtypeStruct((B, 2), "uint32", sharding=where)
 
   def make():
@@ -316,94 +326,11 @@ def _cache_step(request, sections, teacher, devices) -> Step:
   )
 
 
-def _sampler(cache: config.CacheConfig) -> sampling.Sampler:
-  return sampling.make_sampler(
-    cache.kind, tau=cache.tau, num_draws=cache.num_draws, top_k=cache.top_k
-  )
-
-
-def _parameters(cfg: decoder.DecoderConfig, mesh: Mesh) -> Any:
-  """Of a frozen teacher, in its compute dtype, as hf_folder reads them."""
-  abstract = decoder.abstract_parameters(cfg)
-  where = sharding.state_shardings(abstract, mesh)
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, cfg.dtype, sharding=s),
-    abstract,
-    where,
-  )
-
-
-def _without_head(cfg: decoder.DecoderConfig, mesh: Mesh) -> list[Any]:
-  head = "embed_VD" if cfg.tie_embeddings else "unembed_VD"
-  leaves = jax.tree_util.tree_leaves_with_path(_parameters(cfg, mesh))
-  return [
-    x for path, x in leaves if f"'{head}'" not in jax.tree_util.keystr(path)
-  ]
-
-
-def _parts(state: steps.TrainState) -> dict[str, Any]:
-  """A state's trees by what they are."""
-  moments: dict[str, list[Any]] = {"counts": [state.step]}
-  for path, x in jax.tree_util.tree_leaves_with_path(state.opt_state):
-    name = jax.tree_util.keystr(path)
-    which = "first moments" if ".mu" in name else "second moments"
-    moments.setdefault(which if x.ndim else "counts", []).append(x)
-  return {"parameters": state.params, **moments}
-
-
-def _live(B: int, L: int, teacher, mesh: Mesh) -> losses.Teacher:
-  """What live.LiveTeacher.hidden returns."""
-  rows = NamedSharding(mesh, sharding.ROWS)
-  head = NamedSharding(mesh, sharding.weight_spec("VD"))
-  dtype, V, W = teacher.dtype, teacher.V, teacher.D
-  x_BLW: Any = jax.ShapeDtypeStruct((B, L, W), dtype, sharding=rows)
-  head_VW: Any = jax.ShapeDtypeStruct((V, W), dtype, sharding=head)
-  return losses.Teacher(x_BLW, head_VW)
-
-
-def _batch(sections, phase: config.PhaseConfig, mesh: Mesh) -> batches.Batch:
-  """What the loop of a phase feeds its step."""
-  B, rows = phase.batch_rows, _rows(sections.data.L)
-  if phase.reads_records:
-    return _recorded(sections, B, mesh)
-  make = batches.for_live_teacher if phase.runs_teacher else batches.from_rows
-  return _on_mesh(make(rows), B, mesh)
-
-
-def _recorded(sections, B: int, mesh: Mesh) -> batches.Batch:
-  """A batch with records of the cache."""
-  L, cache = sections.data.L, sections.cache
-  K = _sampler(cache).num_slots
-  zeros_1L = np.zeros((1, L), np.float32)
-  entries = logit_cache.Entries(
-    rows=_rows(L),
-    ids_BLK=np.zeros((1, L, K), np.int32),
-    p_BLK=np.zeros((1, L, K), np.float32),
-    log_tail_BL=zeros_1L if cache.kind == "topk" else None,
-    num_head_BL=zeros_1L,
-    num_BL=zeros_1L,
-    capture_weights_BL=zeros_1L,
-    entropy_BL=zeros_1L,
-    label_logprob_BL=zeros_1L,
-  )
-  return _on_mesh(batches.from_entries(entries), B, mesh)
-
-
-def _rows(L: int) -> Rows:
-  """One row, on the host, from which the code of the stages makes a batch."""
-  zeros_1L = np.zeros((1, L), np.int32)
-  return Rows(zeros_1L, zeros_1L, zeros_1L, zeros_1L.astype(np.float32))
-
-
-def _on_mesh(batch: batches.Batch, B: int, mesh: Mesh) -> batches.Batch:
-  """Shapes of B rows like the one that there is."""
-  where = NamedSharding(mesh, sharding.ROWS)
-
-  def of(x):
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-    return jax.ShapeDtypeStruct((B, *x.shape[1:]), dtype, sharding=where)
-
-  return jax.tree.map(of, batch)
+def _has_live_teacher(sections: config.Sections, phase: str) -> bool:
+  """Whether its weights are there: from its first phase on they stay."""
+  phases = sections.train.phases
+  so_far = phases[: phases.index(phase) + 1]
+  return any(sections.train.phase[name].runs_teacher for name in so_far)
 
 
 def _coarse(name: str, value: Any) -> Any:

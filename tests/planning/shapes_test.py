@@ -1,17 +1,17 @@
 """Tests for analogjax/planning/shapes.py: what a plan compiles is what runs."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
-from analogjax import assemble, hosts
+from analogjax import assemble, hosts, jitted, live, recorder
 from analogjax.data import batches, logit_cache
 from analogjax.data.rows import Rows
 from analogjax.planning import shapes
 
-AXES = dict(data=2, fsdp=2, tensor=2)
-MESH = tuple(f"mesh.{axis}={n}" for axis, n in AXES.items())
-STUDENT = dict(V=512, D=32, Y=2, N=4, G=2, H=8, F=64)
+MESH = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
 
 
 def rows(B, L):
@@ -26,6 +26,18 @@ def prepared(stage, cfg, teacher):
     if request.stage == stage:
       return shapes.prepare(request, cfg, teacher, jax.devices())
   raise AssertionError(stage)
+
+
+def open_teacher(cfg):
+  return assemble.Teacher(
+    folder=Path(), cfg=cfg, digest="", tokenizer_digest=""
+  )
+
+
+def zeros(tree):
+  return jax.tree.map(
+    lambda x: jax.numpy.zeros(x.shape, x.dtype, device=x.sharding), tree
+  )
 
 
 def of(tree):
@@ -66,15 +78,10 @@ def test_a_teacher_in_the_loop_is_that_of_the_loop(
   step = prepared("train.distill", cfg, teacher)
   of_teacher = prepared("train.distill.teacher", cfg, teacher)
   mesh = step.mesh
-  params = jax.tree.map(
-    lambda x: jax.numpy.zeros(x.shape, x.dtype, device=x.sharding),
-    of_teacher.call[0],
-  )
+  params = zeros(of_teacher.call[0])
   read = lambda folder, cfg, mesh, *, dtype: params  # noqa: E731
   monkeypatch.setattr(live.hf_folder, "read_parameters", read)
-  opened = assemble.Teacher(
-    folder=None, cfg=teacher, digest="", tokenizer_digest=""
-  )
+  opened = open_teacher(teacher)
   running = live.LiveTeacher(opened, mesh, mesh)
   batch = hosts.put_rows(
     batches.for_live_teacher(rows(8, cfg.data.L)), mesh, hosts.group(mesh)
@@ -84,32 +91,25 @@ def test_a_teacher_in_the_loop_is_that_of_the_loop(
   assert of(hidden) == of(running.hidden(batch))
 
 
-def test_the_cache_step_is_that_of_the_recorder(
-  sections, teacher, monkeypatch
-):
+def test_the_cache_step_is_that_of_the_recorder(sections, teacher, monkeypatch):
   cfg = sections(*MESH, "cache.num_replicas=2", "cache.capture=entropy")
   step = prepared("cache", cfg, teacher)
-  opened = assemble.Teacher(
-    folder=None, cfg=teacher, digest="", tokenizer_digest=""
-  )
+  opened = open_teacher(teacher)
   teaching = recorder.Recorder(cfg, step.mesh, opened)
   seen = []
   original = recorder.jitted.make_teacher_step
 
   def make(*args, **kwargs):
-    jitted = original(*args, **kwargs)
+    teacher_step = original(*args, **kwargs)
 
     def run(*call):
-      seen.append((jitted.lower(*call).as_text(), of(call)))
-      return jitted(*call)
+      seen.append((teacher_step.lower(*call).as_text(), of(call)))
+      return teacher_step(*call)
 
     return run
 
   monkeypatch.setattr(recorder.jitted, "make_teacher_step", make)
-  params = jax.tree.map(
-    lambda x: jax.numpy.zeros(x.shape, x.dtype, device=x.sharding),
-    step.call[0],
-  )
+  params = zeros(step.call[0])
   read = lambda *args, **kwargs: params  # noqa: E731
   monkeypatch.setattr(recorder.hf_folder, "read_parameters", read)
   manifest = assemble.manifest(cfg, opened, "", 8, held_out=False)
@@ -121,14 +121,24 @@ def test_the_cache_step_is_that_of_the_recorder(
 
 
 def test_a_phase_compiles_what_it_runs(sections, teacher):
-  """The arguments above, and the jitted function of the phase."""
-  cfg = sections(*MESH)
+  cfg = sections(*MESH, "train.distill.microbatches=2")
   step = prepared("train.distill", cfg, teacher)
+  mesh = assemble.make_mesh(cfg)
   training = jitted.make_training(
     cfg.train.phase["distill"],
     assemble.student_config(cfg),
-    assemble.make_mesh(cfg),
+    mesh,
     seed=cfg.student.seed,
     teacher_softcap=None,
   )
-  assert of(step.call[0]) == of(jax.eval_shape(training.start))
+  batch = zeros(step.call[1])
+  with jax.set_mesh(mesh):
+    state = training.start()
+    text = training.step.lower(state, batch, None).as_text()
+  assert of(step.call[0]) == of(state)
+  assert text == step.lower().as_text()
+  # Of which a device holds what a plan says.
+  here = sum(
+    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.params)
+  )
+  assert shapes.bytes_of(step.arguments["parameters"]) == here

@@ -27,6 +27,7 @@ def print_reports(
       f"{topology.name}: {topology.num_devices} devices, mesh {mesh or 'of 1'}",
       style="bold",
     )
+    console.print(f"Chip: {topology.chip.source}.")
     _print_memory(report, console)
     _print_bounds(report, console)
     _print_exchanges(report, console)

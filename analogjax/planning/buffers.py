@@ -123,6 +123,9 @@ class _Words:
         self._gathered.add(_key(whole[1:]))
       else:
         self._heads.add(_key(whole))
+    if "teacher's unembedding" in step.arguments:
+      V, W = step.arguments["teacher's unembedding"].shape
+      self._heads.add(_key((math.ceil(V / tensor), W)))
 
   def of(self, array: hlo.Array, source: str) -> str:
     key, size = _key(array.sizes), math.prod(array.sizes)

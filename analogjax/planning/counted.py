@@ -52,7 +52,11 @@ class _Count:
     cfg, mesh = step.model, step.mesh
     self._step, self._cfg = step, cfg
     self._trains = step.request.kind == "train"
-    self._copies, self._fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    # Axes along which weights are copied.
+    self._copied = {
+      a: n for a in ("data", "expert") if (n := mesh.shape[a]) > 1
+    }
+    self._fsdp = mesh.shape["fsdp"]
     self._tensor = mesh.shape["tensor"]
     self._bytes = _BYTES[cfg.dtype]
     self._L = step.L
@@ -76,6 +80,19 @@ class _Count:
   @functools.cached_property
   def _head_weights(self) -> float:
     return math.ceil(self._cfg.V / self._tensor) * self._cfg.D
+
+  @property
+  def _live_head(self) -> jax.ShapeDtypeStruct | None:
+    """The unembedding of a teacher in the loop, as shape."""
+    return self._step.arguments.get("teacher's unembedding")
+
+  @property
+  def _live_bytes(self) -> float:
+    """The same on a device, W whole."""
+    live = self._live_head
+    if live is None:
+      return 0.0
+    return live.size * live.dtype.itemsize / self._tensor
 
   def flops(self) -> float:
     """Of matrix products, what is computed twice included.
@@ -102,15 +119,11 @@ class _Count:
       backward += cfg.Y * (layer - down + 2 * product)
     elif cfg.remat == "dots":
       backward += cfg.Y * 2 * product
-    total = forward + backward + 3 * head + self._teacher_head()
-    return self._parts * total
-
-  def _teacher_head(self) -> float:
-    live = self._step.arguments.get("teacher's unembedding")
-    if live is None:
-      return 0.0
-    V, W = live.shape
-    return 2 * self._T * math.ceil(V / self._tensor) * W
+    # Of a live teacher the logits alone: nothing flows back.
+    live = 0.0
+    if self._live_head is not None:
+      live = 2 * T * self._live_head.size / self._tensor
+    return self._parts * (forward + backward + 3 * head + live)
 
   def temporaries(self) -> Iterator[tuple[str, float]]:
     """(what, bytes) at the worst moment.
@@ -139,6 +152,8 @@ class _Count:
       works["records"] = 3.1 * _F32 * slots
     yield max(works.items(), key=lambda work: work[1])
     yield "weights of a layer, gathered", c * self._layer_weights
+    if self._fsdp > 1 and self._live_bytes:
+      yield "teacher's unembedding, gathered", self._live_bytes
     if self._step.chunk and (self._fsdp > 1 or c < _F32):
       yield "unembedding, gathered", c * self._head_weights
 
@@ -221,12 +236,12 @@ class _Count:
     Y, parts = cfg.Y, self._parts
     layers, head = Y * self._layer_weights, self._head_weights
     has_head = bool(self._step.chunk)
-    f, t, d = self._fsdp, self._tensor, self._copies
+    f, t, d = self._fsdp, self._tensor, math.prod(self._copied.values())
 
-    def one(kind, axis, runs, sent):
+    def one(kind, axes, runs, sent):
       return facts.Exchange(
         kind=kind,
-        axes=(axis,),
+        axes=(axes,) if isinstance(axes, str) else axes,
         runs=round(parts * runs),
         sent_bytes=parts * sent,
         is_whole=True,
@@ -236,7 +251,7 @@ class _Count:
     passes = 2 if self._trains else 1
     if f > 1:
       share = (f - 1) / f
-      sent = passes * c * layers + has_head * c * head
+      sent = passes * c * layers + has_head * c * head + self._live_bytes
       yield one("all-gather", "fsdp", passes * 7 * Y + has_head, share * sent)
       # The look-up of the embedding, and back.
       yield one("all-to-all", "fsdp", passes, passes * share * width)
@@ -255,4 +270,5 @@ class _Count:
     if d > 1 and self._trains:
       # The loss sums the unembedding's gradient itself.
       sent = (c * layers + 2 * _F32 * head) / f
-      yield one("all-reduce", "data", 7 * Y + 2, 2 * (d - 1) / d * sent)
+      axes = tuple(self._copied)
+      yield one("all-reduce", axes, 7 * Y + 2, 2 * (d - 1) / d * sent)

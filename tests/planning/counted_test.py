@@ -109,3 +109,18 @@ def test_the_teacher_over_the_rows(both, chunk):
     assert sent(ours, axis)[kind] == pytest.approx(found, rel=0.05)
   # Records of a device: its rows, the same on all of `tensor`.
   assert ours.output_bytes == pytest.approx(theirs.output_bytes, rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_teacher_in_the_loop(both):
+  theirs, ours = both(
+    "train.distill",
+    dict(data=1, fsdp=2, tensor=1),
+    *("student.remat=full", "train.distill.loss.teacher=live"),
+  )
+  assert ours.argument_bytes == theirs.argument_bytes
+  assert ours.resident_bytes == theirs.resident_bytes
+  assert ours.executed_flops == pytest.approx(theirs.executed_flops, rel=0.01)
+  assert sent(ours, "fsdp")["all-gather"] == pytest.approx(
+    sent(theirs, "fsdp")["all-gather"], rel=0.02
+  )

@@ -46,15 +46,9 @@ def test_every_program_of_a_run_and_each_once(
   assert all(e.is_whole and e.sent_bytes > 0 for e in train.exchanges)
   # The moments lie beside an evaluation.
   assert of_eval.resident_bytes == pytest.approx(2 * 4 * student / 2, rel=0.01)
-  # A second time all is there, also after a file was damaged.
+  # A second time all is there.
   said.clear()
   assert make() == found and not said
-  (first, *_) = tmp_path.glob("*.json")
-  first.write_text(first.read_text()[:100])
-  again = make()
-  assert len(said) == 1
-  same = [dataclasses.replace(p, compile_seconds=0.0) for p in (*again, *found)]
-  assert same[: len(found)] == same[len(found) :]
 
 
 def test_programs_that_differ_in_constants_are_compiled_once(

@@ -115,17 +115,22 @@ def make_program(step: shapes.Step, how: str) -> facts.Program:
 
 
 def exchanges(text: str, step: shapes.Step) -> tuple[facts.Exchange, ...]:
-  """What the devices of a compiled program exchange."""
-  found = collectives.find(text, dict(step.mesh.shape))
+  """What the devices of a compiled program exchange.
+
+  What goes from slice to slice has no axes: a TPU's program does not name them.
+  """
+  by_kind = collectives.by_kind(collectives.find(text, dict(step.mesh.shape)))
+  found = {
+    (kind, tuple(axes.split(" x "))): value
+    for (kind, axes), value in by_kind.items()
+  }
+  for kind, value in collectives.between_slices(text).items():
+    found[kind.lower().replace("_", "-"), ()] = value
   return tuple(
     facts.Exchange(
-      kind=kind,
-      axes=tuple(axes.split(" x ")),
-      runs=runs,
-      sent_bytes=sent,
-      is_whole=known,
+      kind=kind, axes=axes, runs=runs, sent_bytes=sent, is_whole=known
     )
-    for (kind, axes), (runs, sent, known) in collectives.by_kind(found).items()
+    for (kind, axes), (runs, sent, known) in found.items()
   )
 
 

@@ -249,9 +249,8 @@ def _print_search(report: Report, console: rich.console.Console) -> None:
   )
   for trial in found.trials:
     fields = " ".join(_fields(trial.changes))
-    took = (
-      "" if trial.seconds is None else f" {_short(trial.seconds / 86400)} d"
-    )
+    days = None if trial.seconds is None else trial.seconds / 86_400
+    took = "" if days is None else f" {_short(days)} days,"
     verdict = "fits" if trial.fits else "does not fit"
     console.print(
       f"  {verdict},{took} {trial.how}: {fields}"

@@ -88,20 +88,29 @@ def by_kind(
   return dict(sorted(out.items(), key=lambda item: -item[1][1]))
 
 
-def between_slices(text: str) -> dict[str, tuple[int, int]]:
-  """Kind -> runs, bytes: what a TPU's program hands to the network of hosts.
+def between_slices(text: str) -> dict[str, tuple[int, int, bool]]:
+  """What a TPU's program hands to the network of hosts.
 
   Of several slices each runs a program of its own, and what another has to get
-  is sent through the hosts. Such lines do not say along which axis; loops are
-  not counted out.
+  is sent through the hosts. Such lines do not say along which axis.
+
+  Returns:
+    Kind -> runs, bytes sent by one device, whether both are known.
   """
-  found = {}
-  for line in text.splitlines():
-    kind = re.search(r'_megascale_transfer_type="(\w+)"', line)
-    if kind and " send(" in line:
+  program, found = hlo.parse(text), {}
+  for name, (times, known) in program.times.items():
+    for line in program.computations[name]:
+      match = re.search(r'_megascale_transfer_type="(\w+)"', line)
+      if match is None or " send(" not in line:
+        continue
+      kind = match[1].lower().replace("_", "-")
       shape = line[line.index(" = ") + 3 : line.index(" send(")]
-      runs, sent = found.get(kind[1], (0, 0))
-      found[kind[1]] = runs + 1, sent + round(_bytes(shape))
+      runs, sent, all_known = found.get(kind, (0, 0, True))
+      found[kind] = (
+        runs + times,
+        sent + times * round(_bytes(shape)),
+        all_known and known,
+      )
   return found
 
 

@@ -117,15 +117,18 @@ def make_program(step: shapes.Step, how: str) -> facts.Program:
 def exchanges(text: str, step: shapes.Step) -> tuple[facts.Exchange, ...]:
   """What the devices of a compiled program exchange."""
   found = collectives.find(text, dict(step.mesh.shape))
+  by_axes = {
+    (kind, tuple(axes.split(" x "))): counts
+    for (kind, axes), counts in collectives.by_kind(found).items()
+  }
+  # Between slices; along which axes is not said.
+  for kind, counts in collectives.between_slices(text).items():
+    by_axes[kind, ()] = counts
   return tuple(
     facts.Exchange(
-      kind=kind,
-      axes=tuple(axes.split(" x ")),
-      runs=runs,
-      sent_bytes=sent,
-      is_whole=known,
+      kind=kind, axes=axes, runs=runs, sent_bytes=sent, is_whole=known
     )
-    for (kind, axes), (runs, sent, known) in collectives.by_kind(found).items()
+    for (kind, axes), (runs, sent, known) in by_axes.items()
   )
 
 

@@ -150,6 +150,12 @@ def test_for_several_slices_of_tpus(sections, teacher, machine, libtpu):
   assert train.code_bytes > 0 and train.temporary_bytes > 0
   assert dict(train.largest)["parameters"] > 0
   assert ("fsdp",) in {e.axes for e in train.exchanges}
+  # The data axis counts the slices: gradients go between them, once.
+  between = [e for e in train.exchanges if not e.axes]
+  assert {e.kind for e in between} == {"all-reduce"}
+  gradient = dict(train.largest)["parameters"]
+  assert 0.5 * gradient < sum(e.sent_bytes for e in between) < 8 * gradient
+  assert not [e for e in of_cache.exchanges if not e.axes]
 
 
 @pytest.mark.slow

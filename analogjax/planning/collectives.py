@@ -95,20 +95,22 @@ def between_slices(text: str) -> dict[str, tuple[int, int, bool]]:
   is sent through the hosts. Such lines do not say along which axis.
 
   Returns:
-    kind -> runs, bytes sent by one device, whether both are known.
+    Kind -> runs, bytes sent by one device, whether both are known.
   """
   program, found = hlo.parse(text), {}
-  for name, (times, times_known) in program.times.items():
+  for name, (times, known) in program.times.items():
     for line in program.computations[name]:
-      kind = re.search(r'_megascale_transfer_type="(\w+)"', line)
-      if kind and " send(" in line:
-        shape = line[line.index(" = ") + 3 : line.index(" send(")]
-        runs, sent, known = found.get(kind[1], (0, 0, True))
-        found[kind[1]] = (
-          runs + times,
-          sent + times * round(_bytes(shape)),
-          known and times_known,
-        )
+      match = re.search(r'_megascale_transfer_type="(\w+)"', line)
+      if match is None or " send(" not in line:
+        continue
+      kind = match[1].lower().replace("_", "-")
+      shape = line[line.index(" = ") + 3 : line.index(" send(")]
+      runs, sent, all_known = found.get(kind, (0, 0, True))
+      found[kind] = (
+        runs + times,
+        sent + times * round(_bytes(shape)),
+        all_known and known,
+      )
   return found
 
 

@@ -115,22 +115,20 @@ def make_program(step: shapes.Step, how: str) -> facts.Program:
 
 
 def exchanges(text: str, step: shapes.Step) -> tuple[facts.Exchange, ...]:
-  """What the devices of a compiled program exchange.
-
-  What goes from slice to slice has no axes: a TPU's program does not name them.
-  """
-  by_kind = collectives.by_kind(collectives.find(text, dict(step.mesh.shape)))
-  found = {
-    (kind, tuple(axes.split(" x "))): value
-    for (kind, axes), value in by_kind.items()
+  """What the devices of a compiled program exchange."""
+  found = collectives.find(text, dict(step.mesh.shape))
+  by_axes = {
+    (kind, tuple(axes.split(" x "))): counts
+    for (kind, axes), counts in collectives.by_kind(found).items()
   }
-  for kind, value in collectives.between_slices(text).items():
-    found[kind.lower().replace("_", "-"), ()] = value
+  # Between slices; along which axes is not said.
+  for kind, counts in collectives.between_slices(text).items():
+    by_axes[kind, ()] = counts
   return tuple(
     facts.Exchange(
       kind=kind, axes=axes, runs=runs, sent_bytes=sent, is_whole=known
     )
-    for (kind, axes), (runs, sent, known) in found.items()
+    for (kind, axes), (runs, sent, known) in by_axes.items()
   )
 
 

@@ -43,7 +43,7 @@ class Exchange:
   """Collectives of one kind along the same axes of the mesh, in one run."""
 
   kind: str  # As collectives.py names them.
-  axes: tuple[str, ...]  # None: between slices, along which is not known.
+  axes: tuple[str, ...]  # (): between slices; the program says no more.
   runs: int
   sent_bytes: float  # By one device, in all of these runs.
   is_whole: bool  # False: a loop's length is not known; these are fewer.

@@ -22,6 +22,7 @@ _FREE = frozenset(
   async-update send-done recv-done iota
   """.split()
 )
+_SLICES = ("dynamic-slice", "slice", "gather")
 # Kernel of splash attention -> products of [L, H] by [H, L], or as large. The
 # forward one has q k and p v; dq also d(output) v; dkv all five but dq.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
@@ -143,69 +144,79 @@ def _kernel(one: hlo.Instruction, instructions) -> float:
 
 
 def _moved(one: hlo.Instruction, instructions, program: hlo.Program) -> float:
-  if one.opcode in ("dynamic-slice", "slice", "gather"):
+  if one.opcode in _SLICES:
     return 2 * _size(one.shape)
   if one.opcode == "dynamic-update-slice":
     return 2 * _size_of(one.operands[1], instructions)
-  if one.opcode in ("copy-start", "slice-start"):
-    # (to, from, a semaphore).
-    return sum(x.bytes for x in hlo.arrays(one.shape)[:2] if not x.on_chip)
+  if one.opcode.endswith("-start"):
+    # Its shape has what goes in, too; a scalar is a semaphore.
+    return sum(
+      x.bytes for x in hlo.arrays(one.shape) if x.sizes and not x.on_chip
+    )
   if one.opcode != "fusion":
     read = sum(_size_of(name, instructions) for name in one.operands)
     return read + _size(one.shape)
-  (inner,) = (program.instructions[name] for name in one.called)
-  return _fusion(one, inner, instructions)
+  (inner,) = one.called
+  total = _written(inner, one.shape, program)
+  for index, name in enumerate(one.operands):
+    if not all(array.on_chip for array in _arrays(name, instructions)):
+      total += _read(inner, index, program)
+  return total
 
 
-def _fusion(one: hlo.Instruction, inner, instructions) -> float:
-  users: dict[str, list[hlo.Instruction]] = {}
-  for each in inner.values():
-    for name in each.operands:
-      users.setdefault(name, []).append(each)
-
-  def through(each):
-    """Those that use a value, or a view of it."""
-    for user in users.get(each.name, ()):
-      if user.opcode == "bitcast":
-        yield from ((u, user.name) for u, _ in through(user))
-      else:
-        yield user, each.name
-
-  written = _size(one.shape)
-  root = next(each for each in inner.values() if each.is_root)
-  while root.opcode == "bitcast":
-    root = inner[root.operands[0]]
-  in_place = set()
+def _written(computation: str, shape: str, program: hlo.Program) -> float:
+  """Bytes that a fusion writes; a slice that it writes in place is its size."""
+  inner = program.instructions[computation]
+  root = next(one for one in inner.values() if one.is_root)
   roots = [root]
   if root.opcode == "tuple":
-    roots = [inner[name] for name in root.operands if name in inner]
-  for each in roots:
-    if each.opcode == "dynamic-update-slice":
-      in_place.add(each.name)
-      update = _size_of(each.operands[1], inner)
-      written += update - _size(each.shape)
-  total = max(written, 0.0)
-  for each in inner.values():
-    if each.opcode != "parameter":
+    roots = [inner[name] for name in root.operands]
+  total = _size(shape)
+  for one in roots:
+    while one.opcode == "bitcast":
+      one = inner[one.operands[0]]
+    if one.opcode == "dynamic-update-slice":
+      total += _size_of(one.operands[1], inner) - _size(one.shape)
+    elif one.opcode == "fusion":
+      (called,) = one.called
+      total += _written(called, one.shape, program) - _size(one.shape)
+  return max(total, 0.0)
+
+
+def _read(computation: str, index: int, program: hlo.Program) -> float:
+  """Bytes of an operand that a fusion reads.
+
+  A TPU's compiler puts fusions into fusions, and the slice of one layer's
+  weights into the innermost.
+  """
+  inner = program.instructions[computation]
+  parameter = f" parameter({index})"
+  (found,) = (
+    one
+    for one in inner.values()
+    if one.opcode == "parameter" and parameter in one.line
+  )
+  whole, total, names = _size(found.shape), 0.0, {found.name}
+  # In order, so a view comes before what looks at it.
+  for one in inner.values():
+    if names.isdisjoint(one.operands):
       continue
-    index = int(re.findall(r"parameter\((\d+)\)", each.line)[0])
-    if index >= len(one.operands):
+    if one.opcode == "bitcast":
+      names.add(one.name)
       continue
-    outer = _arrays(one.operands[index], instructions)
-    if outer and all(array.on_chip for array in outer):
-      continue
-    whole, sliced, is_sliced = _size(each.shape), 0.0, True
-    for user, name in through(each):
-      if user.opcode in ("dynamic-slice", "slice", "gather") and (
-        user.operands[0] == name
-      ):
-        sliced += _size(user.shape)
-      elif user.name in in_place and user.operands[0] == name:
-        pass
+    for place, name in enumerate(one.operands):
+      if name not in names:
+        continue
+      if one.opcode in _SLICES and place == 0:
+        total += _size(one.shape)
+      elif one.opcode == "dynamic-update-slice" and place == 0:
+        pass  # In place.
+      elif one.opcode == "fusion":
+        (called,) = one.called
+        total += _read(called, place, program)
       else:
-        is_sliced = False
-    total += min(sliced, whole) if is_sliced else whole
-  return total
+        return whole
+  return min(total, whole)
 
 
 def _array(name: str, instructions: Mapping[str, hlo.Instruction]) -> hlo.Array:

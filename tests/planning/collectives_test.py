@@ -169,8 +169,8 @@ def test_groups_of_devices(groups, axes):
 @pytest.mark.parametrize(
   ("axes", "kinds"),
   [
-    (dict(data=2, fsdp=8, tensor=2), {"ALL_REDUCE"}),
-    (dict(fsdp=16, tensor=2), {"ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER"}),
+    (dict(data=2, fsdp=8, tensor=2), {"all-reduce"}),
+    (dict(fsdp=16, tensor=2), {"all-reduce", "all-gather", "reduce-scatter"}),
   ],
   ids=["data", "fsdp"],
 )
@@ -205,8 +205,8 @@ def test_what_a_training_step_sends_from_slice_to_slice(
   (program,) = tmp_path.glob("*.after_optimizations.txt")
   found = collectives.between_slices(program.read_text("utf-8"))
   assert kinds <= set(found)
-  if kinds == {"ALL_REDUCE"}:
+  if kinds == {"all-reduce"}:
     assert set(found) == kinds
     # Of a device's weights, in float32 at most and filled up to whole tiles.
     weights = sum(x.size for x in jax.tree.leaves(training.abstract.params))
-    assert found["ALL_REDUCE"][1] < 2 * 4 * weights / 16
+    assert found["all-reduce"][1] < 2 * 4 * weights / 16

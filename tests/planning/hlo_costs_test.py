@@ -95,3 +95,56 @@ def test_products_of_a_tpu():
   product = 2 * 4 * 8 * 8192 * 8192 * 128 * 17 / 32
   found = hlo_costs.matrix_flops(hlo.parse(TPU))
   assert found == matrix + heads + (2 + 4) * product
+
+
+NESTED = """
+HloModule jit_step, is_scheduled=true
+
+%one_layer (w: f32[32,64,64], i: s32[]) -> f32[64,64] {
+  %w = f32[32,64,64]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %part = f32[1,64,64]{2,1,0} dynamic-slice(%w, %i, %zero, %zero), \
+dynamic_slice_sizes={1,64,64}
+  ROOT %flat = f32[64,64]{1,0} bitcast(%part)
+}
+
+%product (w.1: f32[32,64,64], i.1: s32[], x: f32[128,64]) -> f32[128,64] {
+  %w.1 = f32[32,64,64]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  %x = f32[128,64]{1,0} parameter(2)
+  %layer = f32[64,64]{1,0} fusion(%w.1, %i.1), kind=kLoop, calls=%one_layer
+  ROOT %dot = f32[128,64]{1,0} dot(%x, %layer), lhs_contracting_dims={1}, \
+rhs_contracting_dims={0}
+}
+
+%put (all: f32[32,128,64], i.2: s32[], y: f32[128,64]) -> f32[32,128,64] {
+  %all = f32[32,128,64]{2,1,0} parameter(0)
+  %i.2 = s32[] parameter(1)
+  %y = f32[128,64]{1,0} parameter(2)
+  %zero.1 = s32[] constant(0)
+  %row = f32[1,128,64]{2,1,0} bitcast(%y)
+  ROOT %written = f32[32,128,64]{2,1,0} dynamic-update-slice(%all, %row, \
+%i.2, %zero.1, %zero.1)
+}
+
+ENTRY %main (a: f32[32,64,64], b: s32[]) -> f32[32,128,64] {
+  %a = f32[32,64,64]{2,1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %near = f32[128,64]{1,0:T(8,128)S(1)} parameter(2)
+  %kept = f32[32,128,64]{2,1,0} parameter(3)
+  %fusion.1 = f32[128,64]{1,0} fusion(%a, %b, %near), kind=kOutput, \
+calls=%product
+  ROOT %fusion.2 = f32[32,128,64]{2,1,0} fusion(%kept, %b, %fusion.1), \
+kind=kLoop, calls=%put
+}
+"""
+
+
+def test_a_slice_within_fusions_is_not_the_whole():
+  """Nor is what is on the chip; an index has four bytes."""
+  layer, row, index = 4 * 64 * 64, 4 * 128 * 64, 4
+  product = layer + index + row  # And x, which is near.
+  put = row + index + row
+  found = hlo_costs.accessed_bytes(hlo.parse(NESTED))
+  assert found == product + put

@@ -150,14 +150,12 @@ def test_for_several_slices_of_tpus(sections, teacher, machine, libtpu):
   assert train.code_bytes > 0 and train.temporary_bytes > 0
   assert dict(train.largest)["parameters"] > 0
   assert ("fsdp",) in {e.axes for e in train.exchanges}
-  # Gradients alone go from slice to slice, each filled up to whole tiles.
-  assert () not in {e.axes for e in of_cache.exchanges}
+  # The data axis counts the slices: gradients go between them, once.
   between = [e for e in train.exchanges if not e.axes]
   assert {e.kind for e in between} == {"all-reduce"}
-  gradients = dict(train.largest)["parameters"]
-  sent = sum(e.sent_bytes for e in between)
-  assert gradients / 4 < sent < 10 * gradients
-  assert all(e.is_whole for e in between)
+  gradient = dict(train.largest)["parameters"]
+  assert 0.5 * gradient < sum(e.sent_bytes for e in between) < 8 * gradient
+  assert not [e for e in of_cache.exchanges if not e.axes]
 
 
 @pytest.mark.slow

@@ -47,12 +47,14 @@ def _memory(ax: Axes, report: Report) -> None:
       says = "too large" if size is None else f"{size / 1e9:.3g} GB: too large"
       ax.text(left[i], i, f" {says}", va="center", color="#c00000")
   limit = report.fits[0].limit_bytes / 1e9
+  end = max(left)
   # A line far off to the right would press the bars together.
-  if limit < 8 * max(left):
+  if limit < 8 * end:
     ax.axvline(limit, color="#c00000", linestyle="--", label="limit")
+    end = max(end, limit)
   ax.set_xlabel(f"GB of a device, of {limit:.3g}")
   ax.set_title(f"{report.topology.name}: memory")
-  _finish(ax)
+  _finish(ax, end)
 
 
 def _times(ax: Axes, report: Report) -> None:
@@ -65,10 +67,9 @@ def _times(ax: Axes, report: Report) -> None:
   for row, bound in enumerate(bounds.values()):
     ax.text(bound.seconds, row, f" MFU <= {100 * bound.mfu:.0f} %", va="center")
   ax.set_yticks(range(len(bounds)), list(bounds))
-  ax.margins(x=0.25)
   ax.set_xlabel("least seconds of a step")
   ax.set_title("what a step waits for")
-  _finish(ax)
+  _finish(ax, max((bound.seconds for bound in bounds.values()), default=0.0))
 
 
 def _hours(ax: Axes, report: Report) -> None:
@@ -92,8 +93,10 @@ def _hours(ax: Axes, report: Report) -> None:
   ax.spines[["top", "right"]].set_visible(False)
 
 
-def _finish(ax: Axes) -> None:
+def _finish(ax: Axes, end: float) -> None:
+  """Stages from the top; a legend to the right of bars as long as `end`."""
   ax.invert_yaxis()
+  ax.set_xlim(0, 1.6 * end or 1)
   ax.locator_params(axis="x", nbins=4)
   ax.spines[["top", "right"]].set_visible(False)
-  ax.legend(fontsize="small", frameon=False, loc="best")
+  ax.legend(fontsize="small", frameon=False, loc="lower right")

@@ -1,6 +1,6 @@
 """What several stages open in the same way, from the sections of a config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -47,21 +47,29 @@ def make_mesh(sections: Sections) -> Mesh:
   return sharding.make_mesh(dataclasses.asdict(sections.mesh))
 
 
-def make_train_meshes(sections: Sections) -> tuple[Mesh, Mesh]:
+def make_train_meshes(
+  sections: Sections, devices: Sequence[Any] | None = None
+) -> tuple[Mesh, Mesh]:
   """The student's mesh, and that of a teacher in the loop.
 
   The same one, unless teacher.mesh sets devices aside: the last ones.
+
+  Args:
+    sections: the config.
+    devices: all of them, if not those that are here.
 
   Raises:
     ValueError: too few devices, or several processes.
   """
   phases = (sections.train.phase[name] for name in sections.train.phases)
   own = sections.teacher.mesh
+  student_axes = dataclasses.asdict(sections.mesh)
   if own is None or not any(phase.runs_teacher for phase in phases):
-    mesh = make_mesh(sections)
+    mesh = sharding.make_mesh(student_axes, devices)
     return mesh, mesh
   axes = dataclasses.asdict(own)
-  number, devices = math.prod(axes.values()), jax.devices()
+  devices = list(jax.devices() if devices is None else devices)
+  number = math.prod(axes.values())
   if jax.process_count() > 1:
     raise ValueError(
       "teacher.mesh: devices of its own need a single process, found"
@@ -74,10 +82,25 @@ def make_train_meshes(sections: Sections) -> tuple[Mesh, Mesh]:
       f" {len(devices)} for the student; make it smaller, or set"
       " teacher.mesh=None, and the teacher shares the student's."
     )
-  student = sharding.make_mesh(
-    dataclasses.asdict(sections.mesh), devices[:-number]
-  )
+  student = sharding.make_mesh(student_axes, devices[:-number])
   return student, sharding.make_mesh(axes, devices[-number:])
+
+
+def check_phase_rows(
+  sections: Sections, name: str, mesh: Mesh, teacher_mesh: Mesh
+) -> None:
+  """Refuses a phase whose rows the meshes cannot share out evenly.
+
+  Raises:
+    ValueError: names the field.
+  """
+  phase, field = sections.train.phase[name], f"train.{name}.batch_rows"
+  if phase.runs_teacher:
+    sharding.check_batch_rows(phase.batch_rows, teacher_mesh, field)
+  if phase.microbatches > 1:
+    field += f" / train.{name}.microbatches"
+  rows = phase.batch_rows // phase.microbatches
+  sharding.check_batch_rows(rows, mesh, field)
 
 
 def student_config(sections: Sections) -> decoder.DecoderConfig:

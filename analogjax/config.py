@@ -1,7 +1,8 @@
 """One config describes one analog: its fields, their types and their rules.
 
-The dataclasses below are the schema, the one table of all that can be set (as
-lines: `schema`). A section has exactly the fields of its
+Dataclasses are the schema, the one table of all that can be set (as lines:
+`schema`): those below, config_models.py and config_plan.py, and where a part
+has a config of its own, that part. A section has exactly the fields of its
 class, no field has a default, and the note beside a field is its meaning and
 unit. Rules between sections are in `Sections`. Two fields are not described
 here: `data.arguments` and `data.held_out_arguments` belong to the user's
@@ -19,152 +20,21 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 
 from analogjax import config_types, divergences
-from analogjax.config_types import FreeForm, listed, suggest
+from analogjax.config_models import MeshConfig, StudentConfig, TeacherConfig
+from analogjax.config_plan import PlanConfig
+from analogjax.config_types import (
+  FreeForm,
+  check,
+  check_choice,
+  check_counts,
+  check_seed,
+  listed,
+  suggest,
+)
 from analogjax.data import store
-from analogjax.models import layers
 from analogjax.objectives import LossConfig
 from analogjax.optim import OptimizerConfig
 from analogjax.watch import WatchConfig
-
-_ATTENTION = ("auto", "xla", "cudnn", "splash")
-
-
-def _check(ok: bool, field: str, expected: str, found: Any) -> None:
-  # config_types.build puts the section in front and says how to set the field.
-  if not ok:
-    raise ValueError(f"{field}: expected {expected}, found {found!r}.")
-
-
-def _check_counts(section: Any, *fields: str) -> None:
-  for field in fields:
-    value = getattr(section, field)
-    _check(value >= 1, field, "a positive number", value)
-
-
-def _check_choice(section: Any, field: str, *choices: str) -> None:
-  value = getattr(section, field)
-  expected = " or ".join(repr(choice) for choice in choices)
-  _check(value in choices, field, expected, value)
-
-
-def _check_seed(section: Any) -> None:
-  # Seeds become words of counter-based random numbers.
-  ok = 0 <= section.seed < 2**32
-  _check(ok, "seed", "0 <= seed < 2**32", section.seed)
-
-
-def _check_sha256(section: Any) -> None:
-  ok = re.fullmatch("([0-9a-f]{64})?", section.sha256) is not None
-  _check(ok, "sha256", "64 lower-case hex digits or ''", section.sha256)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-  """Devices along each axis; -1 takes what is left."""
-
-  data: Annotated[int, "copies of the parameters, between slices"]
-  fsdp: Annotated[int, "parameters and rows are split"]
-  expert: Annotated[int, "experts are split; 1 for a dense model"]
-  tensor: Annotated[int, "heads, feed-forward and vocabulary are split"]
-
-  def __post_init__(self):
-    sizes = dataclasses.asdict(self)
-    for axis, size in sizes.items():
-      _check(size >= 1 or size == -1, axis, "a positive number or -1", size)
-    rest = [axis for axis, size in sizes.items() if size == -1]
-    _check(len(rest) <= 1, rest[-1] if rest else "", "-1 on one axis only", -1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GgufConfig:
-  """A teacher inside an installed package, for the demo only."""
-
-  package: Annotated[str, "name of the installed distribution"]
-  file: Annotated[str, "name of the GGUF file in it"]
-  sha256: Annotated[str, "of the GGUF file, 64 hex digits"]
-
-  def __post_init__(self):
-    for field in ("package", "file", "sha256"):
-      _check(bool(getattr(self, field)), field, "a text that is not empty", "")
-    _check_sha256(self)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-  """The frontier model, frozen."""
-
-  path: Annotated[str, "Hugging Face folder; '': converted from gguf"]
-  sha256: Annotated[str, "digest of the folder; '': not checked"]
-  gguf: Annotated[GgufConfig | None, "used where path is ''; may be None"]
-  dtype: Annotated[str, "compute dtype: float32 or bfloat16"]
-  attention: Annotated[str, "kernel: auto, xla, cudnn or splash"]
-  mesh: Annotated[
-    MeshConfig | None, "of a live teacher's own devices; None: the student's"
-  ]
-
-  def __post_init__(self):
-    _check_sha256(self)
-    _check_choice(self, "dtype", "float32", "bfloat16")
-    _check_choice(self, "attention", *_ATTENTION)
-    if self.mesh is not None:
-      for axis, size in dataclasses.asdict(self.mesh).items():
-        _check(size >= 1, f"mesh.{axis}", "a positive number", size)
-    ok = bool(self.path) or self.gguf is not None
-    _check(ok, "path", "a folder, as teacher.gguf is None", self.path)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeScalingConfig:
-  """How rotary frequencies are stretched beyond `original_max_positions`."""
-
-  kind: Annotated[str, "llama3 or linear"]
-  factor: Annotated[float, "long wavelengths become this much longer"]
-  low_freq_factor: Annotated[float, "llama3: original / wavelength, stretched"]
-  high_freq_factor: Annotated[float, "llama3: original / wavelength, kept"]
-  original_max_positions: Annotated[int, "context before stretching, tokens"]
-
-  def __post_init__(self):
-    layers.RopeScaling(**dataclasses.asdict(self))  # Has the rules.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StudentConfig:
-  """The small decoder; letters as in docs/glossary.md."""
-
-  seed: Annotated[int, "of the initial parameters"]
-  V: Annotated[int, "vocabulary, entries; that of the teacher"]
-  D: Annotated[int, "model width"]
-  Y: Annotated[int, "layers"]
-  N: Annotated[int, "query heads"]
-  G: Annotated[int, "key/value heads; divides N"]
-  H: Annotated[int, "head width; even"]
-  F: Annotated[int, "feed-forward width"]
-  max_positions: Annotated[int, "longest context, tokens"]
-  rope_theta: Annotated[float, "base of the rotary embedding"]
-  rope_scaling: Annotated[
-    RopeScalingConfig | None, "stretched context, or None"
-  ]
-  rms_norm_eps: Annotated[float, "added to the mean square"]
-  tie_embeddings: Annotated[bool, "the head is the embedding"]
-  attention_bias: Annotated[bool, "biases on q, k, v and output"]
-  mlp_bias: Annotated[bool, "biases in the MLP"]
-  dtype: Annotated[str, "compute dtype: float32 or bfloat16"]
-  remat: Annotated[str, "kept for the backward pass: none, dots or full"]
-  attention: Annotated[str, "kernel: auto, xla, cudnn or splash"]
-  size_window: Annotated[str, "outside 0.5-5 % of the teacher: refuse or warn"]
-
-  def __post_init__(self):
-    _check_seed(self)
-    _check_counts(self, "V", "D", "Y", "N", "G", "H", "F", "max_positions")
-    _check(self.N % self.G == 0, "G", f"a divisor of N={self.N}", self.G)
-    _check(self.H % 2 == 0, "H", "an even width (rotary embedding)", self.H)
-    _check(self.rope_theta > 0, "rope_theta", "> 0", self.rope_theta)
-    _check(self.rms_norm_eps > 0, "rms_norm_eps", "> 0", self.rms_norm_eps)
-    _check_choice(self, "dtype", "float32", "bfloat16")
-    # "none" means that nothing is recomputed, see models/decoder.py.
-    _check_choice(self, "remat", "none", "dots", "full")
-    _check_choice(self, "attention", *_ATTENTION)
-    _check_choice(self, "size_window", "refuse", "warn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,9 +47,9 @@ class DataConfig:
   held_out_arguments: Annotated[FreeForm, "laid over arguments: held-out rows"]
 
   def __post_init__(self):
-    _check(self.L >= 2, "L", "at least 2 tokens", self.L)
+    check(self.L >= 2, "L", "at least 2 tokens", self.L)
     ok = re.fullmatch(r"\w+(\.\w+)*:\w+", self.pipeline) is not None
-    _check(ok, "pipeline", "'package.module:function'", self.pipeline)
+    check(ok, "pipeline", "'package.module:function'", self.pipeline)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,22 +81,22 @@ class CacheConfig:
   ]
 
   def __post_init__(self):
-    _check_choice(self, "kind", "threshold", "random", "topk")
+    check_choice(self, "kind", "threshold", "random", "topk")
     # Below 1e-3 a record has more slots and finer codes than its format holds.
-    _check(1e-3 <= self.tau <= 1, "tau", "0.001 <= tau <= 1", self.tau)
+    check(1e-3 <= self.tau <= 1, "tau", "0.001 <= tau <= 1", self.tau)
     draws, top_k = self.num_draws, self.top_k
-    _check(1 <= draws <= 255, "num_draws", "1 <= num_draws <= 255", draws)
-    _check(1 <= top_k <= 1024, "top_k", "1 <= top_k <= 1024", top_k)
-    _check_choice(self, "capture", "all", "random", "entropy")
+    check(1 <= draws <= 255, "num_draws", "1 <= num_draws <= 255", draws)
+    check(1 <= top_k <= 1024, "top_k", "1 <= top_k <= 1024", top_k)
+    check_choice(self, "capture", "all", "random", "entropy")
     most = 1 if self.capture == "random" else math.inf
     ok = 0 < self.capture_rate <= most
     expected = "above 0" + (", and at most 1" if most == 1 else "")
-    _check(ok, "capture_rate", expected, self.capture_rate)
-    _check(self.temperature > 0, "temperature", "> 0", self.temperature)
-    _check_seed(self)
-    _check_counts(self, "num_replicas", "num_rows", "held_out_rows")
-    _check_counts(self, "batch_rows", "rows_per_object", "chunk", "write_ahead")
-    _check(
+    check(ok, "capture_rate", expected, self.capture_rate)
+    check(self.temperature > 0, "temperature", "> 0", self.temperature)
+    check_seed(self)
+    check_counts(self, "num_replicas", "num_rows", "held_out_rows")
+    check_counts(self, "batch_rows", "rows_per_object", "chunk", "write_ahead")
+    check(
       self.rows_per_object % self.batch_rows == 0,
       "batch_rows",
       f"a divisor of rows_per_object={self.rows_per_object}",
@@ -237,7 +107,7 @@ class CacheConfig:
     except store.StoreError as error:  # Which names the field with its section.
       raise ValueError(str(error).removeprefix("cache.")) from None
     expected = "'topk', as cache.import_path is set"
-    _check(
+    check(
       not self.import_path or self.kind == "topk", "kind", expected, self.kind
     )
 
@@ -265,30 +135,30 @@ class PhaseConfig:
   log_every_steps: Annotated[int, "steps between lines of metrics"]
 
   def __post_init__(self):
-    _check_choice(self, "rows", "cache", "pipeline")
+    check_choice(self, "rows", "cache", "pipeline")
     if self.reads_records:
       expected = (
         f"'cache', as loss.alpha={self.loss.alpha} needs a teacher and"
         " loss.teacher is 'cache'"
       )
-      _check(self.rows == "cache", "rows", expected, self.rows)
-    _check_counts(self, "num_steps", "batch_rows", "checkpoint_every_steps")
-    _check_counts(self, "keep_checkpoints", "eval_every_steps")
-    _check_counts(self, "log_every_steps", "microbatches")
+      check(self.rows == "cache", "rows", expected, self.rows)
+    check_counts(self, "num_steps", "batch_rows", "checkpoint_every_steps")
+    check_counts(self, "keep_checkpoints", "eval_every_steps")
+    check_counts(self, "log_every_steps", "microbatches")
     best = self.keep_best_checkpoints
-    _check(best >= 0, "keep_best_checkpoints", ">= 0", best)
+    check(best >= 0, "keep_best_checkpoints", ">= 0", best)
     # Only a checkpoint that was evaluated can be the best.
     expected = f"a multiple of eval_every_steps={self.eval_every_steps}, as"
     expected += " keep_best_checkpoints is set"
     every = self.checkpoint_every_steps
     ok = not best or every % self.eval_every_steps == 0
-    _check(ok, "checkpoint_every_steps", expected, every)
+    check(ok, "checkpoint_every_steps", expected, every)
     expected = f"a divisor of batch_rows={self.batch_rows}"
     ok = self.batch_rows % self.microbatches == 0
-    _check(ok, "microbatches", expected, self.microbatches)
-    _check_seed(self)
+    check(ok, "microbatches", expected, self.microbatches)
+    check_seed(self)
     least = self.optimizer.warmup_steps + self.optimizer.decay_steps
-    _check(
+    check(
       self.num_steps >= least,
       "num_steps",
       f"at least optimizer.warmup_steps + optimizer.decay_steps = {least}",
@@ -318,22 +188,22 @@ class TrainConfig:
   def __post_init__(self):
     if self.location:
       store.place(self.location, self.s3_endpoint, section="train")
-    _check(len(self.phases) > 0, "phases", "at least one phase", self.phases)
+    check(len(self.phases) > 0, "phases", "at least one phase", self.phases)
     unique = len(set(self.phases)) == len(self.phases)
-    _check(unique, "phases", "each phase once", self.phases)
+    check(unique, "phases", "each phase once", self.phases)
     for i, name in enumerate(self.phases):
       # Names of folders, and of sections beside `phases`.
       ok = re.fullmatch("[a-z][a-z0-9_]*", name) is not None
-      _check(ok, "phases", "names of letters a-z, digits and _", name)
+      check(ok, "phases", "names of letters a-z, digits and _", name)
       # A row of the closing table already.
-      _check(name != "teacher", "phases", "another name than that", name)
+      check(name != "teacher", "phases", "another name than that", name)
       if name not in self.phase:
         raise ValueError(
           f"phases: {name!r} has no section train.{name}."
           f" {suggest(name, list(self.phase))}"
         )
       source = self.phase[name].init_from
-      _check(
+      check(
         source in ("", *self.phases[:i]),
         f"{name}.init_from",
         f"'' or a phase that runs before ({listed(self.phases[:i])})",
@@ -349,8 +219,8 @@ class MeasureConfig:
   batch_rows: Annotated[int, "rows per step, over all devices"]
 
   def __post_init__(self):
-    _check(len(self.phases) > 0, "phases", "at least one phase", self.phases)
-    _check_counts(self, "batch_rows")
+    check(len(self.phases) > 0, "phases", "at least one phase", self.phases)
+    check_counts(self, "batch_rows")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -362,8 +232,8 @@ class ReleaseConfig:
   max_shard_gb: Annotated[float, "most in one safetensors file, 1e9 bytes"]
 
   def __post_init__(self):
-    _check_choice(self, "dtype", "float32", "bfloat16")
-    _check(self.max_shard_gb > 0, "max_shard_gb", "> 0", self.max_shard_gb)
+    check_choice(self, "dtype", "float32", "bfloat16")
+    check(self.max_shard_gb > 0, "max_shard_gb", "> 0", self.max_shard_gb)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -378,10 +248,11 @@ class Sections:
   measure: MeasureConfig
   release: ReleaseConfig
   watch: WatchConfig
+  plan: PlanConfig
   mesh: MeshConfig
 
   def __post_init__(self):
-    _check(
+    check(
       self.student.max_positions >= self.data.L,
       "student.max_positions",
       f"at least data.L={self.data.L}",
@@ -389,7 +260,7 @@ class Sections:
     )
     for name in self.train.phases:
       phase = self.train.phase[name]
-      _check(
+      check(
         phase.rows != "cache" or phase.batch_rows <= self.cache.num_rows,
         f"train.{name}.batch_rows",
         f"at most cache.num_rows={self.cache.num_rows}",
@@ -399,9 +270,9 @@ class Sections:
         self._check_records(f"train.{name}.loss", phase.loss)
     ran = f"a phase of train.phases ({listed(self.train.phases)})"
     for name in self.measure.phases:
-      _check(name in self.train.phases, "measure.phases", ran, name)
+      check(name in self.train.phases, "measure.phases", ran, name)
     phase = self.release.phase
-    _check(phase in self.train.phases, "release.phase", ran, phase)
+    check(phase in self.train.phases, "release.phase", ran, phase)
 
   @property
   def reads_cache(self) -> bool:
@@ -412,7 +283,7 @@ class Sections:
   def _check_records(self, field: str, loss: LossConfig) -> None:
     """Refuses what cannot be learned from the records of this cache."""
     cache = self.cache
-    _check(
+    check(
       loss.temperature == cache.temperature,
       f"{field}.temperature",
       f"cache.temperature={cache.temperature}, as the records are of that",
@@ -425,7 +296,7 @@ class Sections:
       f" {cache.kind!r}); with cache.kind 'topk' or {field}.teacher 'live' any"
       " is"
     )
-    _check(ok, f"{field}.divergence", expected, loss.divergence)
+    check(ok, f"{field}.divergence", expected, loss.divergence)
 
 
 def schema() -> list[config_types.Field]:

@@ -125,6 +125,34 @@ def suggest(path: str, known: Sequence[str]) -> str:
   return f"Known: {listed(beside or tops)}."
 
 
+def check(ok: bool, field: str, expected: str, found: Any) -> None:
+  """A rule of a section; `build` puts the section in front of the field.
+
+  Raises:
+    ValueError: it is not `ok`; names the field, expected and found.
+  """
+  if not ok:
+    raise ValueError(f"{field}: expected {expected}, found {found!r}.")
+
+
+def check_counts(section: Any, *fields: str) -> None:
+  for field in fields:
+    value = getattr(section, field)
+    check(value >= 1, field, "a positive number", value)
+
+
+def check_choice(section: Any, field: str, *choices: str) -> None:
+  value = getattr(section, field)
+  expected = " or ".join(repr(choice) for choice in choices)
+  check(value in choices, field, expected, value)
+
+
+def check_seed(section: Any) -> None:
+  # Seeds become words of counter-based random numbers.
+  ok = 0 <= section.seed < 2**32
+  check(ok, "seed", "0 <= seed < 2**32", section.seed)
+
+
 def listed(names: Iterable[Any]) -> str:
   """The names in one text, with commas."""
   return ", ".join(str(name) for name in names)

@@ -5,12 +5,10 @@ applies the teacher's unembedding to a chunk at a time, so the teacher's logits
 exist no more than the student's do.
 """
 
-import functools
-
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from analogjax import assemble, losses, sharding, steps
+from analogjax import assemble, jitted, losses, sharding, steps
 from analogjax.data import batches
 from analogjax.models import decoder, hf_folder, sizes
 
@@ -31,12 +29,7 @@ class LiveTeacher:
     self._params = hf_folder.read_parameters(
       teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
     )
-    self._step = jax.jit(
-      functools.partial(
-        steps.hidden_step, graphdef=decoder.graphdef(teacher.cfg)
-      ),
-      out_shardings=NamedSharding(mesh, sharding.ROWS),
-    )
+    self._step = jitted.make_hidden_step(teacher.cfg, mesh)
     head_VW = steps.head(self._params, decoder.graphdef(teacher.cfg))
     spec = sharding.weight_spec("VD")
     self._head_VW = jax.device_put(head_VW, NamedSharding(student_mesh, spec))

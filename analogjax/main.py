@@ -29,7 +29,7 @@ import analogjax
 from analogjax import stopping
 
 COMMANDS = {
-  "plan": "sizes, tokens, FLOPs, bytes and memory; starts nothing",
+  "plan": "sizes, memory, time and cost, for machines; starts nothing",
   "cache": "the teacher over the data, into the logit cache",
   "train": "the student through its phases",
   "measure": "the student against the teacher on held-out rows",
@@ -45,9 +45,13 @@ CACHE_ACTIONS = {
   "--verify": ("verify_cache", "run"),
   "--repair": ("cache", "repair"),
 }
+# What `plan` takes beside; the first may be repeated.
+PLAN_FLAGS = ("--topology", "--png", "--search", "--json")
 RUN_STAGES = ("cache", "train", "measure", "export", "summary")
 
 OK, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+_WITH_VALUE = ("--config", "--workdir", "--profile", "--topology", "--png")
 
 USAGE = (
   "usage: analogjax <command> --config=FILE --workdir=DIR [--config.a.b=VALUE]"
@@ -71,6 +75,7 @@ class Arguments(NamedTuple):
   action: str = ""  # One of CACHE_ACTIONS.
   rows: int = 0  # --verify=N: rows that the teacher sees again.
   profile: range | None = None  # --profile=A:B: steps that are traced.
+  plan: tuple[tuple[str, Any], ...] = ()  # Arguments of stages/plan.py's `run`.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,6 +176,8 @@ def parse(argv: Sequence[str]) -> Arguments:
   """
   words, flags, overrides = [], {}, []
   actions: list[tuple[str, str]] = []
+  topologies: list[str] = []
+  switches: set[str] = set()
   rest = list(argv)
   while rest:
     word = rest.pop(0)
@@ -181,7 +188,12 @@ def parse(argv: Sequence[str]) -> Arguments:
     if flag in CACHE_ACTIONS:
       actions.append((flag, value))
       continue
-    if flag not in ("--config", "--workdir", "--profile") and not (
+    if flag in ("--search", "--json"):
+      if equals:
+        raise UsageError(f"{word}: expected {flag}, without a value.")
+      switches.add(flag)
+      continue
+    if flag not in _WITH_VALUE and not (
       flag.startswith("--config.") and flag != "--config."
     ):
       raise UsageError(f"unknown flag {flag}. {_near_flag(flag)}")
@@ -191,10 +203,12 @@ def parse(argv: Sequence[str]) -> Arguments:
       value = rest.pop(0)
     if flag.startswith("--config."):
       overrides.append((flag.removeprefix("--config."), value))
+    elif flag == "--topology" and value:
+      topologies.append(value)
     elif flag in flags:
       raise UsageError(f"{flag} is given twice: {flags[flag]} and {value}.")
     elif not value:
-      what = "A:B" if flag == "--profile" else "PATH"
+      what = {"--profile": "A:B", "--topology": "NAME"}.get(flag, "PATH")
       raise UsageError(f"{flag} is empty; expected {flag}={what}.")
     else:
       flags[flag] = value
@@ -239,6 +253,12 @@ def parse(argv: Sequence[str]) -> Arguments:
     raise UsageError(
       "--profile is for `train` and `run`, whose steps it traces."
     )
+  given = switches | (flags.keys() & {"--png"})
+  given |= {"--topology"} if topologies else set()
+  if given and command != "plan":
+    raise UsageError(f"{min(given)} is for `plan`.")
+  if not topologies and (alone := given & {"--search", "--png"}):
+    raise UsageError(f"{min(alone)} needs --topology=NAME: machines.")
   return Arguments(
     command=command,
     config=flags.get("--config"),
@@ -247,7 +267,24 @@ def parse(argv: Sequence[str]) -> Arguments:
     action=action,
     rows=int(value or 0),
     profile=_steps(flags.get("--profile")),
+    plan=tuple(_plan(topologies, switches, flags.get("--png")).items()),
   )
+
+
+def _plan(
+  topologies: list[str], switches: set[str], png: str | None
+) -> dict[str, Any]:
+  """What was asked of a plan; what was not is left out."""
+  asked: dict[str, Any] = {}
+  if topologies:
+    asked["topologies"] = tuple(topologies)
+  if "--search" in switches:
+    asked["searches"] = True
+  if "--json" in switches:
+    asked["as_json"] = True
+  if png is not None:
+    asked["png"] = Path(png)
+  return asked
 
 
 def _steps(text: str | None) -> range | None:
@@ -297,7 +334,7 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> None:
     hosts.stop_if_asked(f"before {stage}")
     module = importlib.import_module(f"analogjax.stages.{stage}")
     traces = stage == "train" and args.profile is not None
-    more = {"profile": args.profile} if traces else {}
+    more = {"profile": args.profile} if traces else dict(args.plan)
     module.run(cfg, args.workdir, **more)
 
 
@@ -345,7 +382,7 @@ def _near_flag(flag: str) -> str:
   if flag.count(".") and flag.startswith("--"):
     # A misspelt --config.: the rest may well be right.
     return f"Did you mean --config.{flag.partition('.')[2]}?"
-  known = ["--config", "--workdir", "--profile", *CACHE_ACTIONS]
+  known = ["--config", "--workdir", "--profile", *CACHE_ACTIONS, *PLAN_FLAGS]
   known += ["--help", "--version"]
   return _near(flag, known)
 
@@ -370,6 +407,10 @@ def _help() -> str:
       "  --verify[=ROWS]   with cache: every byte; ROWS are computed anew, too",
       "  --repair          with cache: computes damaged rows again",
       "  --profile=A:B     with train, run: traces steps A to B for xprof",
+      "  --topology=NAME   with plan: machines, e.g. v5p:4x4x4, gpu:h100:64;",
+      "                    several compare side by side",
+      "  --search          with plan: the cheapest mesh that fits",
+      "  --json            with plan: prints JSON; --png=FILE: draws it, too",
       "  --help, --version",
       "",
       "`--flag value` does as well, unless the value begins with --. A run",

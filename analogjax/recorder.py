@@ -6,14 +6,14 @@ Letters: B rows of a teacher step, L positions, V vocabulary.
 import functools
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh
 import numpy as np
 
-from analogjax import assemble, hosts, sharding, steps
+from analogjax import assemble, hosts, jitted
 from analogjax.config import Sections
 from analogjax.data import batches, cache_format, sampling
 from analogjax.data.rows import Rows, rows_digests
-from analogjax.models import decoder, hf_folder
+from analogjax.models import hf_folder
 
 
 class Recorder:
@@ -57,13 +57,8 @@ class Recorder:
     rows = Rows(*(_fill_up(field, self.batch_rows) for field in rows))
     batch = batches.from_rows(rows)
     on_mesh = hosts.put_rows(batch, self.mesh, self.group)
-    step = jax.jit(
-      functools.partial(
-        steps.expected_ids_step,
-        graphdef=decoder.graphdef(self._teacher.cfg),
-        chunk=self._chunk,
-      ),
-      out_shardings=NamedSharding(self.mesh, P()),
+    step = jitted.make_expected_ids_step(
+      self._teacher.cfg, self.mesh, chunk=self._chunk
     )
     with jax.set_mesh(self.mesh):
       mass_V = np.asarray(step(self._params, on_mesh))
@@ -79,17 +74,14 @@ class Recorder:
 
   @functools.cache  # noqa: B019 (lives as long as the process)
   def _step(self, sampler, capture, num_replicas, temperature):
-    return jax.jit(
-      functools.partial(
-        steps.teacher_step,
-        graphdef=decoder.graphdef(self._teacher.cfg),
-        sampler=sampler,
-        capture=capture,
-        num_replicas=num_replicas,
-        temperature=temperature,
-        chunk=self._chunk,
-      ),
-      out_shardings=NamedSharding(self.mesh, P(sharding.ROWS[0])),
+    return jitted.make_teacher_step(
+      self._teacher.cfg,
+      self.mesh,
+      sampler=sampler,
+      capture=capture,
+      num_replicas=num_replicas,
+      temperature=temperature,
+      chunk=self._chunk,
     )
 
 

@@ -6,7 +6,6 @@ Letter: B rows of a step.
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
-import functools
 import json
 import operator
 from pathlib import Path
@@ -15,26 +14,23 @@ import time
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh
 
 from analogjax import (
   assemble,
   config,
   hosts,
+  jitted,
   ledger,
   live,
   losses,
-  objectives,
-  optim,
   progress,
   reporter,
-  sharding,
   steps,
   stopping,
   tracer,
 )
 from analogjax.data import batches, logit_cache
-from analogjax.models import decoder
 
 # For rows, once one of several processes is asked to stop: then it cannot save.
 _PATIENCE_SECONDS = 10.0
@@ -87,43 +83,26 @@ class Phase:
     self._make_teacher, self._profile = make_teacher, profile
     self._folder = assemble.phase_folder(workdir, name)
     self._cfg = assemble.student_config(sections)
-    self._tx = optim.make_optimizer(
-      self._phase.optimizer, self._phase.num_steps
-    )
     self._fingerprints = self._make_fingerprints(teacher)
     # Tells this training from another one with the same config, for what is
     # made of its checkpoints.
     self._lineage = secrets.token_hex(8)
-    self._abstract = jax.eval_shape(self._init)
-    self._shardings = sharding.state_shardings(self._abstract, mesh)
     self._compile_steps(teacher)
 
   def _compile_steps(self, teacher: assemble.Teacher) -> None:
-    graphdef, loss = decoder.graphdef(self._cfg), self._phase.loss
-    everywhere = NamedSharding(self._mesh, P())
-    self._train_step = jax.jit(
-      functools.partial(
-        steps.train_step,
-        graphdef=graphdef,
-        tx=self._tx,
-        objective=objectives.make_objective(
-          loss, teacher_softcap=teacher.cfg.logit_softcap
-        ),
-        alpha=objectives.make_alpha(
-          loss, self._phase.optimizer, self._phase.num_steps
-        ),
-        microbatches=self._phase.microbatches,
-      ),
-      donate_argnums=0,
-      out_shardings=(self._shardings, everywhere),
+    self._training = jitted.make_training(
+      self._phase,
+      self._cfg,
+      self._mesh,
+      seed=self._sections.student.seed,
+      teacher_softcap=teacher.cfg.logit_softcap,
     )
-    # On the held-out cache every phase is measured alike.
-    measured = losses.Objective(
-      temperature=self._held_out.manifest.temperature, chunk=loss.chunk
-    )
-    self._eval_step = jax.jit(
-      functools.partial(steps.eval_step, graphdef=graphdef, objective=measured),
-      out_shardings=everywhere,
+    self._train_step = self._training.step
+    self._eval_step = jitted.make_eval_step(
+      self._cfg,
+      self._mesh,
+      temperature=self._held_out.manifest.temperature,
+      chunk=self._phase.loss.chunk,
     )
 
   def run(self) -> None:
@@ -179,17 +158,11 @@ class Phase:
     found = about["fingerprints"]
     assemble.check_identity(self._folder, found, self._fingerprints)
 
-  def _init(self) -> steps.TrainState:
-    params = decoder.init_parameters(self._cfg, self._sections.student.seed)
-    return steps.TrainState(
-      step=jax.numpy.zeros((), "int32"),
-      params=params,
-      opt_state=self._tx.init(params),
-    )
-
   def _start(self, saved) -> tuple[int, steps.TrainState]:
     """From the last checkpoint, else the phase before, else random."""
-    found = saved.restore_latest(self._abstract, self._shardings, self._check)
+    found = saved.restore_latest(
+      self._training.abstract, self._training.shardings, self._check
+    )
     if found is not None:
       step, state, about = found
       self._lineage = about["fingerprints"]["lineage"]
@@ -197,13 +170,13 @@ class Phase:
       progress.say(f"train {self._name}: going on after step {step}.")
       self._say_other_software(about["software"])
       return step, state
-    state = jax.jit(self._init, out_shardings=self._shardings)()
+    state = self._training.start()
     if self._phase.init_from:
       # A fresh optimizer: the new phase has a schedule of its own.
       _, params, _ = assemble.read_phase(
         self._sections, self._workdir, self._phase.init_from, self._mesh
       )
-      state = state.replace(params=params)
+      state = dataclasses.replace(state, params=params)
     return 0, state
 
   def _say_other_software(self, before: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from ml_collections import ConfigDict
 import pytest
 
-from analogjax import config
+from analogjax import config, config_models
 
 OPTIMIZER = dict(
   name="adamw",
@@ -97,6 +97,13 @@ def values():
     watch=dict(
       **dict(skipped_steps=3, spike_sigmas=8.0),
       **dict(stall_seconds=60.0, give_up_seconds=0.0),
+    ),
+    plan=dict(
+      **dict(efficiency=0.5, memory_fraction=0.9, pue=1.1, cache_months=1.0),
+      **dict(dollars_per_gb_month=0.02, dollars_per_million_reads=0.4),
+      **dict(dollars_per_million_writes=5.0, hosting_months=36.0),
+      **dict(hosting_egress_gb=100.0, dollars_per_egress_gb=0.09),
+      v5p=dict(dollars_per_hour=4.0, watts=0.0),
     ),
     mesh=dict(data=1, fsdp=-1, expert=1, tensor=1),
   )
@@ -341,7 +348,7 @@ def test_rope_scaling_is_a_section_or_none(values):
   scaling |= dict(low_freq_factor=1.0, high_freq_factor=4.0)
   values["student"]["rope_scaling"] = scaling
   found = config.to_sections(ConfigDict(values)).student.rope_scaling
-  assert found == config.RopeScalingConfig(**scaling)
+  assert found == config_models.RopeScalingConfig(**scaling)
   put(values, "student.rope_scaling.factor", 0.5)
   assert message(values).startswith(
     "student.rope_scaling.factor: expected 1 or more, found 0.5."

@@ -404,6 +404,9 @@ where they differ.""",
   "data": """\
 `data.arguments` and `data.held_out_arguments` belong to the pipeline and may
 hold anything that JSON can; see [data](data.md).""",
+  "plan.<chip>": """\
+Every kind of device that has a price has a section of this form, by the name
+that [a plan](plan.md#machines) gives it.""",
   "student": """\
 The sizes are its shape letters; `student.V` has to be the teacher's.""",
 }
@@ -435,6 +438,8 @@ def rendered():
 
 def demo_value(cfg, path):
   """A field's value in the demo; of phases each one that is different."""
+  if "<chip>" in path:
+    return "see the file"
   phases = cfg["train"]["phases"] if "<phase>" in path else ("",)
   values = []
   for phase in phases:

@@ -18,8 +18,11 @@ LAYERS = (
   },
   {"steps"},
   {"fidelity", "release", "safety"},
-  {"config", "config_files", "config_types"},
-  {"assemble"},
+  {
+    *("config", "config_files", "config_models", "config_plan"),
+    "config_types",
+  },
+  {"assemble", "jitted"},
   {"recorder", "importer", "live"},
   {"reporter", "membership"},
   {"filler", "trainer"},

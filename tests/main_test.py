@@ -96,7 +96,7 @@ def test_only_the_first_equals_sign_splits():
       ["plan", "--workdri=x"],
       "unknown flag --workdri. Did you mean --workdir?",
     ),
-    (["plan", "--batch"], "unknown flag --batch. Known: --config, --workdir"),
+    (["plan", "--zzz"], "unknown flag --zzz. Known: --config, --workdir"),
     (["plan", "-c", "x"], "unknown flag -c."),
     (["plan", "--config."], "unknown flag --config.."),
     (
@@ -148,6 +148,19 @@ def test_only_the_first_equals_sign_splits():
       )
       for value in ("3:2", "0:2", "2", "a:b", "1:2:3", "-1:2")
     ),
+    (
+      ["train", "--config=c", "--workdir=w", "--topology=cpu:8"],
+      "--topology is for `plan`.",
+    ),
+    (["cache", "--config=c", "--workdir=w", "--json"], "--json is for `plan`."),
+    (["plan", "--config=c", "--search"], "--search needs --topology=NAME"),
+    (["plan", "--config=c", "--png=a.png"], "--png needs --topology=NAME"),
+    (["plan", "--config=c", "--json=a"], "--json=a: expected --json, without"),
+    (
+      ["plan", "--config=c", "--topology="],
+      "--topology is empty; expected --t",
+    ),
+    (["plan", "--config=c", "--topolgy=x"], "unknown flag --topolgy. Did you"),
     (
       ["train", "--config=c", "--workdir=w", "--profile="],
       "--profile is empty; expected --profile=A:B.",
@@ -247,6 +260,22 @@ def test_plan_without_a_workdir_writes_nothing(stages, tmp_path, monkeypatch):
   assert main.main(["plan", f"--config={DEMO}"]) == 0
   assert stages.calls[0][2] is None
   assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_asked_of_a_plan(stages, tmp_path):
+  flags = ["--topology=v5p:4x4x4", "--search", "--topology", "cpu:8", "--json"]
+  code = main.main(["plan", f"--config={DEMO}", *flags, "--png=a.png"])
+  assert code == 0
+  name, _, workdir, *more = stages.calls[0]
+  assert (name, workdir) == ("plan", None)
+  assert dict(more) == dict(
+    topologies=("v5p:4x4x4", "cpu:8"),
+    searches=True,
+    as_json=True,
+    png=Path("a.png"),
+  )
+  assert main.main(["plan", f"--config={DEMO}"]) == 0
+  assert len(stages.calls[1]) == 3  # Nothing more.
 
 
 @pytest.mark.parametrize("command", ["plan", "train"])

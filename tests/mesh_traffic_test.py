@@ -24,9 +24,10 @@ from jax.sharding import NamedSharding
 import numpy as np
 import pytest
 
-from analogjax import losses, sharding, steps
+from analogjax import jitted, losses, sharding
 from analogjax.data import sampling
 from analogjax.models import decoder
+from analogjax.planning import collectives
 
 
 def benchmark(name):
@@ -39,7 +40,6 @@ def benchmark(name):
   return module
 
 
-collectives = benchmark("collectives")
 students = benchmark("students")
 
 PARTS = 3  # Of a batch whose step is in parts.
@@ -93,9 +93,9 @@ PROGRAMS = [
 
 def lower(name, sizes, mesh):
   """A step for a mesh, from shapes alone."""
-  cfg, graphdef = sizes.cfg, decoder.graphdef(sizes.cfg)
+  cfg = sizes.cfg
   rows = NamedSharding(mesh, sharding.ROWS)
-  training = students.Training(
+  training = students.training(
     cfg=cfg,
     mesh=mesh,
     objective=losses.Objective(chunk=sizes.chunk),
@@ -105,34 +105,29 @@ def lower(name, sizes, mesh):
   batch = students.make_batch("threshold", sizes.rows, sizes.L, cfg.V)
   keys_B2 = np.zeros((sizes.rows, 2), np.uint32)
   batch, keys_B2 = jax.tree.map(
-    lambda leaf: students.shape_of(leaf, rows), (batch, keys_B2)
+    lambda leaf: jitted.shape_of(leaf, rows), (batch, keys_B2)
   )
   with jax.set_mesh(mesh):
     if name.startswith("train"):
       return training.step.lower(training.abstract, batch)
     if name == "teacher":
-      step = functools.partial(
-        steps.teacher_step,
-        graphdef=graphdef,
+      step = jitted.make_teacher_step(
+        cfg,
+        mesh,
         sampler=sampling.Threshold(tau=0.04),
         capture=sampling.Capture(),
         num_replicas=1,
         temperature=1.0,
         chunk=sizes.chunk,
       )
-      return jax.jit(step, out_shardings=rows).lower(params, batch, keys_B2)
+      return step.lower(params, batch, keys_B2)
     if name == "eval":
-      step = functools.partial(
-        steps.eval_step, graphdef=graphdef, objective=training.objective
+      step = jitted.make_eval_step(
+        cfg, mesh, temperature=1.0, chunk=sizes.chunk
       )
-      return jax.jit(step).lower(params, batch)
-    step = functools.partial(
-      steps.compare_step,
-      teacher_graphdef=graphdef,
-      graphdef=graphdef,
-      chunk=sizes.chunk,
-    )
-    return jax.jit(step).lower(params, {"student": params}, batch)
+      return step.lower(params, batch)
+    step = jitted.make_compare_step(cfg, cfg, mesh, chunk=sizes.chunk)
+    return step.lower(params, {"student": params}, batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ LAST_HEAD = 255  # The highest there can be; FIRST_HEAD is probability tau.
 
 ALWAYS = 255  # The inclusion code of probability 1.
 
-_BLOCK = 128  # Ids per block of the two-level search.
+BLOCK = 128  # Ids per block of the two-level search.
 # The stream of random bits that decides about capture; no replica has it.
 _CAPTURE_STREAM = 0xFFFFFFFF
 # Probabilities this close to tau count as tau, relative. Where p is tau, or the
@@ -284,9 +284,9 @@ def _draw(
   split,
 ) -> Records:
   """What `draw` does, on one device's rows and ids."""
-  plain = logits = vocabulary.normalize(logits_BLV, _BLOCK, split)
+  plain = logits = vocabulary.normalize(logits_BLV, BLOCK, split)
   if temperature != 1:
-    logits = vocabulary.normalize(logits_BLV / temperature, _BLOCK, split)
+    logits = vocabulary.normalize(logits_BLV / temperature, BLOCK, split)
   threshold = vocabulary.NEVER
   if isinstance(sampler, Threshold):
     threshold = int(sampler.tau * vocabulary.ONE * (1 - _TAU_MARGIN))

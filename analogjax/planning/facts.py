@@ -43,7 +43,7 @@ class Exchange:
   """Collectives of one kind along the same axes of the mesh, in one run."""
 
   kind: str  # As collectives.py names them.
-  axes: tuple[str, ...]
+  axes: tuple[str, ...]  # (): between slices; the program says no more.
   runs: int
   sent_bytes: float  # By one device, in all of these runs.
   is_whole: bool  # False: a loop's length is not known; these are fewer.
@@ -70,12 +70,16 @@ class Program:
   exchanges: tuple[Exchange, ...]
   too_large: str = ""  # What the compiler said instead of all that.
   compile_seconds: float = 0.0
+  # What lies on the device meanwhile and is no argument: a live teacher beside
+  # the student's step, the optimizer's state beside an evaluation.
+  resident_bytes: float = 0.0
 
   @property
   def memory_bytes(self) -> float:
     """The most at one time on one device."""
     return (
-      self.argument_bytes
+      self.resident_bytes
+      + self.argument_bytes
       + self.temporary_bytes
       + self.output_bytes
       + self.code_bytes

@@ -3,12 +3,10 @@
 Letters: B rows of a step, L positions.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec as P
 from ml_collections import ConfigDict
 
 from analogjax import (
@@ -16,13 +14,14 @@ from analogjax import (
   config,
   config_files,
   hosts,
+  jitted,
   ledger,
   progress,
   sharding,
   steps,
 )
 from analogjax.data import batches
-from analogjax.models import decoder, hf_folder, sizes
+from analogjax.models import hf_folder, sizes
 
 FORMAT_VERSION = 1
 
@@ -66,14 +65,8 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
       teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
     )
   )
-  step = jax.jit(
-    functools.partial(
-      steps.compare_step,
-      teacher_graphdef=decoder.graphdef(teacher.cfg),
-      graphdef=decoder.graphdef(student_cfg),
-      chunk=sections.cache.chunk,
-    ),
-    out_shardings=NamedSharding(mesh, P()),
+  step = jitted.make_compare_step(
+    teacher.cfg, student_cfg, mesh, chunk=sections.cache.chunk
   )
   L, num_rows = sections.data.L, held_out.manifest.num_rows
   group = hosts.group(mesh)

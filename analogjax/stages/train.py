@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from analogjax import assemble, config, hosts, live, sharding, trainer
+from analogjax import assemble, config, hosts, live, trainer
 from analogjax.data import batches, cache_format, logit_cache
 
 
@@ -31,16 +31,7 @@ def run(
     lambda: assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
   )
   for name in sections.train.phases:
-    phase = sections.train.phase[name]
-    field = f"train.{name}.batch_rows"
-    rows = phase.batch_rows // phase.microbatches
-    if phase.microbatches > 1:
-      field += f" / train.{name}.microbatches"
-    sharding.check_batch_rows(rows, mesh, field)
-    if phase.runs_teacher:
-      sharding.check_batch_rows(
-        phase.batch_rows, teacher_mesh, f"train.{name}.batch_rows"
-      )
+    assemble.check_phase_rows(sections, name, mesh, teacher_mesh)
 
   # The weights are read once, and only where a phase is not complete.
   @functools.cache

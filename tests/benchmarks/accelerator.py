@@ -257,7 +257,7 @@ def _prepare_step(line: Line, args, mesh):
   rows = 2 if args.toy else line.rows
   host = students.make_batch(line.kind, rows, L, cfg.V)
   batch = sharding.put_rows(host, mesh)
-  training = students.Training(
+  training = students.training(
     cfg=cfg,
     mesh=mesh,
     objective=losses.Objective(chunk=chunk),

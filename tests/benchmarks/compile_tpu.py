@@ -17,20 +17,19 @@ import os
 from pathlib import Path
 import re
 import sys
-import tempfile
 import time
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # It would look for a TPU's own machine.
 
-import collectives  # noqa: E402
 import jax  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec as P  # noqa: E402
 import students  # noqa: E402
 
-from analogjax import losses, sharding  # noqa: E402
+from analogjax import jitted, losses, sharding  # noqa: E402
+from analogjax.planning import collectives, compiling  # noqa: E402
 
 _DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 _BEGIN, _END = "<!-- compile tpu: begin -->", "<!-- compile tpu: end -->"
@@ -143,19 +142,17 @@ def _attempt(line: Line, hlo: Path | None) -> dict[str, Any]:
     "jax": jax.__version__,
   }
   began = time.perf_counter()
-  try:
-    memory, text, report = _compile(line)
-  except jax.errors.JaxRuntimeError as error:
-    # The compiler refuses what does not fit, and says what is largest.
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    return found | {"too_large": str(error)[:4000]}
+  compiled = _compile(line)
+  if compiled.too_large:
+    return found | {"too_large": compiled.too_large[:4000]}
+  memory = compiled.memory
   if hlo is not None:
     hlo.mkdir(parents=True, exist_ok=True)
-    (hlo / f"{line.name}.hlo").write_text(text, encoding="utf-8")
-    (hlo / f"{line.name}.memory").write_text(report, encoding="utf-8")
+    (hlo / f"{line.name}.hlo").write_text(compiled.text, encoding="utf-8")
+    usage = hlo / f"{line.name}.memory"
+    usage.write_text(compiled.usage, encoding="utf-8")
   axis_sizes = {a: line.mesh.get(a, 1) for a in sharding.MESH_AXES}
-  exchanged = collectives.find(text, axis_sizes)
+  exchanged = collectives.find(compiled.text, axis_sizes)
   largest = sorted(exchanged, key=lambda one: -one.sent * one.times)
   return found | {
     "seconds": round(time.perf_counter() - began, 1),
@@ -166,7 +163,7 @@ def _attempt(line: Line, hlo: Path | None) -> dict[str, Any]:
       "temporaries": memory.temp_size_in_bytes,
       "code": memory.generated_code_size_in_bytes,
     },
-    "largest_buffers": _largest(report),
+    "largest_buffers": _largest(compiled.usage),
     "collectives": [
       {"kind": kind, "axes": axes, "runs": runs, "sent": sent, "known": known}
       for (kind, axes), (runs, sent, known) in collectives.by_kind(
@@ -177,46 +174,31 @@ def _attempt(line: Line, hlo: Path | None) -> dict[str, Any]:
   }
 
 
-def _compile(line: Line) -> tuple[Any, str, str]:
-  """Memory, the optimized program, and the compiler's report of its heap."""
+def _compile(line: Line) -> compiling.Compiled:
   number = 1
   for size in line.mesh.values():
     number *= size
   topology = topologies.get_topology_desc(line.topology, "tpu")
   mesh = sharding.make_mesh(line.mesh, list(topology.devices)[:number])
   batch = jax.tree.map(
-    lambda x: students.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
+    lambda x: jitted.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
     students.make_batch("threshold", line.rows, line.L),
   )
   cfg = students.config(
     line.student, remat=line.remat, attention=line.attention
   )
-  training = students.Training(
+  training = students.training(
     cfg=cfg,
     mesh=mesh,
     objective=losses.Objective(chunk=line.chunk),
     microbatches=line.microbatches,
   )
-  with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+  with jax.set_mesh(mesh):
     if line.whole_step:
       lowered = training.step.lower(training.abstract, batch, None)
     else:
       lowered = _lower_loss(training, batch.targets)
-    # Not compiled.as_text(): jaxlib cannot read each program that a newer
-    # libtpu makes.
-    compiled = lowered.compile(
-      compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-    )
-
-    def dumped(end):
-      (path,) = Path(folder).glob(f"*{end}")
-      return path.read_text(encoding="utf-8")
-
-    return (
-      compiled.memory_analysis(),
-      dumped(".after_optimizations.txt"),
-      dumped("-memory-usage-report.txt"),
-    )
+    return compiling.compile_text(lowered)
 
 
 def _lower_loss(training, targets):
@@ -228,7 +210,7 @@ def _lower_loss(training, targets):
 
   def loss(x_BLD, head_VD, targets):
     return losses.distillation_loss(
-      x_BLD, head_VD, targets, training.alpha, training.objective
+      x_BLD, head_VD, targets, 0.9, training.objective
     )[0]
 
   gradient = jax.value_and_grad(loss, argnums=(0, 1))

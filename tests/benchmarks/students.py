@@ -1,15 +1,12 @@
 """Students, batches and training steps for the benchmarks."""
 
-import dataclasses
-import functools
 from typing import Any
 
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh
 import numpy as np
 import optax
 
-from analogjax import losses, optim, sharding, steps
+from analogjax import jitted, losses, optim
 from analogjax.data import batches
 from analogjax.models import decoder
 
@@ -68,74 +65,35 @@ def make_batch(kind: str, B: int, L: int, V: int = V) -> batches.Batch:
   )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
-  """A training step as the stages make it, and the state before it."""
-
-  cfg: decoder.DecoderConfig
-  mesh: Mesh
-  objective: losses.Objective
-  microbatches: int = 1
-  alpha: float = 0.9  # 0 for hard labels.
-
-  @functools.cached_property
-  def tx(self) -> optax.GradientTransformation:
-    cfg = optim.OptimizerConfig(
-      name="adamw",
-      learning_rate=1e-4,
-      warmup_steps=100,
-      schedule="wsd",
-      decay_steps=100,
-      final_fraction=0.0,
-      b1=0.9,
-      b2=0.95,
-      eps=1e-8,
-      muon_momentum=0.95,
-      momentum_dtype="float32",
-      weight_decay=0.1,
-      clip_norm=1.0,
-    )
-    return optim.make_optimizer(cfg, num_steps=1000)
-
-  def init(self) -> steps.TrainState:
-    params = decoder.init_parameters(self.cfg, 0)
-    return steps.TrainState(
-      step=jax.numpy.zeros((), "int32"),
-      params=params,
-      opt_state=self.tx.init(params),
-    )
-
-  @functools.cached_property
-  def abstract(self) -> steps.TrainState:
-    """Shapes with shardings."""
-    abstract = jax.eval_shape(self.init)
-    where = sharding.state_shardings(abstract, self.mesh)
-    return jax.tree.map(shape_of, abstract, where)
-
-  @functools.cached_property
-  def shardings(self) -> Any:
-    return jax.tree.map(lambda x: x.sharding, self.abstract)
-
-  def start(self) -> steps.TrainState:
-    """The state, made where it belongs."""
-    return jax.jit(self.init, out_shardings=self.shardings)()
-
-  @functools.cached_property
-  def step(self):
-    """(state, batch, teacher or None) -> state, metrics; jitted."""
-    return jax.jit(
-      functools.partial(
-        steps.train_step,
-        graphdef=decoder.graphdef(self.cfg),
-        tx=self.tx,
-        objective=self.objective,
-        alpha=optax.constant_schedule(self.alpha),
-        microbatches=self.microbatches,
-      ),
-      donate_argnums=0,
-      out_shardings=(self.shardings, NamedSharding(self.mesh, P())),
-    )
-
-
-def shape_of(x: Any, where: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+def training(
+  cfg: decoder.DecoderConfig,
+  mesh: Mesh,
+  objective: losses.Objective,
+  *,
+  microbatches: int = 1,
+  alpha: float = 0.9,
+) -> jitted.Training:
+  """A training step as a phase makes it; alpha is 0 for hard labels."""
+  optimizer = optim.OptimizerConfig(
+    name="adamw",
+    learning_rate=1e-4,
+    warmup_steps=100,
+    schedule="wsd",
+    decay_steps=100,
+    final_fraction=0.0,
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    muon_momentum=0.95,
+    momentum_dtype="float32",
+    weight_decay=0.1,
+    clip_norm=1.0,
+  )
+  return jitted.Training(
+    cfg=cfg,
+    mesh=mesh,
+    tx=optim.make_optimizer(optimizer, num_steps=1000),
+    objective=objective,
+    alpha=optax.constant_schedule(alpha),
+    microbatches=microbatches,
+  )

@@ -131,7 +131,7 @@ class Loop:
       saved: `checkpoint.Checkpoints`, if there are saves.
     """
     self._mesh, self._saved = mesh, saved
-    self._training = students.Training(
+    self._training = students.training(
       cfg=student.config(),
       mesh=mesh,
       objective=losses.Objective(chunk=student.chunk),

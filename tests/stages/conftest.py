@@ -388,7 +388,7 @@ class Lab:
       patch.setattr(
         sharding,
         "make_mesh",
-        lambda axes: make_mesh(axes, jax.devices()[:devices]),
+        lambda axes, _=None: make_mesh(axes, jax.devices()[:devices]),
       )
       # A thread that hangs would keep pytest from ending.
       patch.setattr(membership, "exit_now", sys.exit)

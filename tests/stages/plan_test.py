@@ -9,6 +9,7 @@ import rich.console
 
 from analogjax import config, config_files
 from analogjax.models import decoder, gguf
+from analogjax.planning import outline, tables
 from analogjax.stages import plan
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
@@ -49,7 +50,7 @@ def load(*overrides):
 
 def make(*overrides, **mesh):
   sections = config.to_sections(load(*overrides))
-  return plan.make_plan(sections, TEACHER, ONE_DEVICE | mesh)
+  return outline.make_plan(sections, TEACHER, ONE_DEVICE | mesh)
 
 
 def test_numbers_by_hand():
@@ -156,7 +157,9 @@ def test_run_reads_a_folder_and_writes_what_it_prints(folder, tmp_path, capsys):
   cfg = load(f"teacher.path={folder}", "mesh.fsdp=1")
   plan.run(cfg, workdir)
   written = json.loads((workdir / "plan.json").read_text())
-  assert written == plan.make_plan(config.to_sections(cfg), TEACHER, ONE_DEVICE)
+  assert written == outline.make_plan(
+    config.to_sections(cfg), TEACHER, ONE_DEVICE
+  )
   text = capsys.readouterr().out
   for part in ("134,515,008", "3,342,912", "2.485 %", "train.distill"):
     assert part in text
@@ -214,16 +217,107 @@ def test_outside_the_window_is_said_and_not_refused(policy):
   p = make("student.D=8", f"student.size_window={policy}")
   assert not p["size_window"]["inside"]
   out = io.StringIO()
-  plan.print_plan(p, rich.console.Console(file=out, width=80))
+  tables.print_outline(p, rich.console.Console(file=out, width=80))
   assert f"student.size_window='{policy}'" in out.getvalue()
 
 
 def test_tables_fit_80_columns():
-  out = io.StringIO()
-  plan.print_plan(make(), rich.console.Console(file=out, width=80))
-  assert "\u2026" not in out.getvalue()  # Rich cuts a cell short with it.
-  assert max(map(len, out.getvalue().splitlines())) <= 80
-  narrow = io.StringIO()
-  plan.print_plan(make(), rich.console.Console(file=narrow, width=60))
+  def shown(width):
+    out = io.StringIO()
+    console = rich.console.Console(file=out, width=width)
+    tables.print_outline(make(), console)
+    tables.print_memory(make(), console)
+    return out.getvalue()
+
+  assert "\u2026" not in shown(80)  # Rich cuts a cell short with it.
+  assert max(map(len, shown(80).splitlines())) <= 80
   # In both tables: numbers may be cut, names not.
-  assert narrow.getvalue().count("train.pretrain ") == 2
+  assert shown(60).count("train.pretrain ") == 2
+
+
+def machines(folder, *overrides):
+  """A config for several devices, in batches that they can share out."""
+  fields = ["cache.batch_rows=8", "measure.batch_rows=8", *overrides]
+  return load(f"teacher.path={folder}", *fields)
+
+
+def test_a_plan_for_machines_is_printed_and_written(folder, tmp_path, capsys):
+  names = ("gpu:h100:2", "gpu:a100:4")
+  plan.run(machines(folder), tmp_path, topologies=names)
+  written = json.loads((tmp_path / "plan.json").read_text())
+  assert [t["topology"]["name"] for t in written["topologies"]] == list(names)
+  one = written["topologies"][0]
+  assert one["mesh"] == dict(data=1, fsdp=2, expert=1, tensor=1)
+  assert one["fits"] and one["total"]["dollars"] > 0
+  stages = ["cache", "train.pretrain", "train.control", "train.distill"]
+  assert [stage["stage"] for stage in one["stages"]] == stages
+  assert {stage["how"] for stage in one["stages"]} == {"counted"}
+  assert "memory_bytes_per_device" not in written
+  assert [gate["passes"] for gate in written["gates"]] == [True] * 2 + [
+    None,
+    True,
+  ]
+  assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+  text = capsys.readouterr().out
+  for part in ("gpu:h100:2: 2 devices, mesh fsdp=2", "Teacher inference"):
+    assert part in text
+
+
+def test_json_alone_on_standard_output(folder, tmp_path, capsys):
+  cfg = machines(folder)
+  plan.run(cfg, None, topologies=("gpu:h100:2",), as_json=True)
+  assert len(json.loads(capsys.readouterr().out)["topologies"]) == 1
+  plan.run(load(f"teacher.path={folder}", "mesh.fsdp=1"), None, as_json=True)
+  assert "memory_bytes_per_device" in json.loads(capsys.readouterr().out)
+  assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_picture_goes_where_it_is_asked_for(folder, tmp_path):
+  png = tmp_path / "a.png"
+  plan.run(machines(folder), None, topologies=("gpu:h100:2",), png=png)
+  assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_search_sets_the_mesh_that_is_reported(folder, capsys):
+  cfg = machines(folder, "mesh.fsdp=3")  # Of which there are none here.
+  plan.run(cfg, None, topologies=("gpu:h100:2",), searches=True, as_json=True)
+  (found,) = json.loads(capsys.readouterr().out)["topologies"]
+  changes = found["search"]["best"]["changes"]
+  assert found["mesh"] == {
+    axis: changes[f"mesh.{axis}"] for axis in found["mesh"]
+  }
+  assert found["search"]["best"]["seconds"] == pytest.approx(
+    found["total"]["seconds"]
+  )
+
+
+@pytest.mark.parametrize(
+  ("topology", "overrides", "expected"),
+  [
+    ("v5q:2x2x1", [], "--topology=v5q:2x2x1: there is no chip 'v5q'"),
+    ("gpu:h100:4", ["mesh.fsdp=8"], "mesh: data=1, fsdp=8, expert=1, tensor=1"),
+    ("gpu:h100:2", ["mesh.tensor=2"], "mesh.tensor: 2 does not divide N=9 of"),
+    ("gpu:h100:16", [], "cache.batch_rows: 8 is not a multiple of 16 devices"),
+    ("gpu:h100:2", ["student.V=1000"], "student.V: 1000, but the vocabulary"),
+  ],
+)
+def test_machines_that_do_not_do(folder, topology, overrides, expected):
+  cfg = machines(folder, *overrides)
+  with pytest.raises(ValueError) as info:
+    plan.run(cfg, None, topologies=(topology,))
+  assert str(info.value).startswith(expected) and "\n" not in str(info.value)
+
+
+def test_without_libtpu_a_tpu_is_refused(folder, tmp_path, monkeypatch):
+  monkeypatch.setenv("TPU_LIBRARY_PATH", str(tmp_path / "none.so"))
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  with pytest.raises(ValueError, match="libtpu: needed to compile for TPUs"):
+    plan.run(machines(folder), None, topologies=("v5e:2x2",))
+
+
+def test_prices_of_a_chip_that_is_not_known(folder):
+  cfg = machines(folder)
+  with cfg.unlocked():
+    cfg.plan.h10 = dict(dollars_per_hour=1.0, watts=0.0)
+  with pytest.raises(ValueError, match="plan.h10: there is no such chip"):
+    plan.run(cfg, None)

@@ -11,26 +11,20 @@ are the same either way: of n devices, by a ring,
   collective-permute: all of it
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import dataclasses
-import functools
 import math
 import re
 
 import numpy as np
+
+from analogjax.planning import hlo
 
 _KINDS = (
   *("all-gather", "all-reduce", "reduce-scatter", "collective-permute"),
   *("all-to-all", "ragged-all-to-all", "collective-broadcast"),
 )
 _COLLECTIVE = re.compile(rf" ({'|'.join(_KINDS)})(-start)?\(")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_CALLED = re.compile(
-  r"(calls|to_apply|body|condition|branch_computations|called_computations)="
-  r"(\{[^}]*\}|%?[\w.-]+)"
-)
-_SHAPE = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
-_BITS = {"pred": 8, "bf16": 16}
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 
 
@@ -54,11 +48,10 @@ def find(text: str, axis_sizes: Mapping[str, int]) -> list[Collective]:
     text: `compiled.as_text()`.
     axis_sizes: of the mesh that the program was compiled for, in order.
   """
-  computations, entry = _computations(text)
-  times = _times(computations, entry)
+  program = hlo.parse(text)
   found, seen = [], set()
-  for name, lines in computations.items():
-    if name not in times:
+  for name, lines in program.computations.items():
+    if name not in program.times:
       continue
     for line in lines:
       match = _COLLECTIVE.search(line)
@@ -73,7 +66,7 @@ def find(text: str, axis_sizes: Mapping[str, int]) -> list[Collective]:
       kind = match[1]
       if name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter of all-reduce"
-      one = _collective(line, match, kind, axis_sizes, *times[name])
+      one = _collective(line, match, kind, axis_sizes, *program.times[name])
       if one.axes:
         found.append(one)
   return found
@@ -95,114 +88,30 @@ def by_kind(
   return dict(sorted(out.items(), key=lambda item: -item[1][1]))
 
 
-def between_slices(text: str) -> dict[str, tuple[int, int]]:
-  """Kind -> runs, bytes: what a TPU's program hands to the network of hosts.
+def between_slices(text: str) -> dict[str, tuple[int, int, bool]]:
+  """What a TPU's program hands to the network of hosts.
 
   Of several slices each runs a program of its own, and what another has to get
-  is sent through the hosts. Such lines do not say along which axis; loops are
-  not counted out.
+  is sent through the hosts. Such lines do not say along which axis.
+
+  Returns:
+    Kind -> runs, bytes sent by one device, whether both are known.
   """
-  found = {}
-  for line in text.splitlines():
-    kind = re.search(r'_megascale_transfer_type="(\w+)"', line)
-    if kind and " send(" in line:
+  program, found = hlo.parse(text), {}
+  for name, (times, known) in program.times.items():
+    for line in program.computations[name]:
+      match = re.search(r'_megascale_transfer_type="(\w+)"', line)
+      if match is None or " send(" not in line:
+        continue
+      kind = match[1].lower().replace("_", "-")
       shape = line[line.index(" = ") + 3 : line.index(" send(")]
-      runs, sent = found.get(kind[1], (0, 0))
-      found[kind[1]] = runs + 1, sent + round(_bytes(shape))
+      runs, sent, all_known = found.get(kind, (0, 0, True))
+      found[kind] = (
+        runs + times,
+        sent + times * round(_bytes(shape)),
+        all_known and known,
+      )
   return found
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """Lines of each computation by name, and the name of the first to run."""
-  found, entry, lines = {}, "", None
-  for line in text.splitlines():
-    if match := _HEADER.match(line):
-      lines = found[match[2]] = []
-      if match[1]:
-        entry = match[2]
-    elif re.match(r"}(, execution_thread=.*)?$", line):
-      lines = None
-    elif lines is not None:
-      # An instruction may go on below: kernels have attributes of many lines.
-      lines.append(line)
-  assert entry, "no ENTRY: is this HLO?"
-  for name, lines in found.items():
-    assert any(x.lstrip().startswith("ROOT") for x in lines), name
-  return found, entry
-
-
-def _times(computations, entry) -> dict[str, tuple[int, bool]]:
-  """How often each computation runs, and whether that is known."""
-  callers = {}
-  for name, lines in computations.items():
-    for line in lines:
-      for callee, factor, known in _calls(line, computations):
-        callers.setdefault(callee, []).append((name, factor, known))
-
-  @functools.cache
-  def of(name):
-    total, all_known = int(name == entry), True
-    for caller, factor, known in callers.get(name, ()):
-      times, caller_known = of(caller)
-      total += times * factor
-      all_known &= (known and caller_known) or not times
-    return total, all_known
-
-  return {name: of(name) for name in computations if of(name)[0]}
-
-
-def _calls(line: str, computations) -> Iterator[tuple[str, int, bool]]:
-  """(name, how often, whether that is known) of what an instruction calls."""
-  named = {
-    what: [name.strip(" %") for name in value.strip("{}").split(",")]
-    for what, value in _CALLED.findall(line)
-  }
-  for what, names in named.items():
-    times = 1
-    if what == "body":
-      condition, body = named["condition"][0], named["body"][0]
-      times = _trips(line, computations[condition], computations[body])
-    for name in names:
-      if name in computations:
-        yield name, times or 1, times is not None
-
-
-def _trips(line: str, condition: list[str], body: list[str]) -> int | None:
-  """Iterations of a while loop, or None.
-
-  Either the compiler says it, or the loop counts from 0 up to a constant in
-  steps of a constant, as all do that come of lax.scan or of the partitioner.
-  """
-  if match := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
-    return int(match[1])
-  root = next((x for x in condition if "direction=LT" in x), None)
-  if root is None:
-    return None
-  counter, bound = _operands(root)
-  index = re.search(r"index=(\d+)", _line_of(counter, condition))
-  end = _constant(bound, condition)
-  if index is None or end is None:
-    return None
-  result = next(x for x in body if x.lstrip().startswith("ROOT"))
-  step = _line_of(_operands(result)[int(index[1])], body)
-  by = [_constant(name, body) for name in _operands(step)] if step else []
-  by = [number for number in by if number]
-  return -(-end // by[0]) if len(by) == 1 and " add(" in step else None
-
-
-def _operands(line: str) -> list[str]:
-  inner = re.search(r" [a-z-]+\(((?:[^()]|\([^()]*\))*)\)", line)
-  return re.findall(r"%([\w.-]+)", inner[1]) if inner else []
-
-
-def _line_of(name: str, lines: list[str]) -> str:
-  start = re.compile(rf"\s*(ROOT )?%{re.escape(name)} = ")
-  return next((line for line in lines if start.match(line)), "")
-
-
-def _constant(name: str, lines: list[str]) -> int | None:
-  match = re.search(r" constant\((\d+)\)", _line_of(name, lines))
-  return int(match[1]) if match else None
 
 
 def _collective(line, match, kind, axis_sizes, times, known) -> Collective:
@@ -238,18 +147,15 @@ def _collective(line, match, kind, axis_sizes, times, known) -> Collective:
 
 def _bytes(shape: str) -> float:
   """Of all arrays; a scalar of a started collective is its semaphore."""
-  total = 0.0
-  for dtype, dims in _SHAPE.findall(shape):
-    sizes = [int(d) for d in dims.split(",") if d]
-    if dtype == "u32" and not sizes:
-      continue
-    bits = _BITS.get(dtype) or int(re.findall(r"\d+", dtype)[0])
-    total += math.prod(sizes) * bits / 8
-  return total
+  return sum(
+    array.bytes
+    for array in hlo.arrays(shape)
+    if array.sizes or array.dtype != "u32"
+  )
 
 
 def _listed(groups: str) -> list[list[int]]:
-  """{0,1},{2,3}"""
+  """Of a text like {0,1},{2,3}."""
   return [
     [int(i) for i in group.split(",")]
     for group in re.findall(r"{([^}]*)", groups)
@@ -263,7 +169,8 @@ def _groups(line: str, axis_sizes) -> list[list[int]]:
     return _listed(match[1])
   # [groups, devices]<=[sizes]T(order)
   if match := re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", line):
-    return _iota(match[2], match[3]).reshape(_numbers(match[1]))
+    ids = _iota(match[2], match[3])
+    return ids.reshape(_numbers(match[1])).tolist()
   # mesh['axis_0'=8,'axis_1'=2], device_ids=([4,4]T(1,0)) {'axis_0'}
   if match := re.search(
     rf"replica_groups=mesh\[([^]]*)\](?:, device_ids=\({_IOTA}\))?"
@@ -277,7 +184,7 @@ def _groups(line: str, axis_sizes) -> list[list[int]]:
     others = [i for i in range(len(sizes)) if i not in kept]
     ids = _iota(match[2] or str(number), match[3]).reshape([*sizes.values()])
     ids = ids.transpose([*others, *kept])
-    return ids.reshape(-1, math.prod(ids.shape[len(others) :]))
+    return ids.reshape(-1, math.prod(ids.shape[len(others) :])).tolist()
   assert re.search(r"replica_groups=(?!\{\})", line) is None, line
   return [list(range(number))]
 

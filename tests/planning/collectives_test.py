@@ -1,4 +1,4 @@
-"""Tests for tests/benchmarks/collectives.py."""
+"""Tests for analogjax/planning/collectives.py."""
 
 import importlib
 import os
@@ -11,18 +11,13 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
-from analogjax import losses, sharding
+from analogjax import jitted, losses, sharding
+from analogjax.planning import collectives
 
 SIZES = dict(data=1, fsdp=4, expert=1, tensor=2)
 
 
-@pytest.fixture
-def collectives(monkeypatch):
-  monkeypatch.syspath_prepend(str(Path(__file__).parent))
-  return importlib.import_module("collectives")
-
-
-def test_a_program_of_known_collectives(collectives):
+def test_a_program_of_known_collectives():
   """Counted by hand: three iterations, and a sum over all at the end."""
   mesh = sharding.make_mesh(SIZES)
 
@@ -136,7 +131,7 @@ replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
 """
 
 
-def test_what_a_tpu_makes_of_them(collectives):
+def test_what_a_tpu_makes_of_them():
   assert collectives.by_kind(collectives.find(TEXT, SIZES)) == {
     # 64 x 8 floats go in, of 4 devices.
     ("reduce-scatter of all-reduce", "fsdp"): (1, 64 * 8 * 4 * 3 // 4, True),
@@ -161,7 +156,7 @@ def test_what_a_tpu_makes_of_them(collectives):
     ("{}", ("fsdp", "tensor")),
   ],
 )
-def test_groups_of_devices(collectives, groups, axes):
+def test_groups_of_devices(groups, axes):
   line = (
     f"%x = f32[8]{{0}} all-reduce(%y), replica_groups={groups}, to_apply=%a"
   )
@@ -174,28 +169,30 @@ def test_groups_of_devices(collectives, groups, axes):
 @pytest.mark.parametrize(
   ("axes", "kinds"),
   [
-    (dict(data=2, fsdp=8, tensor=2), {"ALL_REDUCE"}),
-    (dict(fsdp=16, tensor=2), {"ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER"}),
+    (dict(data=2, fsdp=8, tensor=2), {"all-reduce"}),
+    (dict(fsdp=16, tensor=2), {"all-reduce", "all-gather", "reduce-scatter"}),
   ],
   ids=["data", "fsdp"],
 )
 def test_what_a_training_step_sends_from_slice_to_slice(
-  collectives, axes, kinds, tmp_path
+  axes, kinds, tmp_path, monkeypatch
 ):
   """Along data gradients alone; along fsdp weights, too."""
   if not os.environ.get("TPU_LIBRARY_PATH"):
     pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
+  benchmarks = Path(__file__).parents[1] / "benchmarks"
+  monkeypatch.syspath_prepend(str(benchmarks))
   students = importlib.import_module("students")
   topology = topologies.get_topology_desc("v5e:4x4", "tpu", num_slices=2)
   mesh = sharding.make_mesh(axes, list(topology.devices))
   shape = dict(V=1024, D=256, Y=2, N=8, G=4, H=32, F=512, attention="xla")
-  training = students.Training(
+  training = students.training(
     cfg=students.config("8B", **shape),
     mesh=mesh,
     objective=losses.Objective(chunk=256),
   )
   batch = jax.tree.map(
-    lambda x: students.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
+    lambda x: jitted.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
     students.make_batch("threshold", 32, 128, V=1024),
   )
   with jax.set_mesh(mesh):
@@ -208,8 +205,8 @@ def test_what_a_training_step_sends_from_slice_to_slice(
   (program,) = tmp_path.glob("*.after_optimizations.txt")
   found = collectives.between_slices(program.read_text("utf-8"))
   assert kinds <= set(found)
-  if kinds == {"ALL_REDUCE"}:
+  if kinds == {"all-reduce"}:
     assert set(found) == kinds
     # Of a device's weights, in float32 at most and filled up to whole tiles.
     weights = sum(x.size for x in jax.tree.leaves(training.abstract.params))
-    assert found["ALL_REDUCE"][1] < 2 * 4 * weights / 16
+    assert found["all-reduce"][1] < 2 * 4 * weights / 16

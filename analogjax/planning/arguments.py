@@ -1,0 +1,114 @@
+"""Shapes of what the steps of a run are called with, and their places.
+
+Batches are made by the code that makes them in a run, of one row of zeros, so
+they have its fields and dtypes; of their values nothing is needed.
+
+Letters: B rows of a batch, L positions, K slots of a record, W the teacher's
+width.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+import numpy as np
+
+from analogjax import config, losses, sharding, steps
+from analogjax.data import batches, logit_cache, sampling
+from analogjax.data.rows import Rows
+from analogjax.models import decoder
+
+
+def sampler(cache: config.CacheConfig) -> sampling.Sampler:
+  return sampling.make_sampler(
+    cache.kind, tau=cache.tau, num_draws=cache.num_draws, top_k=cache.top_k
+  )
+
+
+def parameters(cfg: decoder.DecoderConfig, mesh: Mesh) -> Any:
+  """Of a frozen teacher, in its compute dtype, as hf_folder reads them."""
+  abstract = decoder.abstract_parameters(cfg)
+  where = sharding.state_shardings(abstract, mesh)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, cfg.dtype, sharding=s),
+    abstract,
+    where,
+  )
+
+
+def without_head(cfg: decoder.DecoderConfig, mesh: Mesh) -> list[Any]:
+  head = "embed_VD" if cfg.tie_embeddings else "unembed_VD"
+  leaves = jax.tree_util.tree_leaves_with_path(parameters(cfg, mesh))
+  return [
+    x for path, x in leaves if f"'{head}'" not in jax.tree_util.keystr(path)
+  ]
+
+
+def parts(state: steps.TrainState) -> dict[str, Any]:
+  """A state's trees by what they are."""
+  moments: dict[str, list[Any]] = {"counts": [state.step]}
+  for path, x in jax.tree_util.tree_leaves_with_path(state.opt_state):
+    name = jax.tree_util.keystr(path)
+    which = "first moments" if ".mu" in name else "second moments"
+    moments.setdefault(which if x.ndim else "counts", []).append(x)
+  return {"parameters": state.params, **moments}
+
+
+def live_teacher(B: int, L: int, teacher, mesh: Mesh) -> losses.Teacher:
+  """What live.LiveTeacher.hidden returns."""
+  rows = NamedSharding(mesh, sharding.ROWS)
+  head = NamedSharding(mesh, sharding.weight_spec("VD"))
+  dtype, V, W = teacher.dtype, teacher.V, teacher.D
+  x_BLW: Any = jax.ShapeDtypeStruct((B, L, W), dtype, sharding=rows)
+  head_VW: Any = jax.ShapeDtypeStruct((V, W), dtype, sharding=head)
+  return losses.Teacher(x_BLW, head_VW)
+
+
+def for_phase(sections, phase: config.PhaseConfig, mesh: Mesh) -> batches.Batch:
+  """What the loop of a phase feeds its step."""
+  B, rows = phase.batch_rows, _rows(sections.data.L)
+  if phase.reads_records:
+    return recorded(sections, B, mesh)
+  make = batches.for_live_teacher if phase.runs_teacher else batches.from_rows
+  return _on_mesh(make(rows), B, mesh)
+
+
+def recorded(sections, B: int, mesh: Mesh) -> batches.Batch:
+  """A batch with records of the cache."""
+  L, cache = sections.data.L, sections.cache
+  K = sampler(cache).num_slots
+  zeros_1L = np.zeros((1, L), np.float32)
+  entries = logit_cache.Entries(
+    rows=_rows(L),
+    ids_BLK=np.zeros((1, L, K), np.int32),
+    p_BLK=np.zeros((1, L, K), np.float32),
+    log_tail_BL=zeros_1L if cache.kind == "topk" else None,
+    num_head_BL=zeros_1L,
+    num_BL=zeros_1L,
+    capture_weights_BL=zeros_1L,
+    entropy_BL=zeros_1L,
+    label_logprob_BL=zeros_1L,
+  )
+  return _on_mesh(batches.from_entries(entries), B, mesh)
+
+
+def _rows(L: int) -> Rows:
+  """One row, on the host, from which the code of the stages makes a batch."""
+  zeros_1L = np.zeros((1, L), np.int32)
+  return Rows(zeros_1L, zeros_1L, zeros_1L, zeros_1L.astype(np.float32))
+
+
+def _on_mesh(batch: batches.Batch, B: int, mesh: Mesh) -> batches.Batch:
+  """Shapes of B rows like the one that there is."""
+  where = NamedSharding(mesh, sharding.ROWS)
+
+  def of(x):
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    return jax.ShapeDtypeStruct((B, *x.shape[1:]), dtype, sharding=where)
+
+  return jax.tree.map(of, batch)
+
+
+def unlabelled(sections: config.Sections, B: int, mesh: Mesh) -> batches.Batch:
+  """What the recorder feeds a teacher."""
+  return _on_mesh(batches.from_rows(_rows(sections.data.L)), B, mesh)

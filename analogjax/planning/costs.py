@@ -1,0 +1,323 @@
+"""What a whole run takes: time, device-hours, dollars, energy, and its store.
+
+Times are those of the steps alone. Starting, compiling, evaluations in the
+middle of a phase, checkpoints and restarts come on top; `efficiency` of the
+config's plan has to make up for them.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+
+from analogjax import config
+from analogjax.data import cache_format
+from analogjax.models import decoder, sizes
+from analogjax.planning import outline
+from analogjax.planning.facts import Topology
+from analogjax.planning.roofline import Bound
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageCost:
+  """What one stage takes on all devices together."""
+
+  stage: str
+  tokens: int
+  step_seconds: float | None  # None: it has no one step (measure).
+  tokens_per_second: float
+  mfu: float  # Of model FLOPs, at the speed that is expected.
+  seconds: float
+  device_hours: float
+  dollars: float | None  # None: the price is not known.
+  kwh: float
+
+  @property
+  def days(self) -> float:
+    return self.seconds / 86_400
+
+
+def stage_costs(
+  sections: config.Sections,
+  teacher: decoder.DecoderConfig,
+  topology: Topology,
+  bounds: Mapping[str, Bound],
+) -> list[StageCost]:
+  """Every stage that a bound is known of, and measuring.
+
+  A step is expected to take its bound over `plan.efficiency`. Measuring runs
+  forward passes alone, so it is taken to be as efficient as the cache step.
+
+  Args:
+    sections: the config.
+    teacher: the teacher's shape.
+    topology: the machines.
+    bounds: of a step, by stage.
+  """
+  cache, L = sections.cache, sections.data.L
+  efficiency = sections.plan.efficiency
+  steps = {}
+  if "cache" in bounds:
+    rows = outline.cached_rows(sections)
+    steps["cache"] = (math.ceil(rows / cache.batch_rows), rows * L)
+  for name in sections.train.phases:
+    phase = sections.train.phase[name]
+    tokens = phase.num_steps * phase.batch_rows * L
+    steps[f"train.{name}"] = (phase.num_steps, tokens)
+  found = []
+  for stage, (number, tokens) in steps.items():
+    if stage not in bounds:
+      continue
+    # A live teacher's step comes before each of the student's.
+    parts = [bounds[s] for s in (stage, f"{stage}.teacher") if s in bounds]
+    least = sum(part.seconds for part in parts)
+    step = least / efficiency
+    mfu = efficiency * sum(part.mfu * part.seconds for part in parts) / least
+    cost = _cost(sections, topology, stage, tokens, number * step, mfu)
+    found.append(dataclasses.replace(cost, step_seconds=step))
+  if "cache" in bounds:
+    tokens = cache.held_out_rows * L
+    flops = tokens * (
+      sizes.forward_flops_per_token(teacher, L)
+      + len(sections.measure.phases)
+      * sizes.forward_flops_per_token(sections.student, L)
+    )
+    mfu = bounds["cache"].mfu * efficiency
+    peak = topology.chip.peak_flops[sections.teacher.dtype]
+    seconds = flops / (topology.num_devices * peak * mfu)
+    found.append(_cost(sections, topology, "measure", tokens, seconds, mfu))
+  return found
+
+
+def total(costs: Sequence[StageCost]) -> StageCost | None:
+  """All stages one after another; None if there is none."""
+  if not costs:
+    return None
+  seconds = sum(cost.seconds for cost in costs)
+  tokens = sum(cost.tokens for cost in costs)
+  dollars = [cost.dollars for cost in costs if cost.dollars is not None]
+  return StageCost(
+    stage="total",
+    tokens=tokens,
+    step_seconds=None,
+    tokens_per_second=tokens / seconds,
+    mfu=sum(cost.mfu * cost.seconds for cost in costs) / seconds,
+    seconds=seconds,
+    device_hours=sum(cost.device_hours for cost in costs),
+    dollars=sum(dollars) if len(dollars) == len(costs) else None,
+    kwh=sum(cost.kwh for cost in costs),
+  )
+
+
+def _cost(
+  sections: config.Sections,
+  topology: Topology,
+  stage: str,
+  tokens: int,
+  seconds: float,
+  mfu: float,
+) -> StageCost:
+  plan, chip = sections.plan, topology.chip
+  price = plan.chip.get(chip.name)
+  watts = price.watts if price and price.watts else chip.watts
+  hours = seconds / 3600 * topology.num_devices
+  dollars = price.dollars_per_hour if price else 0.0
+  return StageCost(
+    stage=stage,
+    tokens=tokens,
+    step_seconds=None,
+    tokens_per_second=tokens / seconds,
+    mfu=mfu,
+    seconds=seconds,
+    device_hours=hours,
+    dollars=hours * dollars if dollars else None,
+    kwh=hours * watts * plan.pue / 1000,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheTraffic:
+  """What the cache's store has to hold and to bear."""
+
+  bytes: float  # An estimate, see sizes.expected_record_bytes.
+  objects: int
+  bytes_per_object: float
+  dollars: float  # Its room for plan.cache_months, and all requests.
+  # While it is filled; None: no bound of the cache step is known.
+  write_bytes_per_second: float | None
+  write_requests_per_second: float | None
+  # By phase that reads it, over all processes.
+  read_bytes_per_second: Mapping[str, float]
+  read_requests_per_second: Mapping[str, float]
+
+
+def cache_traffic(
+  sections: config.Sections, costs: Sequence[StageCost]
+) -> CacheTraffic:
+  """The load on the cache's store.
+
+  A write is an object of one array: `cache.rows_per_object` rows. A read is
+  one row of one array, and each object's index once (docs/cache_format.md).
+  """
+  cache, plan, L = sections.cache, sections.plan, sections.data.L
+  arrays = len(_array_names(sections))
+  rows = outline.cached_rows(sections)
+  per_row = L * outline.cached_token_bytes(sections)
+  parts = [cache.held_out_rows, cache.num_rows * sections.reads_cache]
+  groups = sum(math.ceil(part / cache.rows_per_object) for part in parts)
+  by_stage = {cost.stage: cost for cost in costs}
+  filling = by_stage.get("cache")
+  read_rows = {
+    name: phase.num_steps * phase.batch_rows
+    for name in sections.train.phases
+    if (phase := sections.train.phase[name]).rows == "cache"
+  }
+  speeds = {
+    name: by_stage[f"train.{name}"].tokens_per_second / L
+    for name in read_rows
+    if f"train.{name}" in by_stage
+  }
+  writes = groups * arrays
+  reads = sum(read_rows.values()) * arrays + writes * len(read_rows)
+  size = rows * per_row
+  dollars = size / 1e9 * plan.dollars_per_gb_month * plan.cache_months
+  dollars += reads / 1e6 * plan.dollars_per_million_reads
+  dollars += writes / 1e6 * plan.dollars_per_million_writes
+  return CacheTraffic(
+    bytes=size,
+    objects=writes,
+    bytes_per_object=size / writes,
+    dollars=dollars,
+    write_bytes_per_second=filling and size / filling.seconds,
+    write_requests_per_second=filling and writes / filling.seconds,
+    read_bytes_per_second={n: speed * per_row for n, speed in speeds.items()},
+    read_requests_per_second={n: speed * arrays for n, speed in speeds.items()},
+  )
+
+
+def _array_names(sections: config.Sections) -> list[str]:
+  """Arrays of the cache that have an object for the same rows."""
+  cache = sections.cache
+  manifest = cache_format.Manifest(
+    kind=cache.kind,
+    tau=cache.tau,
+    num_draws=cache.num_draws,
+    top_k=cache.top_k,
+    temperature=cache.temperature,
+    num_replicas=cache.num_replicas,
+    capture=cache.capture,
+    capture_rate=cache.capture_rate,
+    seed=cache.seed,
+    num_rows=cache.num_rows,
+    sequence_length=sections.data.L,
+    vocabulary_size=sections.student.V,
+    rows_per_object=cache.rows_per_object,
+    teacher_digest="",
+    teacher_dtype=sections.teacher.dtype,
+    tokenizer_digest="",
+    pipeline=sections.data.pipeline,
+    pipeline_fingerprint="",
+    software={},
+  )
+  return list(cache_format.array_specs(manifest))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CostRow:
+  """A row of the paper's table 1, or one that it lacks."""
+
+  step: str
+  stages: tuple[str, ...]
+  device_hours: float | None  # None: no compute.
+  dollars: float | None  # None: not known.
+  is_paper_s: bool
+  note: str = ""
+
+
+def table_1(
+  sections: config.Sections,
+  costs: Sequence[StageCost],
+  traffic: CacheTraffic,
+) -> list[CostRow]:
+  """The rows of the paper's table 1, and what it leaves out.
+
+  Phases that the released one begins from are the analog's; those with a
+  teacher distil, the others train it from scratch. A total is the analog's
+  alone: phases to compare with are in a row of their own.
+
+  Source: "Require Frontier AI Labs To Release Small Analog Models", table 1.
+  """
+  phases = sections.train.phase
+  chain, name = [], sections.release.phase
+  while name:
+    chain.append(name)
+    name = phases[name].init_from
+  distil = [n for n in reversed(chain) if phases[n].loss.has_teacher]
+  scratch = [n for n in reversed(chain) if not phases[n].loss.has_teacher]
+  others = [n for n in sections.train.phases if n not in chain]
+  by_stage = {cost.stage: cost for cost in costs}
+
+  def row(step, stages, is_paper_s):
+    found = [by_stage[stage] for stage in stages if stage in by_stage]
+    dollars = [cost.dollars for cost in found if cost.dollars is not None]
+    whole = len(dollars) == len(stages)
+    hours = sum(cost.device_hours for cost in found)
+    return CostRow(
+      step=step,
+      stages=tuple(stages),
+      device_hours=hours if len(found) == len(stages) else None,
+      dollars=math.fsum(dollars) if whole else None,
+      is_paper_s=is_paper_s,
+    )
+
+  def stages(names):
+    return [f"train.{name}" for name in names]
+
+  rows = [
+    row("Train analog model from scratch", stages(scratch), True),
+    row("Distill frontier model to analog", stages(distil), True),
+    CostRow(
+      step="Safety fine-tune/RLHF",
+      stages=(),
+      device_hours=0.0,
+      dollars=0.0,
+      is_paper_s=True,
+      note="not built",
+    ),
+    row("Teacher inference", ["cache"], False),
+    CostRow(
+      step="Logit cache: storage and requests",
+      stages=("cache",),
+      device_hours=None,
+      dollars=traffic.dollars,
+      is_paper_s=False,
+    ),
+    row("Measurement", ["measure"], False),
+    CostRow(
+      step="Weight hosting and bandwidth",
+      stages=("export",),
+      device_hours=None,
+      dollars=_hosting(sections),
+      is_paper_s=True,
+    ),
+  ]
+  dollars = [r.dollars for r in rows if r.dollars is not None]
+  hours = [r.device_hours for r in rows if r.device_hours is not None]
+  total_row = CostRow(
+    step="Total analog cost",
+    stages=(),
+    device_hours=sum(hours),
+    dollars=sum(dollars) if len(dollars) == len(rows) else None,
+    is_paper_s=True,
+  )
+  compared = row("Phases to compare with", stages(others), False)
+  return [*rows, total_row, *([compared] if others else [])]
+
+
+def _hosting(sections: config.Sections) -> float:
+  plan = sections.plan
+  size = sizes.count_parameters(sections.student).total
+  gb = size * _DTYPE_BYTES[sections.release.dtype] / 1e9
+  stored = gb * plan.dollars_per_gb_month * plan.hosting_months
+  return stored + plan.hosting_egress_gb * plan.dollars_per_egress_gb

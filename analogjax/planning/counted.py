@@ -1,0 +1,274 @@
+"""A program's cost counted by hand, where no compiler can be asked.
+
+For GPUs, as XLA compiles for one only where it is. Sizes of arguments are
+exact; what a step keeps beside them, computes, moves and exchanges is counted
+from the shapes as XLA writes such programs, and checked against programs that
+it compiled for CPUs (tests/planning/counted_test.py). What a GPU then takes is
+not verified.
+
+Letters: T tokens of a device that go through the model at a time, S tokens
+whose logits exist, W the teacher's width; others as in docs/glossary.md.
+"""
+
+from collections.abc import Iterator
+import functools
+import math
+
+import jax
+
+from analogjax.data import sampling
+from analogjax.models import attention, sizes
+from analogjax.planning import buffers, facts, shapes
+
+_F32 = sizes.FLOAT32_BYTES
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def make_program(step: shapes.Step) -> facts.Program:
+  """What a program takes on each device, by formulas."""
+  count = _Count(step)
+  temporaries = dict(count.temporaries())
+  return facts.Program(
+    stage=step.request.stage,
+    how="counted",
+    tokens=step.tokens,
+    flops=step.flops / step.mesh.size,
+    executed_flops=count.flops(),
+    accessed_bytes=count.accessed_bytes(),
+    argument_bytes=sum(map(shapes.bytes_of, step.arguments.values())),
+    temporary_bytes=sum(temporaries.values()),
+    output_bytes=count.output_bytes(),
+    code_bytes=0.0,
+    resident_bytes=sum(map(shapes.bytes_of, step.resident.values())),
+    largest=buffers.ranked(dict(buffers.known(step)) | temporaries),
+    exchanges=tuple(count.exchanges()),
+  )
+
+
+class _Count:
+  """The counts of one step, all of one device."""
+
+  def __init__(self, step: shapes.Step):
+    cfg, mesh = step.model, step.mesh
+    self._step, self._cfg = step, cfg
+    self._trains = step.request.kind == "train"
+    # Axes along which weights are copied.
+    self._copied = {
+      a: n for a in ("data", "expert") if (n := mesh.shape[a]) > 1
+    }
+    self._fsdp = mesh.shape["fsdp"]
+    self._tensor = mesh.shape["tensor"]
+    self._bytes = _BYTES[cfg.dtype]
+    self._L = step.L
+    ways = mesh.size // self._tensor
+    self._rows = step.rows / ways
+    self._T = self._rows * step.L
+    self._parts = step.tokens // (step.rows * step.L)
+    self._S = min(step.chunk, self._T)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      self._kernel = attention.implementation(
+        cfg.attention, dtype=cfg.dtype, L=step.L, G=cfg.G, H=cfg.H
+      )
+
+  # Weights of one layer and of the unembedding, on a device, D whole.
+
+  @functools.cached_property
+  def _layer_weights(self) -> float:
+    counts = sizes.count_parameters(self._cfg)
+    return (counts.attention + counts.mlp) / self._tensor
+
+  @functools.cached_property
+  def _head_weights(self) -> float:
+    return math.ceil(self._cfg.V / self._tensor) * self._cfg.D
+
+  @property
+  def _live_head(self) -> jax.ShapeDtypeStruct | None:
+    """The unembedding of a teacher in the loop, as shape."""
+    return self._step.arguments.get("teacher's unembedding")
+
+  @property
+  def _live_bytes(self) -> float:
+    """The same on a device, W whole."""
+    live = self._live_head
+    if live is None:
+      return 0.0
+    return live.size * live.dtype.itemsize / self._tensor
+
+  def flops(self) -> float:
+    """Of matrix products, what is computed twice included.
+
+    Attention by `xla` computes all L x L scores, a kernel those below the
+    diagonal, and q k once more in its backward pass.
+    """
+    cfg, T = self._cfg, self._T
+    heads = cfg.N * cfg.H / self._tensor
+    layer = 2 * T * self._layer_weights
+    product = 2 * T * heads * self._L  # q k, or p v.
+    head = 2 * T * self._head_weights
+    if self._kernel != "xla":
+      product /= 2
+    forward = cfg.Y * (layer + 2 * product)
+    if not self._trains:
+      return forward + (head if self._step.chunk else 0)
+    backward = cfg.Y * (2 * layer + 4 * product)
+    if self._kernel != "xla":
+      backward += cfg.Y * product
+    if cfg.remat == "full":
+      # The last product of a layer gives nothing that is needed again.
+      down = 2 * T * cfg.F * cfg.D / self._tensor
+      backward += cfg.Y * (layer - down + 2 * product)
+    elif cfg.remat == "dots":
+      backward += cfg.Y * 2 * product
+    # Of a live teacher the logits alone: nothing flows back.
+    live = 0.0
+    if self._live_head is not None:
+      live = 2 * T * self._live_head.size / self._tensor
+    return self._parts * (forward + backward + 3 * head + live)
+
+  def temporaries(self) -> Iterator[tuple[str, float]]:
+    """(what, bytes) at the worst moment.
+
+    In training that is the backward pass of a layer: all that is kept for it is
+    still there, and the gradients are there already. Factors that are not whole
+    are measured, on programs for CPUs.
+    """
+    cfg, T, c = self._cfg, self._T, self._bytes
+    V = math.ceil(cfg.V / self._tensor)
+    if self._trains:
+      local = sizes.count_parameters(cfg).total / (self._fsdp * self._tensor)
+      gradients = local * (1 if self._parts == 1 else 2)
+      # Of embedding and unembedding, before they are one.
+      gradients += 3 * self._head_weights / self._fsdp
+      yield "gradients", _F32 * gradients
+      kept = cfg.Y * T * c * self._kept_numbers()
+      yield "activations kept for the backward pass", kept
+    layer = T * c * self._layer_numbers()
+    works = {"activations of a layer": layer}
+    if not self._trains:
+      works["logits of a chunk"] = 1.1 * _F32 * self._S * V
+    if self._step.request.kind == "cache":
+      # Of every slot, the block of ids that it is looked for in.
+      slots = self._S * self._step.num_slots * sampling.BLOCK
+      works["records"] = 3.1 * _F32 * slots
+    yield max(works.items(), key=lambda work: work[1])
+    yield "weights of a layer, gathered", c * self._layer_weights
+    if self._fsdp > 1 and self._live_bytes:
+      yield "teacher's unembedding, gathered", self._live_bytes
+    if self._step.chunk and (self._fsdp > 1 or c < _F32):
+      yield "unembedding, gathered", c * self._head_weights
+
+  @property
+  def _scores(self) -> float:
+    """Of attention, of a token and layer; a kernel holds none."""
+    is_held = self._kernel == "xla"
+    return self._cfg.N * self._L / self._tensor if is_held else 0.0
+
+  @functools.cached_property
+  def _numbers(self) -> float:
+    """Of a token in a layer: inputs and results of all that is not fused.
+
+    Residual stream and norms; q, k and v, rotated too; what attention gives;
+    gate, up, their product and its parts.
+    """
+    cfg, t = self._cfg, self._tensor
+    qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
+    return 4 * cfg.D + 2 * qkv + cfg.N * cfg.H / t + 4 * cfg.F / t
+
+  def _layer_numbers(self) -> float:
+    """Of a token, while one layer is at work."""
+    if not self._trains:
+      return 0.3 * self._numbers + 2.25 * self._scores
+    activations, scores = {
+      "none": (0.2, 1.5),
+      "dots": (0.6, 3.2),
+      "full": (1.5, 3.2),
+    }[self._cfg.remat]
+    return activations * self._numbers + scores * self._scores
+
+  def _kept_numbers(self) -> float:
+    """Of a token and layer, kept for the backward pass."""
+    cfg, t = self._cfg, self._tensor
+    if cfg.remat == "full":
+      return cfg.D
+    if cfg.remat == "dots":
+      qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
+      return 3 * cfg.D + qkv + 2 * cfg.F / t
+    return self._numbers + 3 * self._scores
+
+  def output_bytes(self) -> float:
+    """Of what is not written over an argument."""
+    step, cfg = self._step, self._cfg
+    if step.request.kind == "teacher":
+      return self._T * cfg.D * self._bytes
+    if step.request.kind == "cache":
+      # An id and a code for each slot; entropy, label and how many count.
+      return self._T * (5 * step.num_slots + 9)
+    return 0.0
+
+  def accessed_bytes(self) -> float:
+    """Read and written, each product and each chain of others once."""
+    cfg, T, c, t = self._cfg, self._T, self._bytes, self._tensor
+    qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
+    heads, F, D = cfg.N * cfg.H / t, cfg.F / t, cfg.D
+    scores = 4 * cfg.N * self._L / t if self._kernel == "xla" else 0
+    # Norms and sums, q k v, rotation, attention, output, gate and up, down.
+    numbers = 8 * D + 3 * D + 3 * qkv + qkv + 2 * heads + scores
+    numbers += 2 * D + 2 * F + 3 * F + F + D
+    layer = T * c * numbers + c * self._layer_weights
+    head = 2 * _F32 * T * math.ceil(cfg.V / t) + T * D * c
+    if not self._trains:
+      return cfg.Y * layer + (head if self._step.chunk else 0)
+    # Backward, each product is two, and so is each chain.
+    passes = 4 + (cfg.remat == "full")
+    model = self._parts * (passes * cfg.Y * layer + 2 * head)
+    local = sizes.count_parameters(cfg).total / (self._fsdp * t)
+    # Parameters, moments and their gradient, there and back.
+    return model + 8 * _F32 * local
+
+  def exchanges(self) -> Iterator[facts.Exchange]:
+    """What a ring sends, by the table of sharding.py.
+
+    D -> fsdp: weights are gathered for a layer, forward and backward, their
+    gradients scattered. N, G, F, V -> tensor: what a row-split product gives is
+    summed. data: gradients are summed.
+    """
+    cfg, T, c = self._cfg, self._T, self._bytes
+    Y, parts = cfg.Y, self._parts
+    layers, head = Y * self._layer_weights, self._head_weights
+    has_head = bool(self._step.chunk)
+    f, t, d = self._fsdp, self._tensor, math.prod(self._copied.values())
+
+    def one(kind, axes, runs, sent):
+      return facts.Exchange(
+        kind=kind,
+        axes=(axes,) if isinstance(axes, str) else axes,
+        runs=round(parts * runs),
+        sent_bytes=parts * sent,
+        is_whole=True,
+      )
+
+    width = T * cfg.D * c  # Of hidden states.
+    passes = 2 if self._trains else 1
+    if f > 1:
+      share = (f - 1) / f
+      sent = passes * c * layers + has_head * c * head + self._live_bytes
+      yield one("all-gather", "fsdp", passes * 7 * Y + has_head, share * sent)
+      # The look-up of the embedding, and back.
+      yield one("all-to-all", "fsdp", passes, passes * share * width)
+      if self._trains:
+        sent = c * layers + _F32 * head
+        yield one("reduce-scatter", "fsdp", 7 * Y + 1, share * sent)
+    if t > 1:
+      share = 2 * (t - 1) / t
+      runs = 2 * Y
+      if self._trains:
+        runs += 2 * Y + (Y if cfg.remat == "full" else 0)
+      sent = share * (runs + 1) * width
+      if self._trains:
+        sent += share * width  # d(loss) / d(hidden states).
+      yield one("all-reduce", "tensor", runs + 1 + self._trains, sent)
+    if d > 1 and self._trains:
+      # The loss sums the unembedding's gradient itself.
+      sent = (c * layers + 2 * _F32 * head) / f
+      axes = tuple(self._copied)
+      yield one("all-reduce", axes, 7 * Y + 2, 2 * (d - 1) / d * sent)

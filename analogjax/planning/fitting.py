@@ -1,0 +1,213 @@
+"""Whether programs fit into a device, and which change of a config would help.
+
+A change is only proposed after it was worked out: `Make` gives the programs of
+a changed config, in closed form or by the compiler.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import re
+from typing import Any
+
+from analogjax import config
+from analogjax.models import decoder
+from analogjax.planning import machines, outline
+from analogjax.planning.facts import Program, Topology
+
+Make = Callable[[config.Sections], list[Program]]
+Changes = Mapping[str, Any]  # Dotted path of a field -> its value.
+
+_LEAST_CHUNK = 16  # Tokens.
+_REMAT = ("none", "dots", "full")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Remedy:
+  """A change after which a program fits."""
+
+  changes: Changes
+  memory_bytes: float  # What the program takes then.
+  factor: float  # By which what was counted was raised to that.
+  note: str  # What else it does.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+  """One program against the memory of a device."""
+
+  stage: str
+  memory_bytes: float | None  # None: the compiler did not say.
+  limit_bytes: float
+  fits: bool
+  said: str  # By the compiler, where it refused.
+  remedies: tuple[Remedy, ...] = ()
+
+
+def limit_bytes(sections: config.Sections, topology: Topology) -> float:
+  """Bytes of a device that one program may take."""
+  return topology.chip.memory_bytes * sections.plan.memory_fraction
+
+
+def check(program: Program, limit: float) -> Fit:
+  """Whether a program fits; remedies are not looked for."""
+  needed = needed_bytes(program)
+  return Fit(
+    stage=program.stage,
+    memory_bytes=needed,
+    limit_bytes=limit,
+    fits=not program.too_large and needed is not None and needed <= limit,
+    said=program.too_large,
+  )
+
+
+def needed_bytes(program: Program) -> float | None:
+  """The most at one time, also of a program that the compiler refused.
+
+  libtpu 0.0.52 writes "Used 101.20G of 95.74G hbm", or "total memory required
+  for HLO temporaries (47.98G) exceeds available HBM (15.75G)"; its G is 2**30.
+  """
+  if not program.too_large:
+    return program.memory_bytes
+  whole = re.search(r"[Uu]sed ([\d.]+)([MG]) of ", program.too_large)
+  temporary = re.search(r"temporaries \(([\d.]+)([MG])\)", program.too_large)
+  match = whole or temporary
+  if match is None:
+    return None
+  said = float(match[1]) * {"M": 2.0**20, "G": 2.0**30}[match[2]]
+  if whole:
+    return said
+  return said + program.argument_bytes + program.resident_bytes
+
+
+def remedies(
+  sections: config.Sections,
+  teacher: decoder.DecoderConfig,
+  topology: Topology,
+  program: Program,
+  make: Make,
+) -> tuple[Remedy, ...]:
+  """Changes of one kind each that make a program fit, the mildest first.
+
+  Where `make` counts less for the present config than the program takes, what
+  it says of a changed one is raised in proportion.
+
+  Args:
+    sections: the config, its mesh filled in.
+    teacher: the teacher's shape.
+    topology: the machines.
+    program: that does not fit.
+    make: programs of a changed config.
+  """
+  limit = limit_bytes(sections, topology)
+  present = _of_stage(make(sections), program.stage)
+  before = present and needed_bytes(present)
+  # What is refused without a number takes more than there is.
+  needed = needed_bytes(program) or topology.chip.memory_bytes
+  factor = max(1.0, needed / before) if before else 1.0
+  found = []
+  for note, options in _options(sections, topology, program.stage):
+    for changes in options:
+      try:
+        changed = with_changes(sections, changes)
+      except ValueError:
+        continue  # The config has a rule against it.
+      if outline.problems(changed, teacher, dataclasses.asdict(changed.mesh)):
+        continue
+      after = _of_stage(make(changed), program.stage)
+      size = after and needed_bytes(after)
+      if size is not None and size * factor <= limit:
+        found.append(
+          Remedy(
+            changes=changes,
+            memory_bytes=size * factor,
+            factor=factor,
+            note=note,
+          )
+        )
+        break
+  return tuple(found)
+
+
+def _of_stage(programs: Sequence[Program], stage: str) -> Program | None:
+  return next((p for p in programs if p.stage == stage), None)
+
+
+def _options(
+  sections: config.Sections, topology: Topology, stage: str
+) -> Iterator[tuple[str, Iterator[Changes] | list[Changes]]]:
+  """(what else a change does, the changes of a kind, the mildest first)."""
+  if stage == "cache":
+    cache = sections.cache
+    chunks = _halves(cache.chunk, _LEAST_CHUNK)
+    yield "", [{"cache.chunk": chunk} for chunk in chunks]
+    rows = _halves(cache.batch_rows, 1)
+    yield "", [{"cache.batch_rows": number} for number in rows]
+    if sections.teacher.dtype == "float32":
+      yield (
+        "changes the records: the teacher rounds more coarsely",
+        [{"teacher.dtype": "bfloat16"}],
+      )
+  elif stage.startswith("train."):
+    field = ".".join(stage.split(".")[:2])  # Its evaluation has a name more.
+    phase = sections.train.phase[stage.split(".")[1]]
+    remat = _REMAT[_REMAT.index(sections.student.remat) + 1 :]
+    yield "computes more", [{"student.remat": kind} for kind in remat]
+    chunks = _halves(phase.loss.chunk, _LEAST_CHUNK)
+    yield "", [{f"{field}.loss.chunk": chunk} for chunk in chunks]
+    parts = [phase.microbatches * 2**i for i in range(1, 11)]
+    yield "", [{f"{field}.microbatches": number} for number in parts]
+  meshes = machines.meshes(topology)
+  yield (
+    "for every stage",
+    [{f"mesh.{axis}": n for axis, n in mesh.items()} for mesh in meshes],
+  )
+  if stage.startswith("train."):
+    field = ".".join(stage.split(".")[:2])
+    rows = _halves(sections.train.phase[stage.split(".")[1]].batch_rows, 1)
+    yield (
+      "changes the training",
+      [{f"{field}.batch_rows": number} for number in rows],
+    )
+
+
+def _halves(number: int, least: int) -> list[int]:
+  found = []
+  while number % 2 == 0 and number // 2 >= least:
+    number //= 2
+    found.append(number)
+  return found
+
+
+def with_changes(sections: config.Sections, changes: Changes) -> Any:
+  """The config with fields set by dotted path.
+
+  Raises:
+    ValueError: a rule of the config is against it.
+  """
+  # At once, section by section: a mesh of half the changes may be none.
+  grouped: dict[str, dict[str, Any]] = {}
+  for path, value in changes.items():
+    head, _, rest = path.partition(".")
+    grouped.setdefault(head, {})[rest] = value
+  new = {
+    head: _set(getattr(sections, head), fields)
+    for head, fields in grouped.items()
+  }
+  return dataclasses.replace(sections, **new)
+
+
+def _set(section: Any, fields: Mapping[str, Any]) -> Any:
+  own = {path: value for path, value in fields.items() if "." not in path}
+  deeper: dict[str, dict[str, Any]] = {}
+  for path, value in fields.items():
+    if path not in own:
+      head, _, rest = path.partition(".")
+      deeper.setdefault(head, {})[rest] = value
+  if isinstance(section, config.TrainConfig):
+    phase = {
+      name: _set(one, deeper[name]) if name in deeper else one
+      for name, one in section.phase.items()
+    }
+    return dataclasses.replace(section, phase=phase, **own)
+  inner = {head: _set(getattr(section, head), f) for head, f in deeper.items()}
+  return dataclasses.replace(section, **own, **inner)

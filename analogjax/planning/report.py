@@ -1,0 +1,267 @@
+"""What a config takes on one topology: all that a plan says about it."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+from analogjax import config
+from analogjax.models import decoder
+from analogjax.planning import costs, fitting, machines, outline, search
+from analogjax.planning.costs import CacheTraffic, CostRow, StageCost
+from analogjax.planning.facts import Program, Topology
+from analogjax.planning.fitting import Fit
+from analogjax.planning.roofline import Bound
+from analogjax.planning.search import Search
+
+# (config, teacher, topology) -> programs, one of each stage.
+Maker = Callable[
+  [config.Sections, decoder.DecoderConfig, Topology], list[Program]
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """A config on machines."""
+
+  topology: Topology
+  mesh: dict[str, int]
+  price: float | None  # Dollars of a device-hour.
+  programs: list[Program]
+  bounds: dict[str, Bound]  # By stage; none of a program that was refused.
+  fits: list[Fit]
+  costs: list[StageCost]
+  total: StageCost | None  # None: no stage could be made.
+  cache: CacheTraffic
+  table_1: list[CostRow]
+  search: Search | None
+  sections: config.Sections  # With the mesh, and what the search changed.
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether every program fits, so that the total is that of a run."""
+    return all(fit.fits for fit in self.fits)
+
+
+def make_report(
+  sections: config.Sections,
+  teacher: decoder.DecoderConfig,
+  topology: Topology,
+  *,
+  count: Maker,
+  make: Maker,
+  searches: bool = False,
+) -> Report:
+  """Works out a config on one topology.
+
+  Args:
+    sections: the config.
+    teacher: the teacher's shape.
+    topology: the machines.
+    count: programs in closed form: ranks a search, and works out remedies.
+    make: programs as they will run there.
+    searches: looks for mesh, remat and microbatches instead of taking those of
+      the config; where nothing fits, the config's own are reported.
+
+  Raises:
+    ValueError: a mesh that does not match, or a config that it cannot share
+      out; names the field.
+  """
+  counted = functools.partial(_apply, count, teacher, topology)
+  made = functools.partial(_apply, make, teacher, topology)
+  found = None
+  if searches:
+    # Where programs are counted, to make them would tell nothing new.
+    found = search.search(
+      sections,
+      teacher,
+      topology,
+      count=counted,
+      make=None if make is count else made,
+    )
+    if found.best is not None:
+      sections = fitting.with_changes(sections, found.best.changes)
+  sections = on_topology(sections, teacher, topology)
+  programs = made(sections)
+  limit = fitting.limit_bytes(sections, topology)
+  fits = []
+  for program in programs:
+    fit = fitting.check(program, limit)
+    if not fit.fits:
+      helps = fitting.remedies(sections, teacher, topology, program, counted)
+      fit = dataclasses.replace(fit, remedies=helps)
+    fits.append(fit)
+  bounds = search.stage_bounds(sections, topology, programs)
+  stages = costs.stage_costs(sections, teacher, topology, bounds)
+  traffic = costs.cache_traffic(sections, stages)
+  price = sections.plan.chip.get(topology.chip.name)
+  return Report(
+    topology=topology,
+    mesh=dataclasses.asdict(sections.mesh),
+    price=price.dollars_per_hour if price and price.dollars_per_hour else None,
+    programs=programs,
+    bounds=bounds,
+    fits=fits,
+    costs=stages,
+    total=costs.total(stages),
+    cache=traffic,
+    table_1=costs.table_1(sections, stages, traffic),
+    search=found,
+    sections=sections,
+  )
+
+
+def _apply(
+  maker: Maker,
+  teacher: decoder.DecoderConfig,
+  topology: Topology,
+  sections: config.Sections,
+) -> list[Program]:
+  return maker(sections, teacher, topology)
+
+
+def on_topology(
+  sections: config.Sections,
+  teacher: decoder.DecoderConfig,
+  topology: Topology,
+) -> config.Sections:
+  """The config with its mesh filled in, checked against the dimensions.
+
+  Raises:
+    ValueError: see `make_report`.
+  """
+  phases = [sections.train.phase[name] for name in sections.train.phases]
+  if sections.teacher.mesh and any(phase.runs_teacher for phase in phases):
+    raise ValueError(
+      "teacher.mesh: a plan for a topology knows of no devices that a live"
+      " teacher has for itself; set teacher.mesh=None, and the teacher shares"
+      " the student's."
+    )
+  axes = dataclasses.asdict(sections.mesh)
+  mesh = machines.mesh_axes(axes, topology)
+  if found := outline.problems(sections, teacher, mesh):
+    shown = ", ".join(f"{axis}={size}" for axis, size in mesh.items())
+    of_mesh = any(problem.startswith("mesh.") for problem in found)
+    more = ", or give --search" if of_mesh else ""
+    raise ValueError(
+      f"{' '.join(found)} (On {topology.name}, mesh {shown}.) Choose other"
+      f" sizes{more}."
+    )
+  changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
+  return fitting.with_changes(sections, changes)
+
+
+def check_prices(plan: config.PlanConfig) -> None:
+  """Refuses prices of chips that are not known.
+
+  Raises:
+    ValueError: names the section.
+  """
+  for name in plan.chip:
+    if name not in machines.CHIPS:
+      raise ValueError(
+        f"plan.{name}: there is no such chip or field; chips are"
+        f" {', '.join(machines.CHIPS)}."
+      )
+
+
+def to_json(report: Report) -> dict[str, Any]:
+  """All of a report as JSON keeps it; seconds, bytes and FLOPs are plain."""
+  topology, chip = report.topology, report.topology.chip
+  return {
+    "topology": {
+      "name": topology.name,
+      "devices": topology.num_devices,
+      "shape": list(topology.shape),
+      "slices": topology.num_slices,
+      "chip": dataclasses.asdict(chip),
+      "dollars_per_device_hour": report.price,
+    },
+    "mesh": report.mesh,
+    "student": {"remat": report.sections.student.remat},
+    "microbatches": {
+      name: report.sections.train.phase[name].microbatches
+      for name in report.sections.train.phases
+    },
+    "fits": report.is_whole,
+    "stages": [_stage(report, program) for program in report.programs],
+    "costs": [
+      {**dataclasses.asdict(cost), "days": cost.days} for cost in report.costs
+    ],
+    "total": report.total
+    and {**dataclasses.asdict(report.total), "days": report.total.days},
+    "cache": dataclasses.asdict(report.cache),
+    "table_1": [dataclasses.asdict(row) for row in report.table_1],
+    "search": report.search and dataclasses.asdict(report.search),
+  }
+
+
+def _stage(report: Report, program: Program) -> dict[str, Any]:
+  fit = next(fit for fit in report.fits if fit.stage == program.stage)
+  bound = report.bounds.get(program.stage)
+  return {
+    **dataclasses.asdict(program),
+    "memory_bytes": fit.memory_bytes,
+    "memory_limit_bytes": fit.limit_bytes,
+    "fits": fit.fits,
+    "remedies": [dataclasses.asdict(remedy) for remedy in fit.remedies],
+    "bound": bound
+    and {
+      "seconds": bound.parts,
+      "binds": bound.binds,
+      "step_seconds": bound.seconds,
+      "serial_step_seconds": bound.serial_seconds,
+      "mfu": bound.mfu,
+      "is_whole": bound.is_whole,
+    },
+  }
+
+
+def gates(
+  sections: config.Sections, teacher: decoder.DecoderConfig
+) -> list[dict[str, Any]]:
+  """What the release will ask that a config already answers.
+
+  `passes` is None where only the run itself, or people, can tell.
+
+  Source: "Require Frontier AI Labs To Release Small Analog Models": the size
+  window, a matching family, the same data, distilled from the frontier model.
+  """
+  student = sections.student
+  phase = sections.train.phase[sections.release.phase]
+  same = {
+    "norm, activation, rotary embedding": True,  # There is one decoder.
+    "vocabulary": student.V == teacher.V,
+    "attention biases": student.attention_bias == teacher.attention_bias,
+    "MLP biases": student.mlp_bias == teacher.mlp_bias,
+    "grouped key/value heads": (student.N > student.G)
+    == (teacher.N > teacher.G),
+    "tied head": student.tie_embeddings == teacher.tie_embeddings,
+  }
+  differ = [name for name, is_same in same.items() if not is_same]
+  window = outline.size_window(sections, teacher)
+  return [
+    {
+      "gate": "size window",
+      "passes": window.inside,
+      "because": str(window),
+    },
+    {
+      "gate": "family",
+      "passes": "vocabulary" not in differ,
+      "because": "both are decoders of the Llama family"
+      + (f"; they differ in {', '.join(differ)}" if differ else ""),
+    },
+    {
+      "gate": "same data",
+      "passes": None,
+      "because": f"rows are those of {sections.data.pipeline}; that it is the"
+      " frontier run's has to be shown",
+    },
+    {
+      "gate": "distilled",
+      "passes": phase.loss.has_teacher,
+      "because": f"release.phase {sections.release.phase!r} learns from"
+      + (" the teacher" if phase.loss.has_teacher else " hard labels alone"),
+    },
+  ]

@@ -1,0 +1,259 @@
+"""The cheapest mesh, remat and number of microbatches that fit on machines.
+
+All that the config's dimensions allow are ranked in closed form; the first few
+are then made as the stages would, until one fits.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+from typing import Any
+
+from analogjax import config
+from analogjax.models import decoder
+from analogjax.planning import costs, fitting, machines, outline, roofline
+from analogjax.planning.facts import Program, Topology
+
+_REMAT = ("none", "dots", "full")
+_PARTS = (1, 2, 4, 8, 16, 32)  # Of a batch.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+  """One config that was worked out."""
+
+  changes: fitting.Changes
+  how: str  # Of the programs: "counted", "compiled for ...".
+  fits: bool
+  memory_bytes: float | None  # Of the largest program; None: not told.
+  seconds: float | None  # Of all stages; None: it does not fit.
+  said: str  # Why it does not fit.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+  """What was tried, and what came of it."""
+
+  counted: int  # Configs that were worked out in closed form.
+  fit: int  # Of these.
+  trials: tuple[Trial, ...]  # That were made, in order.
+  best: Trial | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Choice:
+  """A mesh and a remat, with as few microbatches as fit in closed form.
+
+  Where none do, with those that take least.
+  """
+
+  changes: fitting.Changes
+  sections: config.Sections
+  parts: int
+  memory_bytes: float  # Of the largest program, counted.
+  seconds: float
+  fits: bool
+
+
+def search(
+  sections: config.Sections,
+  teacher: decoder.DecoderConfig,
+  topology: Topology,
+  *,
+  count: fitting.Make,
+  make: fitting.Make | None,
+  most: int = 4,
+) -> Search:
+  """Looks for the config whose stages take the least time together.
+
+  Of one topology the least time is the least cost. After a trial that does not
+  fit, those are passed over that the closed form takes for as large, raised by
+  what it was wrong by, and the one that failed is tried in more parts. Those
+  that do not fit in closed form come last, as it may be too high, too: the
+  smallest first.
+
+  Args:
+    sections: the config; its mesh, remat and microbatches are not kept.
+    teacher: the teacher's shape.
+    topology: the machines.
+    count: programs in closed form.
+    make: programs as they will run; None: the counted ones are all there is.
+    most: configs that are made.
+
+  Raises:
+    ValueError: no mesh of these machines can share the config out.
+  """
+  seeker = _Seeker(sections, teacher, topology, count)
+  waiting = [
+    found
+    for mesh, remat in itertools.product(seeker.meshes(), _REMAT)
+    if (found := seeker.choose(mesh, remat, 1, 1.0)) is not None
+  ]
+  fit = sum(one.fits for one in waiting)
+  trials, best, factor = [], None, 1.0
+  while waiting and best is None and len(trials) < most:
+    waiting.sort(key=_order)
+    one = waiting.pop(0)
+    if make is None and not one.fits:
+      break
+    if one.fits and one.memory_bytes * factor > seeker.limit:
+      more = seeker.in_more_parts(one, factor)
+      waiting += [more] if more is not None else []
+      continue
+    trial = seeker.attempt(one, (make or count)(one.sections))
+    trials.append(trial)
+    if trial.fits:
+      best = trial
+      continue
+    # Not told by how much: then a tenth, so that the next is a smaller one.
+    factor = max(factor * 1.1, (trial.memory_bytes or 0.0) / one.memory_bytes)
+    more = seeker.in_more_parts(one, factor)
+    waiting += [more] if more is not None else []
+  return Search(
+    counted=seeker.counted, fit=fit, trials=tuple(trials), best=best
+  )
+
+
+def _order(one: _Choice) -> tuple[bool, float, float]:
+  if one.fits:
+    return False, one.seconds, one.memory_bytes
+  return True, one.memory_bytes, one.seconds
+
+
+class _Seeker:
+  """Works out configs that differ in mesh, remat and microbatches."""
+
+  def __init__(
+    self,
+    sections: config.Sections,
+    teacher: decoder.DecoderConfig,
+    topology: Topology,
+    count: fitting.Make,
+  ):
+    self._sections, self._teacher = sections, teacher
+    self._topology, self._count = topology, count
+    self.limit = fitting.limit_bytes(sections, topology)
+    self.counted = 0
+
+  def meshes(self) -> list[dict[str, int]]:
+    """Meshes that the config's dimensions and batches allow."""
+    found, refused = [], []
+    for mesh in machines.meshes(self._topology):
+      whole = _changes(self._sections, mesh, self._sections.student.remat, 1)
+      changed = fitting.with_changes(self._sections, whole)
+      problems = outline.problems(changed, self._teacher, mesh)
+      if problems:
+        refused.append(problems)
+      else:
+        found.append(mesh)
+    if not found:
+      least = min(refused, key=len)
+      raise ValueError(
+        f"{' '.join(least)} No mesh of {self._topology.name} can share this"
+        " config out; that is what is in the way of the nearest."
+      )
+    return found
+
+  def choose(
+    self, mesh: Mapping[str, int], remat: str, parts: int, factor: float
+  ) -> _Choice | None:
+    """With the fewest parts that fit, at least so many.
+
+    None: there is no such number of parts.
+    """
+    least = None
+    for number in (n for n in _PARTS if n >= parts):
+      changes = _changes(self._sections, mesh, remat, number)
+      try:
+        changed = fitting.with_changes(self._sections, changes)
+      except ValueError:
+        continue  # Parts that do not divide a batch.
+      if outline.problems(changed, self._teacher, mesh):
+        continue
+      programs = self._count(changed)
+      self.counted += 1
+      largest = max(p.memory_bytes for p in programs)
+      choice = _Choice(
+        changes=changes,
+        sections=changed,
+        parts=number,
+        memory_bytes=largest,
+        seconds=self._seconds(changed, programs),
+        fits=largest * factor <= self.limit,
+      )
+      if choice.fits:
+        return choice
+      if least is None or largest < least.memory_bytes:
+        least = choice
+    return least
+
+  def in_more_parts(self, one: _Choice, factor: float) -> _Choice | None:
+    """The same mesh and remat with more microbatches."""
+    mesh = dataclasses.asdict(one.sections.mesh)
+    remat = one.sections.student.remat
+    return self.choose(mesh, remat, one.parts + 1, factor)
+
+  def attempt(self, one: _Choice, programs: Sequence[Program]) -> Trial:
+    """What came of a choice that was made."""
+    fits = [fitting.check(program, self.limit) for program in programs]
+    whole = all(fit.fits for fit in fits)
+    known = [f.memory_bytes for f in fits if f.memory_bytes is not None]
+    return Trial(
+      changes=one.changes,
+      how=programs[0].how,
+      fits=whole,
+      memory_bytes=max(known) if len(known) == len(fits) else None,
+      seconds=self._seconds(one.sections, programs) if whole else None,
+      said="; ".join(f"{f.stage}: {_why(f)}" for f in fits if not f.fits),
+    )
+
+  def _seconds(
+    self, sections: config.Sections, programs: Sequence[Program]
+  ) -> float:
+    return run_seconds(sections, self._teacher, self._topology, programs)
+
+
+def _changes(
+  sections: config.Sections, mesh: Mapping[str, int], remat: str, parts: int
+) -> dict[str, Any]:
+  changes: dict[str, Any] = {f"mesh.{axis}": n for axis, n in mesh.items()}
+  changes["student.remat"] = remat
+  for name in sections.train.phases:
+    changes[f"train.{name}.microbatches"] = parts
+  return changes
+
+
+def _why(fit: fitting.Fit) -> str:
+  if fit.memory_bytes is None:
+    return fit.said.splitlines()[0]
+  return f"{fit.memory_bytes / 1e9:.1f} of {fit.limit_bytes / 1e9:.1f} GB"
+
+
+def run_seconds(
+  sections: config.Sections,
+  teacher: decoder.DecoderConfig,
+  topology: Topology,
+  programs: Sequence[Program],
+) -> float:
+  """Seconds of all stages at the speed that is expected."""
+  bounds = stage_bounds(sections, topology, programs)
+  found = costs.stage_costs(sections, teacher, topology, bounds)
+  return sum(cost.seconds for cost in found)
+
+
+def stage_bounds(
+  sections: config.Sections,
+  topology: Topology,
+  programs: Sequence[Program],
+) -> dict[str, roofline.Bound]:
+  """The bound of each stage whose program could be made."""
+  mesh = dataclasses.asdict(sections.mesh)
+  found = {}
+  for program in programs:
+    if not program.too_large:
+      of_teacher = program.stage == "cache" or program.stage.endswith(
+        ".teacher"
+      )
+      dtype = (sections.teacher if of_teacher else sections.student).dtype
+      found[program.stage] = roofline.bound(program, topology, mesh, dtype)
+  return found

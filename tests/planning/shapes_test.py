@@ -1,0 +1,144 @@
+"""Tests for analogjax/planning/shapes.py: what a plan compiles is what runs."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from analogjax import assemble, hosts, jitted, live, recorder
+from analogjax.data import batches, logit_cache
+from analogjax.data.rows import Rows
+from analogjax.planning import shapes
+
+MESH = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
+
+
+def rows(B, L):
+  rng = np.random.default_rng(0)
+  tokens_BL = rng.integers(0, 512, (B, L)).astype(np.int32)
+  ones_BL = np.ones_like(tokens_BL)
+  return Rows(tokens_BL, ones_BL, ones_BL, ones_BL.astype(np.float32))
+
+
+def prepared(stage, cfg, teacher):
+  for request in shapes.requests(cfg):
+    if request.stage == stage:
+      return shapes.prepare(request, cfg, teacher, jax.devices())
+  raise AssertionError(stage)
+
+
+def open_teacher(cfg):
+  return assemble.Teacher(
+    folder=Path(), cfg=cfg, digest="", tokenizer_digest=""
+  )
+
+
+def zeros(tree):
+  return jax.tree.map(
+    lambda x: jax.numpy.zeros(x.shape, x.dtype, device=x.sharding), tree
+  )
+
+
+def of(tree):
+  """Shapes, dtypes and places of arrays or of their stand-ins."""
+  return jax.tree.map(lambda x: (x.shape, str(x.dtype), x.sharding), tree)
+
+
+@pytest.mark.parametrize("kind", ["threshold", "topk"])
+def test_a_batch_is_that_of_the_loop(sections, teacher, kind):
+  cfg = sections(*MESH, f"cache.kind={kind}")
+  step = prepared("train.distill", cfg, teacher)
+  B, L = 8, cfg.data.L
+  K = step.num_slots
+  of_rows = rows(B, L)
+  entries = logit_cache.Entries(
+    rows=of_rows,
+    ids_BLK=np.zeros((B, L, K), np.int32),
+    p_BLK=np.zeros((B, L, K), np.float32),
+    log_tail_BL=np.zeros((B, L), np.float32) if kind == "topk" else None,
+    num_head_BL=np.zeros((B, L), np.int32),
+    num_BL=np.zeros((B, L), np.int32),
+    capture_weights_BL=np.ones((B, L), np.float32),
+    entropy_BL=np.zeros((B, L), np.float32),
+    label_logprob_BL=np.zeros((B, L), np.float32),
+  )
+  mesh = assemble.make_mesh(cfg)
+  real = hosts.put_rows(batches.from_entries(entries), mesh, hosts.group(mesh))
+  _, planned, teacher_in_loop = step.call
+  assert of(planned) == of(real)
+  assert teacher_in_loop is None
+  assert step.num_slots > 0
+
+
+def test_a_teacher_in_the_loop_is_that_of_the_loop(
+  sections, teacher, monkeypatch
+):
+  cfg = sections(*MESH, "train.distill.loss.teacher=live")
+  step = prepared("train.distill", cfg, teacher)
+  of_teacher = prepared("train.distill.teacher", cfg, teacher)
+  mesh = step.mesh
+  params = zeros(of_teacher.call[0])
+  read = lambda folder, cfg, mesh, *, dtype: params  # noqa: E731
+  monkeypatch.setattr(live.hf_folder, "read_parameters", read)
+  opened = open_teacher(teacher)
+  running = live.LiveTeacher(opened, mesh, mesh)
+  batch = hosts.put_rows(
+    batches.for_live_teacher(rows(8, cfg.data.L)), mesh, hosts.group(mesh)
+  )
+  _, planned, hidden = step.call
+  assert of(planned) == of(batch) == of(of_teacher.call[1])
+  assert of(hidden) == of(running.hidden(batch))
+
+
+def test_the_cache_step_is_that_of_the_recorder(sections, teacher, monkeypatch):
+  cfg = sections(*MESH, "cache.num_replicas=2", "cache.capture=entropy")
+  step = prepared("cache", cfg, teacher)
+  opened = open_teacher(teacher)
+  teaching = recorder.Recorder(cfg, step.mesh, opened)
+  seen = []
+  original = recorder.jitted.make_teacher_step
+
+  def make(*args, **kwargs):
+    teacher_step = original(*args, **kwargs)
+
+    def run(*call):
+      seen.append((teacher_step.lower(*call).as_text(), of(call)))
+      return teacher_step(*call)
+
+    return run
+
+  monkeypatch.setattr(recorder.jitted, "make_teacher_step", make)
+  params = zeros(step.call[0])
+  read = lambda *args, **kwargs: params  # noqa: E731
+  monkeypatch.setattr(recorder.hf_folder, "read_parameters", read)
+  manifest = assemble.manifest(cfg, opened, "", 8, held_out=False)
+  teaching.record(rows(8, cfg.data.L), manifest)
+  monkeypatch.undo()
+  ((text, call),) = seen
+  assert call == of(step.call)
+  assert text == step.lower().as_text()
+
+
+def test_a_phase_compiles_what_it_runs(sections, teacher):
+  cfg = sections(*MESH, "train.distill.microbatches=2")
+  step = prepared("train.distill", cfg, teacher)
+  mesh = assemble.make_mesh(cfg)
+  training = jitted.make_training(
+    cfg.train.phase["distill"],
+    assemble.student_config(cfg),
+    mesh,
+    seed=cfg.student.seed,
+    teacher_softcap=None,
+  )
+  batch = zeros(step.call[1])
+  with jax.set_mesh(mesh):
+    state = training.start()
+    text = training.step.lower(state, batch, None).as_text()
+  assert of(step.call[0]) == of(state)
+  assert text == step.lower().as_text()
+  # Of which a device holds what a plan says.
+  here = sum(
+    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.params)
+  )
+  assert shapes.bytes_of(step.arguments["parameters"]) == here

@@ -252,8 +252,8 @@ class Saves:
 def saves_table(measured: Sequence[Saves]) -> str:
   head = (
     *("student", "state, MB", "rounds x steps", "step, s"),
-    *("a save holds the loop, s", "waited for at the end, s"),
-    *("a save adds, s (10 % to 90 %)", f"share of {SAVE_EVERY} steps"),
+    *("holds the loop, s", "waited at the end, s"),
+    *("adds, s (10 to 90 %)", f"share of {SAVE_EVERY} steps"),
   )
   lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
   for m in measured:

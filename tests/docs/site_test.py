@@ -1,0 +1,76 @@
+"""The site: built without a warning, and readable without the network."""
+
+import pathlib
+import re
+import subprocess
+import sys
+import urllib.parse
+
+from docs_pages import PAGES, ROOT, name_of
+import pytest
+
+
+def build(source, where):
+  """Builds as `make docs` does; the pages and what was said."""
+  return subprocess.run(
+    [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c"]
+    + [str(source / "docs"), "-d", str(where / "doctrees"), str(source)]
+    + [str(where / "site")],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+  where = tmp_path_factory.mktemp("site")
+  done = build(ROOT, where)
+  assert done.returncode == 0, done.stderr
+  return where / "site"
+
+
+@pytest.mark.slow
+def test_every_page_is_in_the_site(site):
+  for page in PAGES:
+    built = site / pathlib.Path(name_of(page)).with_suffix(".html")
+    assert "</html>" in built.read_text("utf-8")
+  first = (site / "index.html").read_text("utf-8")
+  (target,) = re.findall(r'href="([^"]+)"', first)
+  assert (site / target).is_file()
+
+
+@pytest.mark.slow
+def test_every_module_is_in_the_site(site):
+  text = "".join(
+    (site / f"docs/{name}.html").read_text("utf-8")
+    for name in ("api", "internals")
+  )
+  modules = [
+    ".".join(p.relative_to(ROOT).with_suffix("").parts)
+    for p in (ROOT / "analogjax").rglob("*.py")
+    if p.name != "__init__.py"
+  ]
+  assert len(modules) > 50
+  assert [m for m in modules if text.count(f'id="module-{m}"') != 1] == []
+  # A docstring, with its sections.
+  assert "Opens the frontier run" in text and "Raises" in text
+
+
+@pytest.mark.slow
+def test_the_site_needs_no_network(site):
+  """No script, style, font or picture comes from elsewhere."""
+  loads = re.compile(
+    r"<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)\s*=\s*\"([^\"]*)\""
+  )
+  styles = re.compile(r"(?:url\(\s*|@import\s+)[\"']?([^\"')\s]+)")
+  found = []
+  for page in site.rglob("*.html"):
+    found += [(page, x) for x in loads.findall(page.read_text("utf-8"))]
+  for sheet in site.rglob("*.css"):
+    found += [(sheet, x) for x in styles.findall(sheet.read_text("utf-8"))]
+  assert len(found) > 100
+  for file, address in found:
+    assert not urllib.parse.urlsplit(address).netloc, (file, address)
+    if not address.startswith(("data:", "#")):
+      assert (file.parent / address.partition("?")[0]).exists(), (file, address)

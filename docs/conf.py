@@ -31,8 +31,11 @@ toc_object_entries = False
 
 # Anchors as a forge makes them, of headings of every level.
 myst_heading_anchors = 6
-# Docstrings write `code` as the pages do.
+# Docstrings write `code` as the pages do; what else looks like code is text.
 default_role = "code"
+highlight_language = "text"
+smartquotes = False
+python_maximum_signature_line_length = 80
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "undoc-members": True}
 autodoc_preserve_defaults = True
@@ -108,7 +111,9 @@ def _to_rest(app, what, name, obj, options, lines):
 def _toctree(caption, pages):
   found = [p for page in pages for p in sorted(_ROOT.glob(f"{page}.md"))]
   names = [p.relative_to(_ROOT).with_suffix("").as_posix() for p in found]
-  lines = "\n".join(f"/{name}" for name in names)
+  # Its heading is that of the first page, too.
+  titles = {"README": "README </README>"}
+  lines = "\n".join(titles.get(name, f"/{name}") for name in names)
   return f"\n```{{toctree}}\n:caption: {caption}\n:hidden:\n\n{lines}\n```\n"
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -74,3 +75,22 @@ def test_the_site_needs_no_network(site):
     assert not urllib.parse.urlsplit(address).netloc, (file, address)
     if not address.startswith(("data:", "#")):
       assert (file.parent / address.partition("?")[0]).exists(), (file, address)
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("# A\n\n[a](#a)\n", ""),
+    ("# A\n\n[a](none.md)\n", "docs/index.md:3: WARNING"),
+    ("# A\n\n[a](#none)\n", "docs/index.md:3: WARNING"),
+    ("# A\n\n[a](../README.md#none)\n", "docs/index.md:3: WARNING"),
+  ],
+)
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path, text, expected):
+  (tmp_path / "docs/site_root").mkdir(parents=True)
+  shutil.copyfile(ROOT / "docs/conf.py", tmp_path / "docs/conf.py")
+  (tmp_path / "docs/index.md").write_text(text)
+  (tmp_path / "README.md").write_text("# B\n")
+  done = build(tmp_path, tmp_path / "built")
+  assert (done.returncode == 0) == (expected == ""), done.stderr
+  assert expected in done.stderr

@@ -252,8 +252,8 @@ class Saves:
 def saves_table(measured: Sequence[Saves]) -> str:
   head = (
     *("student", "state, MB", "rounds x steps", "step, s"),
-    *("holds the loop, s", "waited at the end, s"),
-    *("adds, s (10 to 90 %)", f"share of {SAVE_EVERY} steps"),
+    *("it holds the loop, s", "waited at the end, s"),
+    *("it adds, s (10 to 90 %)", f"of {SAVE_EVERY} steps"),
   )
   lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
   for m in measured:

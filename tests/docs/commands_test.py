@@ -43,6 +43,7 @@ def test_every_command_could_be_run(desk):
     ("```sh\npip install '.[gpus]'\n```", 2, "no extra gpus"),
     ("```sh\n.venv/bin/pre-commit instal\n```", 2, "instal"),
     ("```yaml\na:\n- command: [analogjax]\n  args: [trian]\n```", 1, "trian"),
+    ("```sh\ndocker build --file=launch/None .\n```", 2, "launch/None"),
     ("```sh\nbash launch/none.sh\n```", 2, "launch/none.sh"),
   ],
 )
@@ -130,14 +131,19 @@ def test_a_launch_script_is_run_dry(desk, monkeypatch):
   script.chmod(0o755)
   monkeypatch.setattr("docs_commands.ROOT", desk)
   checker = Checker(desk)
-  for command in ("launch/a.py --n=2 -- x", "python launch/a.py --n=2 -- x"):
-    checker.check("page:1", command.split())
+  given = ["--n=2", "--", "--config=configs/demo.py", "--workdir=x"]
+  for start in (["launch/a.py"], ["python", "launch/a.py"]):
+    checker.check("page:1", [*start, *given])
     said = (desk / "said").read_text()
-    assert said == "['--dry-run', '--n=2', '--', 'x']"
+    assert said == repr(["--dry-run", *given])
     (desk / "said").unlink()
   assert checker.problems == []
-  checker.check("page:1", ("launch/a.py", "--bad"))
-  assert len(checker.problems) == 1
+  checker.check("page:1", ("launch/a.py", "--bad", *given))
+  checker.check("page:2", ("launch/a.py", *given, "--config.a.b=1"))
+  assert ["--bad" in checker.problems[0], "a.b" in checker.problems[1]] == [
+    1,
+    1,
+  ]
 
 
 def test_the_commands_of_running_are_those_of_the_program():

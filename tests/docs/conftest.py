@@ -68,6 +68,9 @@ def desk(tmp_path, monkeypatch):
   shutil.copytree(ROOT / "configs", tmp_path / "configs")
   for name, block in files().items():
     (tmp_path / name).write_text(block.text)
+  for config in (tmp_path / "configs").glob("*.py"):
+    # In an image they may lie anywhere.
+    shutil.copyfile(config, tmp_path / config.name)
   (tmp_path / "frontier_data.py").write_text(FRONTIER_DATA)
   for page in PAGES:
     copy = tmp_path / name_of(page)

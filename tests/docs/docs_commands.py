@@ -5,9 +5,11 @@
 | analogjax | the arguments are parsed and the config loaded; `plan` and the \
 looks at a cache are run |
 | make | `make -n`; what it would run of ours is checked in its turn |
-| a script below launch/ | run with `--dry-run` as its first argument |
+| a script below launch/ | run with `--dry-run` as its first argument; what \
+it passes on is checked as that of `analogjax run` |
 | python | the script's own parser reads the arguments, and stops it there |
-| bash, sh, sbatch | `bash -n` of the script |
+| bash, sh, sbatch | `bash -n` of the script; below launch/ as above |
+| docker, podman | the files that are named exist; nothing is built |
 | pip, pytest, ruff ... | flags are those of `--help`; files and extras exist |
 | srun, mpirun and the like | the command of ours that they start is checked |
 
@@ -124,6 +126,8 @@ class Checker:
       self._make(where, arguments)
     elif program in ("bash", "sh", "sbatch"):
       self._shell(program, arguments)
+    elif program in ("docker", "podman"):
+      check_files(arguments)
     elif program == "pip":
       check_pip(arguments)
     elif program in ("pre-commit", "ruff", "basedpyright"):
@@ -208,17 +212,22 @@ class Checker:
     assert scripts, f"{program}: none of {arguments} is a file of ours"
     done = _run(["bash", "-n", scripts[0]], cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    if program != "sbatch" and scripts[0].startswith("launch/"):
+    if scripts[0].startswith("launch/"):
       rest = arguments[arguments.index(scripts[0]) + 1 :]
-      self._launch([program, scripts[0]], rest)
+      self._launch(["bash", scripts[0]], rest)
 
-  def _launch(self, start: list[str], arguments: Sequence[str]) -> None:
+  def _launch(self, start: list[str], arguments: list[str]) -> None:
     script = ROOT / start[-1]
     assert script.is_file(), f"there is no {start[-1]}"
-    command = [*start[:-1], str(script), "--dry-run", *arguments]
+    rest = [a for a in arguments if a != "--dry-run"]
+    command = [*start[:-1], str(script), "--dry-run", *rest]
     done = _run(command, cwd=self._desk)
     assert done.returncode == 0, done.stdout + done.stderr
-    self.ran.append((*start, "--dry-run", *arguments))
+    self.ran.append((*start, "--dry-run", *rest))
+    if "--" in rest:
+      self._analogjax(["run", *rest[rest.index("--") + 1 :]])
+    elif script.suffix == ".sbatch":
+      self._analogjax(["run", *rest])
 
 
 def _is_ours(word: str) -> bool:
@@ -274,6 +283,13 @@ def check_help(name: str, arguments: Sequence[str]) -> None:
   subcommand = [w for w in arguments[:1] if not w.startswith("-")]
   text = _help_of(*_program(name), *subcommand)
   _check_flags(arguments, text)
+
+
+def check_files(arguments: Sequence[str]) -> None:
+  """Raises unless the files of --file=NAME are there."""
+  for word in arguments:
+    name = word.removeprefix("--file=")
+    assert name == word or (ROOT / name).is_file(), f"there is no {name}"
 
 
 def check_pip(arguments: Sequence[str]) -> None:

@@ -45,7 +45,10 @@ def test_broken_links_are_found():
   assert broken_links(page, text + "\n## Pages\n") == wrong
 
 
-def test_every_page_is_named_in_the_readme():
+def test_every_page_is_named_in_the_one_above_it():
   text = (ROOT / "README.md").read_text("utf-8")
   for page in (ROOT / "docs").glob("*.md"):
     assert f"({name_of(page)})" in text
+  text = (ROOT / "docs/running.md").read_text("utf-8")
+  for page in (ROOT / "docs/running").glob("*.md"):
+    assert f"(running/{page.name})" in text

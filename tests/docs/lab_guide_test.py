@@ -63,12 +63,18 @@ def test_the_guide_makes_an_analog(desk, kit):
   shutil.rmtree(desk / "runs/demo/teacher")
   shutil.copytree(tiny.teacher, desk / "runs/demo/teacher")
   sizes = [x for x in tiny.overrides if "teacher.path" not in x]
-  sizes.append("--config.data.arguments.L=32")
+  sizes += [
+    "--config.data.arguments.L=32",
+    "--config.train.phases=pretrain,distill",
+    "--config.measure.phases=distill",
+  ]
 
   text = (ROOT / GUIDE).read_text("utf-8")
   [words] = {c.words for c in commands_of(GUIDE, text) if "run" in c.words}
   environment = tiny.environment()
   environment["PYTHONPATH"] += f"{os.pathsep}."
+  # It compiles for long and computes next to nothing.
+  environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
   done = subprocess.run(
     [sys.executable, "-m", "analogjax.main", *words[1:], *sizes],
     env=environment,
@@ -82,7 +88,7 @@ def test_the_guide_makes_an_analog(desk, kit):
   cache = logit_cache.open_cache(desk / "runs/lab/cache")
   assert cache.manifest.num_rows == 46 and cache.committed().all()
   summary = hf_folder.read_json(desk / "runs/lab/summary.json")
-  assert set(summary["models"]) == {"teacher", "control", "distill"}
+  assert set(summary["models"]) == {"teacher", "distill"}
 
   shutil.copytree(desk / "runs/lab/export", desk / "runs/demo/export")
   for block in EXPORTED:

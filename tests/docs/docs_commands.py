@@ -37,7 +37,7 @@ from analogjax import config_files, main
 STARTERS = ("srun", "mpirun", "env", "nohup", "timeout", "gcloud")
 # Programs that other tests run, and what a shell does by itself.
 UNCHECKED = {
-  "sphinx": "site_test.py runs it as the Makefile does",
+  "sphinx": "site_test.py runs the line of the Makefile",
   "sha256sum": "examples_test.py runs the line",
   "sort": "examples_test.py runs the line",
   "cd": "a shell's own",
@@ -101,7 +101,7 @@ class Checker:
     if not self._scripts:
       return
     work = [(script, arguments) for _, script, arguments in self._scripts]
-    done = _run(
+    done = run(
       [sys.executable, "-c", _PARSES],
       input=json.dumps(work),
       cwd=self._desk,
@@ -200,7 +200,7 @@ class Checker:
       assert not equals or re.search(rf"^{name} \?=", makefile, re.M), (
         f"the Makefile has no variable {name}"
       )
-    done = _run(["make", "-n", *arguments], cwd=ROOT)
+    done = run(["make", "-n", *arguments], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.replace("\\\n", " ").splitlines():
       # The installations are what `make test` begins with.
@@ -210,7 +210,7 @@ class Checker:
   def _shell(self, program: str, arguments: list[str]) -> None:
     scripts = [w for w in arguments if (ROOT / w).is_file()]
     assert scripts, f"{program}: none of {arguments} is a file of ours"
-    done = _run(["bash", "-n", scripts[0]], cwd=ROOT)
+    done = run(["bash", "-n", scripts[0]], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     if scripts[0].startswith("launch/"):
       rest = arguments[arguments.index(scripts[0]) + 1 :]
@@ -221,7 +221,7 @@ class Checker:
     assert script.is_file(), f"there is no {start[-1]}"
     rest = [a for a in arguments if a != "--dry-run"]
     command = [*start[:-1], str(script), "--dry-run", *rest]
-    done = _run(command, cwd=self._desk)
+    done = run(command, cwd=self._desk)
     assert done.returncode == 0, done.stdout + done.stderr
     self.ran.append((*start, "--dry-run", *rest))
     if "--" in rest:
@@ -234,9 +234,10 @@ def _is_ours(word: str) -> bool:
   return word == "analogjax" or word.startswith(("launch/", "python"))
 
 
-def _run(
+def run(
   command: Sequence[str], *, cwd: pathlib.Path, input: str | None = None
 ) -> subprocess.CompletedProcess[str]:
+  """What a program of ours said, in a process of its own."""
   # pytest-xdist's and make's own would change what the programs do.
   environment = {
     name: value
@@ -250,13 +251,13 @@ def _run(
     env=environment | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=300,
   )
 
 
 @functools.cache
 def _help_of(*command: str) -> str:
-  done = _run([*command, "--help"], cwd=ROOT)
+  done = run([*command, "--help"], cwd=ROOT)
   assert done.returncode == 0, f"{' '.join(command)} --help: {done.stderr}"
   return done.stdout
 

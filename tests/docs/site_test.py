@@ -2,25 +2,24 @@
 
 import pathlib
 import re
+import shlex
 import shutil
-import subprocess
 import sys
 import urllib.parse
 
+from docs_commands import run
 from docs_pages import PAGES, ROOT, name_of
 import pytest
 
 
 def build(source, where):
-  """Builds as `make docs` does; the pages and what was said."""
-  return subprocess.run(
-    [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c"]
-    + [str(source / "docs"), "-d", str(where / "doctrees"), str(source)]
-    + [str(where / "site")],
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  """Does in `source` what `make docs` does, with `where` in place of build/."""
+  plan = run(["make", "-n", "docs"], cwd=ROOT).stdout.replace("\\\n", " ")
+  (line,) = (x for x in plan.splitlines() if " -m sphinx " in x)
+  program, *words = shlex.split(line)
+  assert program == ".venv/bin/python"
+  words = [word.replace("build/", f"{where}/") for word in words]
+  return run([sys.executable, *words], cwd=source)
 
 
 @pytest.fixture(scope="module")

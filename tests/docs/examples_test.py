@@ -4,6 +4,7 @@ Fenced blocks of Python carry one word more:
   file=NAME: a file of that name; it is imported, and other blocks may use it.
   run: runs as it stands, in a folder that holds those files.
   config: lines of a get_config(); what they make of the demo's is checked.
+  exported: runs where a run has left its export (lab_guide_test.py).
 The reader in docs/cache_format.md is run by cache_format_test.py.
 """
 

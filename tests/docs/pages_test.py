@@ -45,6 +45,27 @@ def test_broken_links_are_found():
   assert broken_links(page, text + "\n## Pages\n") == wrong
 
 
+def unfenced_commands(text):
+  """Lines of indented blocks that would be commands, were they fenced."""
+  found = re.findall(r"^(?: {4}|\t)(.*)$", without_blocks(text), re.MULTILINE)
+  begins = re.compile(
+    r"(?:\$ |(?:[A-Z_]+=\S+ )*(?:analogjax|make|python|pip) )"
+  )
+  return [x for x in found if begins.match(x) and "<command>" not in x]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_command_is_outside_of_a_fence(page):
+  assert unfenced_commands(page.read_text("utf-8")) == []
+
+
+def test_commands_outside_of_a_fence_are_found():
+  text = "a\n\n    make soak\n    A=1 pip install x\n    maker x\n    $ ls\n"
+  fenced = "\n```sh\n    make demo\n```\n"
+  found = unfenced_commands(text + fenced + "    analogjax <command>\n")
+  assert found == ["make soak", "A=1 pip install x", "$ ls"]
+
+
 def test_every_page_is_named_in_the_one_above_it():
   text = (ROOT / "README.md").read_text("utf-8")
   for page in (ROOT / "docs").glob("*.md"):

@@ -51,7 +51,8 @@ def unfenced_commands(text):
   begins = re.compile(
     r"(?:\$ |(?:[A-Z_]+=\S+ )*(?:analogjax|make|python|pip) )"
   )
-  return [x for x in found if begins.match(x) and "<command>" not in x]
+  # A synopsis has what no command has.
+  return [x for x in found if begins.match(x) and not re.search(r"<| \[-", x)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -62,7 +63,9 @@ def test_no_command_is_outside_of_a_fence(page):
 def test_commands_outside_of_a_fence_are_found():
   text = "a\n\n    make soak\n    A=1 pip install x\n    maker x\n    $ ls\n"
   fenced = "\n```sh\n    make demo\n```\n"
-  found = unfenced_commands(text + fenced + "    analogjax <command>\n")
+  found = unfenced_commands(
+    text + fenced + "    analogjax <command>\n    make a [-b]\n"
+  )
   assert found == ["make soak", "A=1 pip install x", "$ ls"]
 
 

@@ -5,6 +5,7 @@
 # make soak: kills and stops whole runs at random moments for 18 minutes and
 #            compares what is left with undisturbed ones; into runs/soak.
 #            SOAK_ARGS="--minutes=60 --kills=400" changes how long.
+# make docs: the site, from the pages and docstrings, into build/site.
 # make lint, make format, make clean. PYTHON=... names the interpreter to use.
 #
 # Needs make, Python 3.11 or newer with venv, and the Python package index.
@@ -30,7 +31,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check \
 FORGET_CUT_SHORT = for info in .venv/lib/python*/site-packages/*.dist-info; do \
   [ -f "$$info/INSTALLER" ] || rm -rf "$$info"; done
 
-.PHONY: help demo test soak lint format clean
+.PHONY: help demo test soak docs lint format clean
 .NOTPARALLEL:
 
 help:
@@ -45,6 +46,12 @@ test: lint
 
 soak: $(TEST_SET)
 	$(BIN)/python tests/benchmarks/soak.py --workdir=runs/soak $(SOAK_ARGS)
+
+# -W: a warning, as of a link that leads nowhere, is an error.
+docs: $(TEST_SET)
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees \
+	  . build/site
+	@echo 'Open build/site/index.html.'
 
 lint: $(TEST_SET)
 	$(BIN)/ruff format --check .

@@ -5,10 +5,11 @@ a stage. Whatever brings jax with it is imported once the arguments are known
 to be good, so that help and wrong arguments are answered at once.
 
 Environment (read here only):
-  ANALOGJAX_TRACEBACK=1: errors of the user come with their traceback.
-  ANALOGJAX_COMPILATION_CACHE=DIR: compiled programs are kept there, not in the
-    workdir.
-  ANALOGJAX_COORDINATOR=HOST:PORT, ANALOGJAX_NUM_PROCESSES=N and
+
+- ANALOGJAX_TRACEBACK=1: errors of the user come with their traceback.
+- ANALOGJAX_COMPILATION_CACHE=DIR: compiled programs are kept there, not in the
+  workdir.
+- ANALOGJAX_COORDINATOR=HOST:PORT, ANALOGJAX_NUM_PROCESSES=N and
   ANALOGJAX_PROCESS_ID=I: this process is number I of N. Without them the
   launcher's variables say so; ANALOGJAX_CLUSTER=none does not look for them.
 """

@@ -1,0 +1,99 @@
+"""The lab guide's pipeline, config and commands make an analog.
+
+With a tiny teacher in the place of the guide's, and sizes that suit it.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+from docs_pages import ROOT, all_blocks, commands_of
+import numpy as np
+import pytest
+
+from analogjax.data import logit_cache, pipeline
+from analogjax.models import hf_folder
+
+GUIDE = "docs/lab_guide.md"
+EXPORTED = [b for b in all_blocks() if b.marks == ("exported",)]
+
+
+@pytest.fixture
+def kit():
+  """What the tests of the stages share."""
+  spec = importlib.util.spec_from_file_location(
+    "stages_kit", ROOT / "tests/stages/conftest.py"
+  )
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  # Its dataclasses look for it.
+  sys.modules[spec.name] = module
+  yield spec.loader.exec_module(module) or module
+  del sys.modules[spec.name]
+
+
+@pytest.mark.usefixtures("desk")
+def test_the_guide_s_pipeline_packs_and_cuts_no_document_that_fits():
+  L, end = 64, 0  # The desk's tokenizer has <|endoftext|> first.
+  source = pipeline.open_pipeline(
+    "lab_documents:packed_rows",
+    {"paths": "docs/*.md", "tokenizer": "{teacher}", "L": L},
+    L=L,
+    V=4,
+    substitutions={"teacher": "runs/demo/teacher"},
+  )
+  rows = source.read(range(100))
+  counts = [np.bincount(row)[1:] for row in rows.segments_BL]
+  assert max(map(len, counts)) > 1
+  for tokens, lengths in zip(rows.tokens_BL, counts, strict=True):
+    for last, length in zip(np.cumsum(lengths) - 1, lengths, strict=True):
+      # The end of a document, or a piece of one that is longer than a row.
+      assert tokens[last] == end or length == L
+
+
+@pytest.mark.slow
+def test_the_guide_makes_an_analog(desk, kit):
+  folder = desk / "tiny"
+  folder.mkdir()
+  compiled = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+  tiny = kit.make_tiny(folder, compiled)
+  shutil.rmtree(desk / "runs/demo/teacher")
+  shutil.copytree(tiny.teacher, desk / "runs/demo/teacher")
+  sizes = [x for x in tiny.overrides if "teacher.path" not in x]
+  sizes += [
+    "--config.data.arguments.L=32",
+    "--config.train.phases=pretrain,distill",
+    "--config.measure.phases=distill",
+  ]
+
+  text = (ROOT / GUIDE).read_text("utf-8")
+  [words] = {c.words for c in commands_of(GUIDE, text) if "run" in c.words}
+  environment = tiny.environment()
+  environment["PYTHONPATH"] += f"{os.pathsep}."
+  # It compiles for long and computes next to nothing.
+  environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+  done = subprocess.run(
+    [sys.executable, "-m", "analogjax.main", *words[1:], *sizes],
+    env=environment,
+    cwd=desk,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+
+  cache = logit_cache.open_cache(desk / "runs/lab/cache")
+  assert cache.manifest.num_rows == 46 and cache.committed().all()
+  summary = hf_folder.read_json(desk / "runs/lab/summary.json")
+  assert set(summary["models"]) == {"teacher", "distill"}
+
+  shutil.copytree(desk / "runs/lab/export", desk / "runs/demo/export")
+  for block in EXPORTED:
+    exec(compile(block.text, block.where, "exec"), {})
+
+
+def test_there_is_an_example_that_loads_an_export():
+  assert [b.page for b in EXPORTED] == ["docs/tutorial.md"]

@@ -32,11 +32,11 @@ from analogjax.data import logit_cache, pipeline
 from analogjax.models import hf_folder
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 RENEW = ".venv/bin/python tests/docs_test.py > docs/config.md"
 # What else a block of sh may start with.
 LAUNCHERS = {"srun", "mpirun"}  # Followed by a command of ours.
-OTHER_COMMANDS = {"pip", "sha256sum", "sort", ".venv/bin/pre-commit"}
+OTHER_COMMANDS = {"pip", "sha256sum", "sort", ".venv/bin/pre-commit", "docker"}
 
 # The README's teacher, as far as a plan needs it: a Llama of 70 billion.
 TEACHER_CONFIG = {
@@ -197,6 +197,21 @@ def check_make(arguments):
       check_analogjax(demo + shlex.split(value))
 
 
+def check_launcher(words):
+  """Raises unless a launcher would take these words, and its run as well."""
+  at = next(i for i, word in enumerate(words) if word.startswith("launch/"))
+  script, rest = ROOT / words[at], words[at + 1 :]
+  if script.suffix == ".sbatch":
+    command = ["bash", script, "--dry-run", *rest]
+    arguments = [word for word in rest if word != "--dry-run"]
+  else:
+    options, arguments = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
+    command = [sys.executable, script, *options, "--dry-run", "--", *arguments]
+  check_analogjax(["run", *arguments])
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
 def check_script(arguments):
   """Raises unless there is such a script and it knows these flags."""
   script = ROOT / arguments[0]
@@ -216,6 +231,8 @@ def test_every_command_could_be_run():
         checked += 1
       elif program == "make":
         check_make(arguments)
+      elif any(w.startswith("launch/") and "file=" not in w for w in arguments):
+        check_launcher(arguments)
       elif program == "python":
         check_script(arguments)
       else:
@@ -374,6 +391,9 @@ def test_every_page_is_named_in_the_readme():
   text = (ROOT / "README.md").read_text("utf-8")
   for page in (ROOT / "docs").glob("*.md"):
     assert f"(docs/{page.name})" in text
+  text = (ROOT / "docs/running.md").read_text("utf-8")
+  for page in (ROOT / "docs/running").glob("*.md"):
+    assert f"(running/{page.name})" in text
 
 
 # The page of all fields.

@@ -197,7 +197,7 @@ def undisturbed(tiny, tmp_path_factory):
     env=environment_of(tiny),
     capture_output=True,
     text=True,
-    timeout=200,
+    timeout=280,
   )
   assert done.returncode == 0, done.stdout + done.stderr
   return workdir
@@ -229,7 +229,7 @@ def test_killed_and_requeued_it_ends_undisturbed(
     programs=programs,
     **variables,
   )
-  found = slurm.wait(job, seconds=240)
+  found = slurm.wait(job, seconds=280)
   said = (tmp_path / f"slurm-{job}.out").read_text()
   assert found["JobState"] == "COMPLETED", said
   assert found["Restarts"] == "1"

@@ -87,9 +87,9 @@ def task(options: argparse.Namespace, line: list[str]) -> dict[str, Any]:
     resources["use_spot"] = True
   if options.image:
     resources["image_id"] = f"docker:{options.image}"
-  # Nodes that are lost are replaced anyway. Of codes this one alone starts it
-  # again, and without a limit: so a node that kills it each time, as memory is
-  # short, does not do so for ever.
+  # Nodes that are lost are replaced anyway. Where a node ends with a code, the
+  # others are killed, and count as 137 (SkyPilot 0.14.1): so of signals none
+  # can be here, or a user's mistake on several nodes would start again, too.
   resources["job_recovery"] = {"recover_on_exit_codes": [arguments.AGAIN]}
   found: dict[str, Any] = {
     "name": options.name,

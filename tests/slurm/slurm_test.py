@@ -8,7 +8,6 @@ from pathlib import Path
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -16,17 +15,23 @@ from analogjax import metrics
 
 ROOT = Path(__file__).parents[2]
 
-# Stands for analogjax where a test is about SLURM alone.
+# Stands for analogjax where a test is about SLURM alone. Each start does one
+# word of PROBE: waits for a signal that the first process asks for, or ends.
 _PROBE = """#!{python}
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 start = os.environ.get("SLURM_RESTART_COUNT", "0")
-name = "-".join((start, os.environ["SLURM_PROCID"]))
-path = pathlib.Path({folder!r}) / f"{{name}}.json"
+me, folder = os.environ["SLURM_PROCID"], pathlib.Path({folder!r})
+path = folder / f"{{start}}-{{me}}.json"
 path.with_suffix(".part").write_text(json.dumps(sys.argv[1:]))
 path.with_suffix(".part").rename(path)
 does = os.environ["PROBE"].split(",")[int(start)]
-if does == "wait":
+asks = dict(term=["--signal=TERM"], cancel=[])
+if does in asks:
+  if me == "0":
+    while len(list(folder.glob(f"{{start}}-*.json"))) < 2:
+      time.sleep(0.1)
+    subprocess.run(["scancel", *asks[does], os.environ["SLURM_JOB_ID"]])
   time.sleep(60)
 sys.exit(int(does))
 """
@@ -74,12 +79,6 @@ class Job:
     """Names of restart-process."""
     return sorted(path.stem for path in self.folder.glob("*.json"))
 
-  def wait_for(self, *names):
-    deadline = time.monotonic() + 40
-    while not set(names) <= set(self.starts()):
-      assert time.monotonic() < deadline, self.starts()
-      time.sleep(0.1)
-
   def said(self):
     return (self.folder / f"slurm-{self.number}.out").read_text()
 
@@ -103,50 +102,11 @@ def jobs(slurm, tmp_path_factory):
     return Job(number, folder)
 
   return {
-    "signals": submit("signals", "wait,wait,0", "--ntasks=2"),
+    "signals": submit("signals", "term,cancel,0", "--ntasks=2"),
     "good": submit("good", "0", "--ntasks=2"),
     "mistake": submit("mistake", "2,0"),
     "limit": submit("limit", "75,75,0", ANALOGJAX_MAX_RESTARTS="1"),
   }
-
-
-def test_sigterm_goes_on_and_scancel_does_not(slurm, jobs):
-  """The signal before the time limit goes to the processes alone."""
-  job = jobs["signals"]
-  job.wait_for("0-0", "0-1")
-  slurm.ask("scancel", "--signal=TERM", str(job.number))
-  job.wait_for("1-0", "1-1")
-  slurm.ask("scancel", str(job.number))
-  # COMPLETING first; one that was put back would be PENDING after that.
-  assert slurm.wait(job.number)["JobState"] == "CANCELLED"
-  assert job.starts() == ["0-0", "0-1", "1-0", "1-1"]
-
-
-def test_values_arrive_and_nothing_runs_them(slurm, jobs):
-  job = jobs["good"]
-  assert slurm.wait(job.number)["JobState"] == "COMPLETED"
-  assert job.starts() == ["0-0", "0-1"]
-  for path in job.folder.glob("*.json"):
-    assert json.loads(path.read_text()) == ["run", *LINE]
-  assert not (job.folder / "executed").exists()
-
-
-def test_a_mistake_is_final(slurm, jobs):
-  job = jobs["mistake"]
-  found = slurm.wait(job.number)
-  assert (found["JobState"], found["ExitCode"]) == ("FAILED", "2:0")
-  assert job.starts() == ["0-0"]
-
-
-def test_the_limit(slurm, jobs):
-  job = jobs["limit"]
-  found = slurm.wait(job.number)
-  assert (found["JobState"], found["ExitCode"]) == ("FAILED", "75:0")
-  assert job.starts() == ["0-0", "1-0"]
-  # One file has what both starts said.
-  back = f"job {job.number} goes back into the queue after 0 restarts"
-  assert back in job.said()
-  assert "restart 1 of ANALOGJAX_MAX_RESTARTS=1" in job.said()
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +170,7 @@ def test_two_processes_by_the_local_launcher(undisturbed):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("jobs")  # They are at work beside this one.
 def test_killed_and_requeued_it_ends_undisturbed(
   slurm, tiny, undisturbed, tmp_path
 ):
@@ -238,3 +199,38 @@ def test_killed_and_requeued_it_ends_undisturbed(
   assert "process 1 ended without a word" in said
   assert "going on after step 4" in said
   assert results(workdir) == results(undisturbed)
+
+
+def test_sigterm_goes_on_and_scancel_does_not(slurm, jobs):
+  """The signal before the time limit goes to the processes alone."""
+  job = jobs["signals"]
+  # COMPLETING first; one that was put back would be PENDING after that.
+  assert slurm.wait(job.number)["JobState"] == "CANCELLED"
+  assert job.starts() == ["0-0", "0-1", "1-0", "1-1"]
+
+
+def test_values_arrive_and_nothing_runs_them(slurm, jobs):
+  job = jobs["good"]
+  assert slurm.wait(job.number)["JobState"] == "COMPLETED"
+  assert job.starts() == ["0-0", "0-1"]
+  for path in job.folder.glob("*.json"):
+    assert json.loads(path.read_text()) == ["run", *LINE]
+  assert not (job.folder / "executed").exists()
+
+
+def test_a_mistake_is_final(slurm, jobs):
+  job = jobs["mistake"]
+  found = slurm.wait(job.number)
+  assert (found["JobState"], found["ExitCode"]) == ("FAILED", "2:0")
+  assert job.starts() == ["0-0"]
+
+
+def test_the_limit(slurm, jobs):
+  job = jobs["limit"]
+  found = slurm.wait(job.number)
+  assert (found["JobState"], found["ExitCode"]) == ("FAILED", "75:0")
+  assert job.starts() == ["0-0", "1-0"]
+  # One file has what both starts said.
+  back = f"job {job.number} goes back into the queue after 0 restarts"
+  assert back in job.said()
+  assert "restart 1 of ANALOGJAX_MAX_RESTARTS=1" in job.said()

@@ -22,8 +22,9 @@ import arguments
 _POLL_SECONDS = 10
 # Of a queued resource that may still become a TPU.
 _COMING = ("CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES")
-# Codes of gcloud and ssh where the machine is gone; analogjax's bugs are 1 too.
-_MAYBE_GONE = (1, 255)
+# Of gcloud, where there is no TPU any more; of a bug in analogjax, too. (255 is
+# ssh without a connection.)
+_MAYBE_GONE = 1
 
 # What each host runs, in a shell of POSIX. gcloud gives a command to a host
 # again whose connection broke, when the others have ended already: the folder
@@ -77,8 +78,8 @@ def main(argv: Sequence[str]) -> int:
       return arguments.AGAIN
     code = _run(_ssh(options, line))
     again = arguments.starts_again(code)
-    if code in _MAYBE_GONE:
-      again = bool(options.accelerator_type) and not _is_ready(options)
+    if code == _MAYBE_GONE and options.accelerator_type:
+      again = not _is_ready(options)
     if not again or _Asked.by_signal:
       return code
     if restarts == options.max_restarts:

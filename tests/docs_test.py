@@ -231,7 +231,7 @@ def test_every_command_could_be_run():
         checked += 1
       elif program == "make":
         check_make(arguments)
-      elif any(w.startswith("launch/") and "file=" not in w for w in arguments):
+      elif any(word.startswith("launch/") for word in arguments):
         check_launcher(arguments)
       elif program == "python":
         check_script(arguments)

@@ -18,6 +18,8 @@ from kubeflow_trainer_api import models
 import pytest
 import yaml
 
+from analogjax import cluster, launchers
+
 ROOT = Path(__file__).parents[2]
 LINE = ["--config=a b.py", "--workdir=/mnt/it's", "--config.x.y=$(a)\n'b'"]
 
@@ -62,6 +64,38 @@ def test_a_jobset_has_what_kubernetes_knows(kit, options):
   rule = job["template"]["spec"]["podFailurePolicy"]["rules"][0]
   rule["onExitCode"] = rule.pop("onExitCodes")
   assert known(manifest) != manifest
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_each_pod_finds_its_place(kit, slices):
+  options = ["--name=n", "--image=i", "--pods=3", f"--slices={slices}"]
+  out, _ = kit.launch("gke_jobset.py", *options, "--dry-run", "--", *LINE)
+  [job] = yaml.safe_load(out)["spec"]["replicatedJobs"]
+  assert job["replicas"] == slices
+  [container] = job["template"]["spec"]["template"]["spec"]["containers"]
+  for number in range(3 * slices):
+    # What the JobSet controller and Kubernetes write on a pod.
+    written = {
+      "jobset-name": "n",
+      "replicatedjob-name": job["name"],
+      "job-index": str(number // 3),
+    }
+    environment = {"JOB_COMPLETION_INDEX": str(number % 3)}
+    for entry in container["env"]:
+      value = entry.get("value")
+      if value is None:
+        path = entry["valueFrom"]["fieldRef"]["fieldPath"]
+        name = re.fullmatch(
+          r"metadata\.annotations\['jobset\.sigs\.k8s\.io/(.*)'\]", path
+        )
+        value = written[name[1]]
+      environment[entry["name"]] = value
+    assert cluster.find(environment) == launchers.Cluster(
+      how="Kubernetes",
+      coordinator="n-workers-0-0.n:8476",
+      num_processes=3 * slices,
+      process_id=number,
+    )
 
 
 def shellcheck(text, shell):

@@ -76,10 +76,10 @@ def verbs(probe):
   return [" ".join(json.loads(line)[2:4]) for line in lines]
 
 
-def test_all_hosts_start_again_on_75_and_after_a_kill(pod, probe):
-  end(pod(plan="75,kill1,0"), 0)
-  assert sorted(probe.said()) == [(i, j) for i in (1, 2, 3) for j in (0, 1)]
-  assert verbs(probe) == ["tpu-vm ssh"] * 3
+def test_all_hosts_start_again(pod, probe):
+  end(pod(plan="75,kill1,255,0"), 0)
+  assert sorted(probe.said()) == [(i, j) for i in range(1, 5) for j in (0, 1)]
+  assert verbs(probe) == ["tpu-vm ssh"] * 4
 
 
 @pytest.mark.parametrize("code", [1, 2])

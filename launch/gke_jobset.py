@@ -135,8 +135,8 @@ def manifest(options: argparse.Namespace, line: list[str]) -> dict[str, Any]:
       ],
     },
   }
-  if options.slices > 1:
-    # A Job has a slice, that is a node pool, for itself.
+  if any(resource == "google.com/tpu" for resource, _ in options.limit):
+    # Pods of a Job are one slice: they belong on one node pool, alone.
     found["metadata"]["annotations"] = {
       "alpha.jobset.sigs.k8s.io/exclusive-topology": (
         "cloud.google.com/gke-nodepool"

@@ -75,14 +75,17 @@ def _install():
     ["apt-get", "update"],
     [*install, "slurm-wlm", "munge"],
   ):
-    done = subprocess.run(
-      command,
-      env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      text=True,
-      timeout=300,
-    )
+    try:
+      done = subprocess.run(
+        command,
+        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+      )
+    except subprocess.TimeoutExpired as error:
+      return f"{why}{error}"
     if all(shutil.which(p, path=PATH) for p in PROGRAMS):
       return ""
   return why + done.stderr.strip()[-300:]
@@ -143,7 +146,7 @@ class Slurm:
     said = self.ask("scontrol", "show", "job", "--oneliner", str(number))
     return dict(re.findall(r"(\w+)=(\S*)", said))
 
-  def wait(self, number, seconds=60):
+  def wait(self, number, seconds=120):
     """Waits for the end of a job; returns what SLURM knows of it."""
     deadline = time.monotonic() + seconds
     while True:

@@ -18,17 +18,11 @@ import sys
 import time
 
 import arguments
+import restarts
 
 # Longer than it takes processes to hear that one of them is gone (40 s).
 _GRACE_SECONDS = 120
 _KILL_SECONDS = 30
-_POLL_SECONDS = 0.1
-
-
-class _Asked:
-  """The signal that asked this launcher to end: it is the process's own."""
-
-  by_signal = 0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,32 +36,18 @@ def main(argv: Sequence[str]) -> int:
       more = _variables(options.processes, i, port, gpus)
       print(*(f"{k}={shlex.quote(v)}" for k, v in more.items()), end=" ")
       arguments.show(command)
-    return 0
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, _ask)
-  restarts = 0
-  while True:
+    return arguments.OK
+
+  def start():
     code = _run(command, options, gpus)
-    if code != arguments.AGAIN or _Asked.by_signal:
-      return code
-    if restarts == options.max_restarts:
-      arguments.say(
-        f"code {code} after {restarts} restarts, which is --max-restarts; the"
-        " same command goes on."
-      )
-      return code
-    restarts += 1
-    arguments.say(
-      f"starts again in {options.pause} s: restart {restarts} of at most"
-      f" {options.max_restarts}."
-    )
-    if not _sleep(options.pause):
-      return code
+    return code, code == arguments.AGAIN
+
+  return restarts.until_done(start, options)
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = arguments.parser_of(__doc__)
-  count, number = arguments.number(1), arguments.number(0)
+  count = arguments.number(1)
   parser.add_argument("--processes", type=count, required=True, metavar="N")
   parser.add_argument(
     "--gpus-per-process",
@@ -81,12 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     metavar="N",
     help="where process 0 listens; a free one without it",
   )
-  parser.add_argument(
-    "--max-restarts", type=number, default=100, metavar="N", help="100"
-  )
-  parser.add_argument(
-    "--pause", type=number, default=10, metavar="SECONDS", help="10"
-  )
+  restarts.add_options(parser)
   return parser
 
 
@@ -159,8 +134,8 @@ def _run(
           if process.returncode:
             first_bad = first_bad or time.monotonic()
             arguments.say(f"process {i} ended with {process.returncode}.")
-      if _Asked.by_signal != forwarded:
-        forwarded = _Asked.by_signal
+      if restarts.asked() != forwarded:
+        forwarded = restarts.asked()
         _send(processes, forwarded)
       # Those that never joined the others do not hear of them.
       late = time.monotonic() - (first_bad or time.monotonic())
@@ -168,7 +143,7 @@ def _run(
         _send(processes, signal.SIGKILL)
       elif late > _GRACE_SECONDS:
         _send(processes, signal.SIGTERM)
-      time.sleep(_POLL_SECONDS)
+      time.sleep(restarts.POLL_SECONDS)
   finally:
     _send(processes, signal.SIGKILL)  # If this process fails.
   return _together(list(codes.values()))
@@ -188,18 +163,6 @@ def _together(codes: list[int]) -> int:
 def _send(processes: list[subprocess.Popen], number: int) -> None:
   for process in processes:
     process.send_signal(number)  # Nothing, if that was waited for.
-
-
-def _ask(number: int, _) -> None:
-  _Asked.by_signal = number
-
-
-def _sleep(seconds: float) -> bool:
-  """Whether nobody asked to end meanwhile."""
-  end = time.monotonic() + seconds
-  while time.monotonic() < end and not _Asked.by_signal:
-    time.sleep(_POLL_SECONDS)
-  return not _Asked.by_signal
 
 
 def _free_port() -> int:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import os
 import secrets
 import shlex
-import signal
 import subprocess
 import sys
 import time
 
 import arguments
+import restarts
 
 _POLL_SECONDS = 10
 # Of a queued resource that may still become a TPU.
@@ -44,12 +44,6 @@ kill $ears 2> /dev/null
 exit $code"""
 
 
-class _Asked:
-  """The signal that asked this launcher to end: it is the process's own."""
-
-  by_signal = 0
-
-
 def main(argv: Sequence[str]) -> int:
   """Returns the code of the run: 75 if it could go on, but not by itself."""
   options, line = arguments.read(_parser(), argv)
@@ -68,37 +62,22 @@ def main(argv: Sequence[str]) -> int:
       print("# Once it is READY:")
     arguments.show(_ssh(options, line))
     return arguments.OK
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, _ask)
-  restarts = 0
-  while True:
+
+  def start():
     if options.accelerator_type and not _is_ready(options):
       _make(options)
-    if _Asked.by_signal:
-      return arguments.AGAIN
+    if restarts.asked():
+      return arguments.AGAIN, False
     code = _run(_ssh(options, line))
-    again = arguments.starts_again(code)
     if code == _MAYBE_GONE and options.accelerator_type:
-      again = not _is_ready(options)
-    if not again or _Asked.by_signal:
-      return code
-    if restarts == options.max_restarts:
-      arguments.say(
-        f"code {code} after {restarts} restarts, which is --max-restarts; the"
-        " same command goes on."
-      )
-      return code
-    restarts += 1
-    arguments.say(
-      f"code {code}; starts again in {options.pause} s: restart {restarts} of"
-      f" at most {options.max_restarts}."
-    )
-    _sleep(options.pause)
+      return code, not _is_ready(options)
+    return code, arguments.starts_again(code)
+
+  return restarts.until_done(start, options)
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = arguments.parser_of(__doc__)
-  number = arguments.number(0)
   parser.add_argument("--name", required=True, help="of the TPU")
   parser.add_argument("--zone", required=True)
   parser.add_argument("--project", help="gcloud's own without it")
@@ -121,10 +100,7 @@ def _parser() -> argparse.ArgumentParser:
   made.add_argument("--accelerator-type", metavar="TYPE", help="e.g. v5p-128")
   made.add_argument("--runtime-version", metavar="VERSION")
   made.add_argument("--spot", action="store_true")
-  parser.add_argument("--max-restarts", type=number, default=100, metavar="N")
-  parser.add_argument(
-    "--pause", type=number, default=10, metavar="SECONDS", help="10"
-  )
+  restarts.add_options(parser)
   return parser
 
 
@@ -191,14 +167,14 @@ def _make(options: argparse.Namespace) -> None:
         f"gcloud could not make the queued resource {options.name} (code"
         f" {made.returncode}); it has said why."
       )
-  while not _Asked.by_signal and not _is_ready(options):
+  while not restarts.asked() and not _is_ready(options):
     state = _state(options, "queued-resources", "state.state")
     if state and state not in (*_COMING, "ACTIVE"):
       raise ValueError(
         f"queued resource {options.name}: expected a TPU, found {state};"
         " `gcloud compute tpus queued-resources describe` says why."
       )
-    _sleep(_POLL_SECONDS)
+    restarts.sleep(_POLL_SECONDS)
 
 
 def _run(command: list[str]) -> int:
@@ -212,24 +188,14 @@ def _run(command: list[str]) -> int:
     os.close(listened)
   open_ = True
   while process.poll() is None:
-    if _Asked.by_signal and open_:
+    if restarts.asked() and open_:
       os.close(kept)
       open_ = False
-    time.sleep(0.1)
+    time.sleep(restarts.POLL_SECONDS)
   if open_:
     os.close(kept)
   code = process.returncode
   return 128 - code if code < 0 else code
-
-
-def _ask(number: int, _) -> None:
-  _Asked.by_signal = number
-
-
-def _sleep(seconds: float) -> None:
-  end = time.monotonic() + seconds
-  while time.monotonic() < end and not _Asked.by_signal:
-    time.sleep(0.1)
 
 
 if __name__ == "__main__":

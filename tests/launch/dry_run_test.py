@@ -109,7 +109,7 @@ def test_every_launcher_has_a_case_and_a_page():
     p.name
     for p in (ROOT / "launch").iterdir()
     if p.suffix in (".py", ".sbatch")
-  } - {"arguments.py"}
+  } - {"arguments.py", "restarts.py"}
   assert launchers == {script for script, _ in CASES.values()}
   pages = "".join(
     p.read_text("utf-8") for p in (ROOT / "docs/running").glob("*.md")

@@ -31,7 +31,7 @@ _MAYBE_GONE = 1
 # tells. Where the connection ends, so does standard input, and that is the
 # signal to save and to let go of the workdir.
 _ON_A_HOST = """\
-mkdir /tmp/analogjax-{attempt} || exit 75
+mkdir "${{TMPDIR:-/tmp}}/analogjax-{attempt}" || exit 75
 {setup}exec 3<&0
 {line} < /dev/null 3<&- &
 run=$!

@@ -134,7 +134,7 @@ def test_shellcheck_of_a_host_of_a_tpu_pod(kit, tmp_path):
   options = ["--name=n", "--zone=z", "--setup=. venv/bin/activate"]
   environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
   out, _ = kit.launch("tpu_pod.py", *options, "--", *LINE, env=environment)
-  assert out.startswith("mkdir /tmp/analogjax-")
+  assert out.startswith('mkdir "${TMPDIR:-/tmp}/analogjax-')
   assert shellcheck(out, "sh") == ""
 
 

@@ -7,6 +7,7 @@ checked by the real one where that is installed, in tools_test.py.
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -30,10 +31,13 @@ if words[3] == "describe":
   print(states[0])
 elif words[3] == "ssh":
   command = words[-1].removeprefix("--command=")
+  for i in range(2):
+    (folder / f"host{{i}}").mkdir(exist_ok=True)
   hosts = [
     subprocess.Popen(
-      ["sh", "-c", command.replace("/tmp/analogjax-", f"/{{folder}}/{{i}}-")],
-      env=os.environ | dict(ANALOGJAX_PROCESS_ID=str(i)),
+      ["sh", "-c", command],
+      env=os.environ
+      | dict(ANALOGJAX_PROCESS_ID=str(i), TMPDIR=str(folder / f"host{{i}}")),
     )
     for i in range(2)
   ]
@@ -146,14 +150,13 @@ def test_a_host_that_gets_the_same_command_again_does_not_run_it(kit, probe):
   options = ("--name=n", "--zone=z", "--dry-run")
   out, _ = kit.launch("tpu_pod.py", *options, "--", *LINE)
   [line] = [x for x in out.splitlines() if "mkdir" in x]
-  assert line.endswith("|| exit 75")
-  again = [line.split("'--command=")[1]] * 2
-  folder = again[0].split()[1]
-  try:
-    assert os.system(again[0]) == 0
-    assert os.waitstatus_to_exitcode(os.system(again[1])) == 75
-  finally:
-    os.rmdir(folder)
+  line = line.split("'--command=")[1]
+  environment = os.environ | {"TMPDIR": str(probe.folder)}
+  codes = [
+    subprocess.run(["sh", "-c", line], env=environment).returncode
+    for _ in range(2)
+  ]
+  assert codes == [0, 75]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_tpu_pod(kit, probe, tmp_path, shell):
   gcloud.write_text(_GCLOUD.format(shell=shell))
   gcloud.chmod(0o755)
   options = ["--name=n", "--zone=z", "--setup=export X='1 2'\nunset Y"]
-  environment = os.environ | {"PATH": probe.path}
+  environment = os.environ | {"PATH": probe.path, "TMPDIR": str(tmp_path)}
   kit.launch("tpu_pod.py", *options, "--", *kit.line, env=environment)
   assert probe.lines() == [["run", *kit.line]]
 

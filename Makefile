@@ -65,7 +65,7 @@ format: $(TEST_SET)
 # Leaves runs/ alone: it holds results.
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
-	find analogjax configs tests -name __pycache__ -prune -exec rm -rf {} +
+	find analogjax configs launch tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Without a stamp whatever is in .venv was not finished or belongs to another
 # checkout, so it is cleared.

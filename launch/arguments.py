@@ -1,0 +1,120 @@
+"""What the launchers in Python share: reading arguments, showing commands.
+
+A launcher takes options of its own, then `--`, then what `analogjax run` gets,
+which goes through as it is.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import shlex
+import sys
+from typing import Any
+
+OK, USER_ERROR, INTERRUPTED, AGAIN = 0, 2, 130, 75  # As in analogjax/main.py.
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+  """For a launcher, whose docstring is the help; --dry-run is there."""
+  parser = argparse.ArgumentParser(
+    usage="%(prog)s [OPTION ...] -- --config=FILE --workdir=DIR [...]",
+    description=doc,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    # A new option must not change what a script meant.
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--dry-run", action="store_true", help="print what it would do, exactly"
+  )
+  return parser
+
+
+def read(
+  parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+  """The launcher's options, and the arguments of `analogjax run`.
+
+  Where analogjax is installed, those are read as it would read them, so that a
+  mistake is found before anything waits in a queue.
+
+  Raises:
+    ValueError: there is no `--`, or what follows it cannot be understood.
+  """
+  argv = list(argv)
+  at = argv.index("--") if "--" in argv else len(argv)
+  options, line = parser.parse_args(argv[:at]), argv[at + 1 :]
+  if not line:
+    raise ValueError(
+      "nothing follows --; expected the arguments of `analogjax run`, as in"
+      " -- --config=FILE --workdir=DIR."
+    )
+  try:
+    from analogjax import main
+  except ImportError:
+    return options, line  # It starts elsewhere, and is checked there.
+  main.parse(["run", *line])
+  return options, line
+
+
+def starts_again(code: int) -> bool:
+  """Whether a run that ended with this code of a shell is to be started again.
+
+  analogjax asks for it with 75. A signal (128 and more) is a machine's mishap,
+  but for ^C.
+  """
+  return code == AGAIN or (code > 128 and code != INTERRUPTED)
+
+
+def show(command: Sequence[str]) -> None:
+  """Prints a command as a shell would take it."""
+  print(shlex.join(command), flush=True)
+
+
+def to_yaml(value: dict[str, Any]) -> str:
+  """As a person would write it; any string comes back as it was."""
+  import yaml  # Not every launcher needs it.
+
+  class Dumper(yaml.SafeDumper):
+    pass
+
+  def string(dumper, text):
+    # Where the style cannot hold a text, yaml takes quotes.
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+  Dumper.add_representer(str, string)
+  return yaml.dump(value, Dumper=Dumper, sort_keys=False, width=sys.maxsize)
+
+
+def say(text: str) -> None:
+  """Beside the output of what was started."""
+  print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+def number(least: int) -> Callable[[str], int]:
+  """Of an option."""
+
+  def parse(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < least:
+      raise argparse.ArgumentTypeError(
+        f"{text!r}: expected a number of at least {least}"
+      )
+    return int(text)
+
+  return parse
+
+
+def pair(text: str) -> tuple[str, str]:
+  """KEY=VALUE of an option."""
+  key, equals, value = text.partition("=")
+  if not (key and equals):
+    raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE")
+  return key, value
+
+
+def exit_code(run: Callable[[Sequence[str]], int]) -> int:
+  """Runs a launcher; what the user can mend is one line and code 2."""
+  try:
+    return run(sys.argv[1:])
+  except (ValueError, OSError) as error:
+    say(f"error: {error}")
+    return USER_ERROR

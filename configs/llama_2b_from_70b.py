@@ -161,5 +161,40 @@ def get_config() -> ConfigDict:
     stall_seconds=60.0,
     give_up_seconds=1800.0,  # Then the job starts again elsewhere.
   )
+
+  # Prices are lists' of single devices by the hour, without a contract, as
+  # remembered: not verified. Put your own here. h100 is the paper's, $98.32 for
+  # the eight of a p5.48xlarge; the store is S3 in its standard class.
+  def chip(dollars):
+    return dict(
+      dollars_per_hour=dollars,  # Of one device.
+      watts=0.0,  # With its share of the host; as plan assumes.
+    )
+
+  cfg.plan = dict(
+    efficiency=0.6,  # Of the roofline's bound; assumed, not measured.
+    memory_fraction=0.92,  # Of a device's memory.
+    pue=1.2,  # Power of the site over that of its machines; assumed.
+    cache_months=2.0,  # Months.
+    dollars_per_gb_month=0.023,  # 1e9 bytes.
+    dollars_per_million_reads=0.4,  # Requests.
+    dollars_per_million_writes=5.0,  # Requests.
+    hosting_months=36.0,  # Months: the paper's three years.
+    hosting_egress_gb=20_480.0,  # 1e9 bytes: the paper's 20 TB.
+    dollars_per_egress_gb=0.0875,  # 0.09 for the first half, then 0.085.
+    v4=chip(3.22),
+    v5e=chip(1.2),
+    v5p=chip(4.2),
+    v6e=chip(2.7),
+    tpu7x=chip(6.0),  # Half a chip.
+    a100_40gb=chip(4.1),
+    a100=chip(5.12),
+    h100_pcie=chip(0.0),  # Not known.
+    h100=chip(12.29),
+    h200=chip(7.91),
+    b200=chip(14.24),
+    gb200=chip(0.0),  # Not known.
+    cpu=chip(0.0),  # Of no interest.
+  )
   cfg.mesh = dict(data=1, fsdp=-1, expert=1, tensor=4)  # -1: the rest.
   return cfg

@@ -58,6 +58,7 @@ _CONTENTS = {
     "docs/running",
     "docs/running/*",
     "docs/plan*",
+    "docs/scaling",
     "docs/data",
     "docs/cache",
     "docs/losses",

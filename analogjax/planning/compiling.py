@@ -36,8 +36,14 @@ class Compiled:
   too_large: str  # What the compiler says of one that does not fit.
 
 
-def compile_text(program: jax.stages.Lowered) -> Compiled:
+def compile_text(
+  program: jax.stages.Lowered, platform: str = "tpu"
+) -> Compiled:
   """Compiles a program and keeps what XLA writes about it.
+
+  Args:
+    program: lowered.
+    platform: of its devices.
 
   Raises:
     jax.errors.JaxRuntimeError: the compiler refuses it, but not as too large.
@@ -46,7 +52,14 @@ def compile_text(program: jax.stages.Lowered) -> Compiled:
   with tempfile.TemporaryDirectory() as folder, _without_cache():
     # Not compiled.as_text(): jaxlib cannot read each program that a newer
     # libtpu makes.
-    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    options: dict[str, Any] = {
+      "xla_dump_to": folder,
+      "xla_dump_hlo_as_text": True,
+    }
+    if platform == "cpu":
+      # Of the code that is made of the program, which nobody runs: no figure
+      # hangs on it, and half of the time goes there.
+      options["xla_backend_optimization_level"] = 0
     try:
       compiled = program.compile(compiler_options=options)
       memory = compiled.memory_analysis()
@@ -77,7 +90,7 @@ def make_program(step: shapes.Step, how: str) -> facts.Program:
     how: what it was compiled for.
   """
   began = time.monotonic()
-  compiled = compile_text(step.lower())
+  compiled = compile_text(step.lower(), step.mesh.devices.flat[0].platform)
   memory, program = compiled.memory, hlo.parse(compiled.text)
   known = sum(map(shapes.bytes_of, step.arguments.values()))
   resident = sum(map(shapes.bytes_of, step.resident.values()))

@@ -7,13 +7,16 @@ Source: the teacher has the published shape of Llama 3.1 405B
   (arXiv:2407.21783, table 3), the student that of Llama 3.1 8B there.
   The data is the frontier run's own: name its pipeline in `data`
   (docs/data.md).
-Hardware: planned for 512 chips of TPU v5p (v5p:8x8x8).
-Hours: not run.
+Hardware: planned for 512 chips of TPU v5p (v5p:8x8x8): the cache step takes 4
+  GB of a chip's 102, a training step 12 (compiled by libtpu 0.0.52).
+Hours: not run; planned 204: the cache 167, `pretrain` 23, `distill` 13, at 57 %
+  MFU (0.6 of the roofline, assumed); 104,000 chip-hours.
 Expected: not run.
 
 Plans on a laptop: only the teacher's config.json is read, and one with its
 shape lies beside this file. To run it, name the checkpoint and the pipeline:
 
+  analogjax plan --config=configs/llama_8b_from_405b.py --topology=v5p:8x8x8
   analogjax run --config=configs/llama_8b_from_405b.py --workdir=DIR \
     --config.teacher.path=CHECKPOINT --config.data.pipeline=MODULE:FUNCTION
 """
@@ -77,7 +80,7 @@ def get_config() -> ConfigDict:
     num_rows=12_288_000,  # Rows to train on: 101 billion tokens.
     held_out_rows=1024,  # Rows to measure on: 8.4 million tokens.
     batch_rows=256,  # Rows per teacher step.
-    rows_per_object=512,  # Rows: some 100 MB an object.
+    rows_per_object=512,  # Rows: about 8 MB an object.
     chunk=256,  # Tokens of a row whose logits are held at once.
     location="",  # In the workdir; a bucket for several hosts: gs://...
     s3_endpoint="",  # Amazon's, if location begins with s3://.

@@ -1,11 +1,12 @@
 """Every file in configs/ is a config that can be run."""
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
 
-from analogjax import config, config_files
+from analogjax import config, config_files, main
 from analogjax.models import sizes
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -37,3 +38,16 @@ def test_demo_student_is_inside_the_size_window():
   count = sizes.count_parameters(student).total
   assert count == 3_342_912  # By hand: V D + 4 (12,288 + 36,864 + 128) + 64.
   assert sizes.check_size_window(count, 134_515_008, policy="refuse") == ""
+
+
+@pytest.mark.parametrize(
+  "path", [p for p in FILES if p.stem != "demo"], ids=lambda path: path.stem
+)
+def test_a_lab_could_start_from_it(path, capsys):
+  """It plans without its checkpoint, and fits on machines that labs have."""
+  arguments = ("plan", f"--config={path}", "--topology=gpu:h100:512", "--json")
+  assert main.main(arguments) == 0
+  plan = json.loads(capsys.readouterr().out)
+  assert plan["size_window"]["inside"]
+  (found,) = plan["topologies"]
+  assert found["fits"] and found["total"]["dollars"] > 0

@@ -132,6 +132,18 @@ def test_without_libtpu(sections, teacher, machine, monkeypatch):
     )
 
 
+def test_a_compiler_that_gives_up(sections, teacher, machine, monkeypatch):
+  """As libtpu does on some programs, docs/experiments.md."""
+
+  def give_up(program, platform):
+    raise jax.errors.JaxRuntimeError("INTERNAL: Value is not placed.")
+
+  monkeypatch.setattr(programs.worker.compiling, "compile_text", give_up)
+  message = "cache: the compiler for cpu:1 gives up.*Value is not placed"
+  with pytest.raises(ValueError, match=message):
+    programs.make_programs(sections(*DISTILL), teacher, machine("cpu:1", 1))
+
+
 @pytest.fixture
 def libtpu():
   if not os.environ.get("TPU_LIBRARY_PATH"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Gpu:
   """What a mesh reads of a device; nothing can be compiled for it."""
 
   id: int
-  slice_index: int  # Of its host: the GPUs of one exchange fast.
+  slice_index: int  # Of those that exchange fast.
   process_index: int
   device_kind: str
   platform: str = "gpu"
@@ -46,12 +47,12 @@ def of(topology: facts.Topology) -> list[Any]:
       )
     return list(here[: topology.num_devices])
   if is_gpu(topology):
-    per_host = min(topology.chip.per_host, topology.num_devices)
+    in_slice = math.prod(topology.shape)
     return [
       Gpu(
         id=i,
-        slice_index=i // per_host,
-        process_index=i // per_host,
+        slice_index=i // in_slice,
+        process_index=i // topology.chip.per_host,
         device_kind=topology.chip.name,
       )
       for i in range(topology.num_devices)

@@ -30,13 +30,25 @@ class Job:
 
 
 def run(job: Job) -> facts.Program:
-  """Compiles it; for GPUs, which need to be there for that, it is counted."""
+  """Compiles it; for GPUs, which need to be there for that, it is counted.
+
+  Raises:
+    ValueError: what `shapes.prepare` raises, or the compiler gives up.
+  """
   step = shapes.prepare(
     job.request, job.sections, job.teacher, devices.of(job.topology)
   )
   if devices.is_gpu(job.topology):
     return counted.make_program(step)
-  return compiling.make_program(step, f"compiled for {job.topology.name}")
+  name = job.topology.name
+  try:
+    return compiling.make_program(step, f"compiled for {name}")
+  except jax.errors.JaxRuntimeError as error:
+    # docs/experiments.md has one that libtpu does not place.
+    raise ValueError(
+      f"{step.request.stage}: the compiler for {name} gives up, not for want of"
+      f" memory: {str(error)[:500]} Another mesh, batch or chunk may do."
+    ) from error
 
 
 def main(argv: list[str]) -> int:

@@ -132,6 +132,43 @@ def test_without_libtpu(sections, teacher, machine, monkeypatch):
     )
 
 
+def test_gpus_are_counted(sections, teacher, machine):
+  """Nothing is compiled: it takes no time, and no device."""
+  hosts = dataclasses.replace(
+    machine("gpu:h100:16", 8, chip="h100"), num_slices=2
+  )
+  student = ("student.dtype=bfloat16", "mesh.tensor=2")
+  rows = ("cache.batch_rows=16", "train.distill.batch_rows=16")
+  cfg = sections(*DISTILL, *student, *rows, "mesh.data=2", "mesh.fsdp=4")
+  of_cache, train = programs.make_programs(cfg, teacher, hosts)
+  assert of_cache.how == train.how == "counted"
+  embedding = 4 * 512 * 32  # float32; split by fsdp and tensor.
+  assert train.argument_bytes > 3 * embedding / 8
+  assert {e.axes for e in train.exchanges} == {
+    ("data",),
+    ("fsdp",),
+    ("tensor",),
+  }
+  # In bfloat16 a GPU has a kernel for attention, which a CPU has not.
+  assert "attention scores" not in dict(train.largest)
+  # What lies between hosts is not for the tensor axis.
+  cfg = sections(*DISTILL, *rows, "mesh.tensor=16", "student.G=4")
+  with pytest.raises(ValueError, match="expert and tensor stay within one"):
+    programs.make_programs(cfg, teacher, hosts)
+
+
+def test_a_compiler_that_gives_up(sections, teacher, machine, monkeypatch):
+  """As libtpu does on some programs, docs/experiments.md."""
+
+  def give_up(program, platform):
+    raise jax.errors.JaxRuntimeError("INTERNAL: Value is not placed.")
+
+  monkeypatch.setattr(programs.worker.compiling, "compile_text", give_up)
+  message = "cache: the compiler for cpu:1 gives up.*Value is not placed"
+  with pytest.raises(ValueError, match=message):
+    programs.make_programs(sections(*DISTILL), teacher, machine("cpu:1", 1))
+
+
 @pytest.fixture
 def libtpu():
   if not os.environ.get("TPU_LIBRARY_PATH"):

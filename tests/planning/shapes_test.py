@@ -1,12 +1,13 @@
 """Tests for analogjax/planning/shapes.py: what a plan compiles is what runs."""
 
 from pathlib import Path
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from analogjax import assemble, hosts, jitted, live, recorder
+from analogjax import assemble, hosts, live, recorder, trainer
 from analogjax.data import batches, logit_cache
 from analogjax.data.rows import Rows
 from analogjax.planning import shapes
@@ -120,23 +121,32 @@ def test_the_cache_step_is_that_of_the_recorder(sections, teacher, monkeypatch):
   assert text == step.lower().as_text()
 
 
-def test_a_phase_compiles_what_it_runs(sections, teacher):
+def test_a_phase_runs_what_is_compiled(sections, teacher, tmp_path):
   cfg = sections(*MESH, "train.distill.microbatches=2")
-  step = prepared("train.distill", cfg, teacher)
-  mesh = assemble.make_mesh(cfg)
-  training = jitted.make_training(
-    cfg.train.phase["distill"],
-    assemble.student_config(cfg),
-    mesh,
-    seed=cfg.student.seed,
-    teacher_softcap=None,
+  opened = open_teacher(teacher)
+  held_out = assemble.manifest(cfg, opened, "", 8, held_out=True)
+  phase = trainer.Phase(
+    "distill",
+    cfg,
+    tmp_path,
+    assemble.make_mesh(cfg),
+    teacher=opened,
+    order=trainer.RowOrder(identity={}, read=None, position=None, restore=None),
+    # Of the held-out cache its manifest is all that a program depends on.
+    held_out=types.SimpleNamespace(manifest=held_out),
+    make_teacher=None,
   )
-  batch = zeros(step.call[1])
-  with jax.set_mesh(mesh):
-    state = training.start()
-    text = training.step.lower(state, batch, None).as_text()
+  step = prepared("train.distill", cfg, teacher)
+  of_eval = prepared("train.distill.eval", cfg, teacher)
+  with jax.set_mesh(step.mesh):
+    state = phase._training.start()
+    text = phase._train_step.lower(state, zeros(step.call[1]), None).as_text()
+    eval_text = phase._eval_step.lower(
+      state.params, zeros(of_eval.call[1])
+    ).as_text()
   assert of(step.call[0]) == of(state)
   assert text == step.lower().as_text()
+  assert eval_text == of_eval.lower().as_text()
   # Of which a device holds what a plan says.
   here = sum(
     x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.params)

@@ -69,7 +69,6 @@ CASES = (
     rows=1024,
     teacher_rows=4096,
   ),
-  Case(topology="v5p:2x2x2", mesh=_mesh(1, 2, 4), microbatches=64),
   Case(topology="v5p:4x8x8", mesh=_mesh(1, 64, 4), microbatches=2),
   Case(
     topology="v5p:16x16x16",

@@ -122,7 +122,7 @@ def memory_table(plans: Mapping[Case, Mapping[str, Any]]) -> list[str]:
         cells.append(f"{gb}: too large")
         continue
       bound = stage["bound"]
-      cells.append(f"{gb}; {bound['binds']}, MFU {100 * bound['mfu']:.0f} %")
+      cells.append(f"{gb}; {bound['binds']} {100 * bound['mfu']:.0f} %")
     limit = of["topology"]["chip"]["memory_bytes"] / 1e9
     lines.append(f"| {' | '.join(cells)} | {limit:.0f} GB |")
   return lines

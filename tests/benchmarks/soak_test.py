@@ -26,7 +26,7 @@ def soaked(modules, tmp_path_factory):
   soak, *_ = modules
   folder = tmp_path_factory.mktemp("soak")
   pair = soak.durability.make_pair(folder / "pair")
-  plan = soak.Plan(3, 1, 600.0, cases=("1 and 2 by turns",))
+  plan = soak.Plan(2, 1, 600.0, cases=("1 and 2 by turns",))
   said = []
   disturbing = soak.Soak(
     pair, folder, plan, seed=1, say=said.append, steps=10, rows=32
@@ -48,7 +48,7 @@ def test_a_few_ends_lose_nothing(modules, soaked):
   soak, *_ = modules
   *_, said, report = soaked
   assert report["damage"] == [], said
-  assert report["kills"] >= 3 and report["terms"] >= 1
+  assert report["kills"] >= 2 and report["terms"] >= 1
   assert sum(report["runs_whole"].values()) >= 1
   assert report["rows_compared"] > 0 and report["checkpoints_restored"] > 0
   assert soak.is_good(report)

@@ -29,6 +29,7 @@ def test_the_whole_script(train_loop, tmp_path, monkeypatch, capsys):
   page = tmp_path / "page.md"
   page.write_text("<!-- train loop: begin -->\n<!-- train loop: end -->\n")
   monkeypatch.setattr(train_loop, "DOCS", page)
+  monkeypatch.setattr(train_loop, "AXES", ("fsdp",))
   # Of the processes that are started, which mostly compile.
   monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
   folder = tmp_path / "checkpoints"
@@ -41,8 +42,8 @@ def test_the_whole_script(train_loop, tmp_path, monkeypatch, capsys):
   train_loop.main([*sizes.split(), f"--folder={folder}", "--write-docs"])
   assert capsys.readouterr().out.strip() in page.read_text()
   cells = re.findall(r"^\| (.*) \|$", page.read_text(), re.M)
-  steps, saves = cells[1:3], cells[4:]
-  assert [row.split(" | ")[1] for row in steps] == ["`fsdp=2`", "`data=2`"]
+  steps, saves = cells[1:2], cells[3:]
+  assert [row.split(" | ")[1] for row in steps] == ["`fsdp=2`"]
   assert [row.split(",")[0] for row in saves] == ["D = 16"]
   assert all(float(row.split(" | ")[4]) > 0 for row in saves)
   assert not list(folder.iterdir())

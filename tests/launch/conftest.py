@@ -79,6 +79,13 @@ class Probe:
     return [said["arguments"] for said in self.said().values()]
 
 
+@pytest.fixture(autouse=True)
+def outside_of_a_run(monkeypatch):
+  """Other tests of this worker may have named a cache of compiled programs."""
+  for name in [n for n in os.environ if n.startswith("ANALOGJAX_")]:
+    monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def probe(tmp_path):
   folder = tmp_path / "probe"

@@ -86,18 +86,24 @@ class Tiny:
   config: Path
   overrides: tuple[str, ...]
   compilation_cache: Path
+  compiles_fast: bool = False  # And runs slowly: most do little but compile.
 
   def command(self, command, workdir, *more):
     arguments = [command, f"--config={self.config}", f"--workdir={workdir}"]
     return [*arguments, *self.overrides, *more]
 
   def environment(self):
-    return os.environ | {
-      "ANALOGJAX_COMPILATION_CACHE": str(self.compilation_cache),
-      "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": f"{ROOT}{os.pathsep}{ON_PATH}",
-      "COLUMNS": "200",
-    }
+    more = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if self.compiles_fast else {}
+    return (
+      os.environ
+      | more
+      | {
+        "ANALOGJAX_COMPILATION_CACHE": str(self.compilation_cache),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ON_PATH}",
+        "COLUMNS": "200",
+      }
+    )
 
   def run(self, command, workdir, *more, patch="", check=True):
     done = subprocess.run(
@@ -186,7 +192,8 @@ def _texts():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
   compiled = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-  return make_tiny(tmp_path_factory.mktemp("tiny"), compiled)
+  pair = make_tiny(tmp_path_factory.mktemp("tiny"), compiled)
+  return dataclasses.replace(pair, compiles_fast=True)
 
 
 def make_tiny(folder, compilation_cache):

@@ -4,10 +4,12 @@ Shape letters (docs/glossary.md): B batch, L position, D model width, V
 vocabulary, Y layers. Stacked layers sit in `blocks_Y`, one scan runs them.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
 import re
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -20,7 +22,18 @@ from analogjax.models import attention, layers
 # Points of a block where activations can be read, in the order of computation.
 SITE_POINTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
-Activations = dict[str, jax.Array]  # site -> [B, L, D], in compute dtype.
+Activations = dict[str, jax.Array]  # point -> [B, L, D], in compute dtype.
+
+# What is kept of the activations of each block; leaves come back with Y in
+# front. A gather of some positions is what fits at scale: [Y, B, M, D].
+Probe = Callable[[Activations], Any]
+
+
+class Edit(NamedTuple):
+  """A change of the residual stream after one block."""
+
+  block: jax.Array | int  # May be traced: one program does for every block.
+  apply: Callable[[jax.Array], jax.Array]  # Of resid_post, [B, L, D].
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,43 +138,40 @@ class Decoder(nnx.Module):
     segments_BL: jax.Array,
     positions_BL: jax.Array,
     *,
-    sites: tuple[str, ...] = (),
-  ) -> tuple[jax.Array, Activations]:
-    """Hidden states after the final norm, and the activations asked for.
+    probe: Probe | None = None,
+    edit: Edit | None = None,
+  ) -> tuple[jax.Array, Any]:
+    """Hidden states after the final norm, and what the probe kept.
 
     Args:
       tokens_BL: int32 ids below V.
       segments_BL: int32 document of each token, 0 is padding.
       positions_BL: int32 position of each token within its document.
-      sites: e.g. ("block07.resid_post",); only these are kept in memory.
+      probe: sees the activations of each block, by the names of SITE_POINTS.
+      edit: changes `resid_post` of one block, before the probe sees it.
 
     Returns:
-      x_BLD in the compute dtype, and a [B, L, D] array for every site.
-
-    Raises:
-      ValueError: a site that this model does not have.
+      x_BLD in the compute dtype, and the probe's values stacked over the
+      layers; None without a probe.
     """
     cfg = self.cfg
-    wanted = {site: _parse_site(site, cfg.Y) for site in sites}
     x_BLD = _look_up(self.embed_VD[...], tokens_BL, cfg.dtype)
-
     graphdef, blocks_Y = nnx.split(self.blocks_Y)
-    kept = {site: jnp.zeros_like(x_BLD) for site in sites}
 
     def run_block(x_BLD, weights):
       return nnx.merge(graphdef, weights)(x_BLD, segments_BL, positions_BL)
 
-    def body(carry, layer):
-      x_BLD, kept = carry
+    def body(x_BLD, layer):
       index, weights = layer
       out = _remat(run_block, cfg.remat)(x_BLD, weights)
-      for site, (block, point) in wanted.items():
-        kept[site] = jnp.where(index == block, out[point], kept[site])
-      return (out["resid_post"], kept), None
+      x_BLD = out["resid_post"]
+      if edit is not None:
+        changed_BLD = edit.apply(x_BLD).astype(x_BLD.dtype)
+        x_BLD = jnp.where(index == edit.block, changed_BLD, x_BLD)
+        out["resid_post"] = x_BLD
+      return x_BLD, None if probe is None else probe(out)
 
-    (x_BLD, kept), _ = jax.lax.scan(
-      body, (x_BLD, kept), (jnp.arange(cfg.Y), blocks_Y)
-    )
+    x_BLD, kept = jax.lax.scan(body, x_BLD, (jnp.arange(cfg.Y), blocks_Y))
     return self.final_norm(x_BLD), kept
 
   def cap(self, logits: jax.Array) -> jax.Array:
@@ -219,7 +229,12 @@ def _remat(fn, policy: str):
   )
 
 
-def _parse_site(site: str, Y: int) -> tuple[int, str]:
+def parse_site(site: str, Y: int) -> tuple[int, str]:
+  """Block and point of a site, e.g. "block07.resid_post", in Y layers.
+
+  Raises:
+    ValueError: a site that such a model does not have.
+  """
   match = re.fullmatch(r"block(\d+)\.(\w+)", site)
   if not match or int(match[1]) >= Y or match[2] not in SITE_POINTS:
     raise ValueError(

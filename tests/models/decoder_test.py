@@ -50,12 +50,12 @@ def _batch(cfg=CFG):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(cfg, sites, params, *rows):
-  return nnx.merge(decoder.graphdef(cfg), params)(*rows, sites=sites)
+def _run(cfg, probe, params, *rows):
+  return nnx.merge(decoder.graphdef(cfg), params)(*rows, probe=probe)
 
 
 def _hidden(cfg, params, *rows):
-  return _run(cfg, (), params, *rows)[0]
+  return _run(cfg, None, params, *rows)[0]
 
 
 def _loss(cfg, params, *rows):
@@ -311,9 +311,9 @@ def test_rematerialisation_saves_memory_and_changes_no_gradient():
     )
 
 
-def _program(cfg, sites=()):
+def _program(cfg, probe=None):
   def run(params, *rows):
-    return nnx.merge(decoder.graphdef(cfg), params)(*rows, sites=sites)
+    return nnx.merge(decoder.graphdef(cfg), params)(*rows, probe=probe)
 
   return str(jax.make_jaxpr(run)(_params(cfg), *_batch()))
 
@@ -325,7 +325,7 @@ def test_the_program_does_not_grow_with_the_layers():
   assert len(programs[0]) == len(programs[1]) > 50
 
 
-# Activations by name.
+# Activations: read, and changed.
 
 
 @pytest.fixture(scope="module")
@@ -366,15 +366,14 @@ def theirs(make_llama, tmp_path_factory):
 
 def test_activations_are_those_of_transformers(theirs):
   cfg, params, tokens_BL, inside, last_BLD = theirs
-  sites = tuple(sorted(inside))
-  assert len(sites) == 3 * len(decoder.SITE_POINTS)
+  assert len(inside) == 3 * len(decoder.SITE_POINTS)
   ones_BL = np.ones((2, L), np.int32)
   positions_BL = np.tile(np.arange(L, dtype=np.int32), (2, 1))
   rows = (np.int32(tokens_BL), ones_BL, positions_BL)
-  x_BLD, found = _run(cfg, sites, params, *rows)
-  assert set(found) == set(sites)
-  for site in sites:
-    np.testing.assert_allclose(found[site], inside[site], atol=1e-4)
+  x_BLD, found = _run(cfg, lambda out: out, params, *rows)
+  for site, expected_BLD in inside.items():
+    block, point = decoder.parse_site(site, cfg.Y)
+    np.testing.assert_allclose(found[point][block], expected_BLD, atol=1e-4)
   np.testing.assert_allclose(x_BLD, last_BLD, atol=1e-4)
   # Asking changes nothing.
   np.testing.assert_allclose(
@@ -382,18 +381,43 @@ def test_activations_are_those_of_transformers(theirs):
   )
 
 
-def test_only_the_sites_asked_for_are_kept():
-  sites = ("block02.resid_post", "block0.attn_out")
+def test_only_what_the_probe_keeps_is_stacked():
+  def probe(out):
+    return out["resid_post"][:, 2:4]
+
   _, kept = jax.eval_shape(
-    functools.partial(_run, CFG, sites), _params(CFG), *_batch()
+    functools.partial(_run, CFG, probe), _params(CFG), *_batch()
   )
-  assert {site: x.shape for site, x in kept.items()} == dict.fromkeys(
-    sites, (B, L, CFG.D)
-  )
-  # Nothing is stacked over the layers, whatever is asked for.
+  assert kept.shape == (CFG.Y, B, 2, CFG.D)
   stacked = re.compile(rf"\[{CFG.Y},{B},{L},")
-  assert not stacked.search(_program(CFG, sites))
-  assert _hidden(CFG, _params(CFG), *_batch()).shape == (B, L, CFG.D)
+  assert not stacked.search(_program(CFG, probe))
+  assert stacked.search(_program(CFG, lambda out: out["mlp_out"]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_edited(cfg, params, block, add_D, *rows):
+  edit = decoder.Edit(block, lambda x_BLD: x_BLD + add_D[None, None])
+  return nnx.merge(decoder.graphdef(cfg), params)(
+    *rows, probe=lambda out: out["resid_post"], edit=edit
+  )
+
+
+def test_an_edit_changes_one_block_and_what_follows():
+  params, rows = _params(CFG), _batch()
+  last_BLD, x_YBLD = _run(CFG, lambda out: out["resid_post"], params, *rows)
+  add_D = np.float32(np.random.default_rng(3).normal(size=CFG.D))
+  for block in range(CFG.Y):
+    edited_BLD, edited_YBLD = _run_edited(CFG, params, block, add_D, *rows)
+    np.testing.assert_array_equal(edited_YBLD[:block], x_YBLD[:block])
+    np.testing.assert_allclose(
+      edited_YBLD[block],
+      np.asarray(x_YBLD[block]) + add_D,
+      rtol=1e-6,
+      atol=1e-6,
+    )
+    later = np.abs(np.asarray(edited_YBLD - x_YBLD))[block + 1 :]
+    assert later.size == 0 or later.max() > 0.1
+    assert np.abs(np.asarray(edited_BLD - last_BLD)).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -409,7 +433,7 @@ def test_a_site_that_does_not_exist_is_named(site):
     " and POINT one of resid_pre, attn_out, mlp_out, resid_post"
   )
   with pytest.raises(ValueError, match=message):
-    _run(CFG, (site,), _params(CFG), *_batch())
+    decoder.parse_site(site, 3)
 
 
 # Sizes.

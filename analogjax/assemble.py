@@ -212,16 +212,33 @@ def check_pair(sections: Sections, teacher: decoder.DecoderConfig) -> None:
 
 
 def open_rows(
-  sections: Sections, teacher: Teacher, workdir: Path, *, held_out: bool
+  sections: Sections,
+  teacher: Teacher,
+  workdir: Path,
+  *,
+  held_out: bool,
+  arguments: Mapping[str, Any] = {},  # noqa: B006 (never written to)
 ) -> pipeline.RowSource:
-  """The frontier run's pipeline, of training rows or of held-out rows."""
+  """The frontier run's pipeline, of training rows or of held-out rows.
+
+  Args:
+    sections: the config.
+    teacher: whose tokenizer and vocabulary the rows are of.
+    workdir: of the run.
+    held_out: whether data.held_out_arguments apply.
+    arguments: laid over them.
+
+  Raises:
+    ValueError: names the field.
+  """
   data = sections.data
-  arguments = dict(data.arguments)
+  given = dict(data.arguments)
   if held_out:
-    arguments |= data.held_out_arguments
+    given |= data.held_out_arguments
+  given |= arguments
   return pipeline.open_pipeline(
     data.pipeline,
-    arguments,
+    given,
     L=data.L,
     V=teacher.cfg.V,
     substitutions={"teacher": str(teacher.folder), "workdir": str(workdir)},

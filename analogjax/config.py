@@ -32,6 +32,7 @@ from analogjax.config_types import (
   suggest,
 )
 from analogjax.data import store
+from analogjax.fidelity.options import MeasureConfig
 from analogjax.objectives import LossConfig
 from analogjax.optim import OptimizerConfig
 from analogjax.watch import WatchConfig
@@ -209,18 +210,6 @@ class TrainConfig:
         f"'' or a phase that runs before ({listed(self.phases[:i])})",
         source,
       )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeasureConfig:
-  """What is compared with the teacher on held-out rows."""
-
-  phases: Annotated[tuple[str, ...], "phases whose last checkpoint is measured"]
-  batch_rows: Annotated[int, "rows per step, over all devices"]
-
-  def __post_init__(self):
-    check(len(self.phases) > 0, "phases", "at least one phase", self.phases)
-    check_counts(self, "batch_rows")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -48,11 +48,13 @@ CACHE_ACTIONS = {
 }
 # What `plan` takes beside; the first may be repeated.
 PLAN_FLAGS = ("--topology", "--png", "--search", "--json")
+MEASURE_FLAGS = ("--quick", "--only")
 RUN_STAGES = ("cache", "train", "measure", "export", "summary")
 
 OK, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
-_WITH_VALUE = ("--config", "--workdir", "--profile", "--topology", "--png")
+_WITH_VALUE = ("--config", "--workdir", "--profile", "--only")
+_WITH_VALUE += ("--topology", "--png")
 
 USAGE = (
   "usage: analogjax <command> --config=FILE --workdir=DIR [--config.a.b=VALUE]"
@@ -77,6 +79,7 @@ class Arguments(NamedTuple):
   rows: int = 0  # --verify=N: rows that the teacher sees again.
   profile: range | None = None  # --profile=A:B: steps that are traced.
   plan: tuple[tuple[str, Any], ...] = ()  # Arguments of stages/plan.py's `run`.
+  measure: tuple[tuple[str, Any], ...] = ()  # Of stages/measure.py's.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,7 +192,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if flag in CACHE_ACTIONS:
       actions.append((flag, value))
       continue
-    if flag in ("--search", "--json"):
+    if flag in ("--search", "--json", "--quick"):
       if equals:
         raise UsageError(f"{word}: expected {flag}, without a value.")
       switches.add(flag)
@@ -254,12 +257,19 @@ def parse(argv: Sequence[str]) -> Arguments:
     raise UsageError(
       "--profile is for `train` and `run`, whose steps it traces."
     )
-  given = switches | (flags.keys() & {"--png"})
+  given = (switches | (flags.keys() & {"--png"})) - {"--quick"}
   given |= {"--topology"} if topologies else set()
   if given and command != "plan":
     raise UsageError(f"{min(given)} is for `plan`.")
   if not topologies and (alone := given & {"--search", "--png"}):
     raise UsageError(f"{min(alone)} needs --topology=NAME: machines.")
+  if "--quick" in switches and command not in ("measure", "run"):
+    raise UsageError("--quick is for `measure` and `run`.")
+  if "--only" in flags and command != "measure":
+    raise UsageError("--only is for `measure`.")
+  measure: dict[str, Any] = {"quick": True} if "--quick" in switches else {}
+  if "--only" in flags:
+    measure["only"] = tuple(flags["--only"].split(","))
   return Arguments(
     command=command,
     config=flags.get("--config"),
@@ -269,6 +279,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     rows=int(value or 0),
     profile=_steps(flags.get("--profile")),
     plan=tuple(_plan(topologies, switches, flags.get("--png")).items()),
+    measure=tuple(measure.items()),
   )
 
 
@@ -336,6 +347,7 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> None:
     module = importlib.import_module(f"analogjax.stages.{stage}")
     traces = stage == "train" and args.profile is not None
     more = {"profile": args.profile} if traces else dict(args.plan)
+    more |= dict(args.measure) if stage == "measure" else {}
     module.run(cfg, args.workdir, **more)
 
 
@@ -384,7 +396,7 @@ def _near_flag(flag: str) -> str:
     # A misspelt --config.: the rest may well be right.
     return f"Did you mean --config.{flag.partition('.')[2]}?"
   known = ["--config", "--workdir", "--profile", *CACHE_ACTIONS, *PLAN_FLAGS]
-  known += ["--help", "--version"]
+  known += [*MEASURE_FLAGS, "--help", "--version"]
   return _near(flag, known)
 
 
@@ -407,6 +419,9 @@ def _help() -> str:
       "  --inspect         with cache: what it holds, as a table and a picture",
       "  --verify[=ROWS]   with cache: every byte; ROWS are computed anew, too",
       "  --repair          with cache: computes damaged rows again",
+      "  --quick           with measure, run: less of everything",
+      "  --only=A,B        with measure: these parts, of output, similarity,",
+      "                    steering, stitching",
       "  --profile=A:B     with train, run: traces steps A to B for xprof",
       "  --topology=NAME   with plan: machines, e.g. v5p:4x4x4, gpu:h100:64;",
       "                    several compare side by side",

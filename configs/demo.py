@@ -153,7 +153,22 @@ def get_config() -> ConfigDict:
 
   cfg.measure = dict(
     phases=("control", "distill"),
+    folders={},  # Further students, as Hugging Face folders.
     batch_rows=4,  # Rows per step.
+    seed=0,
+    fit_rows=64,  # Rows.
+    domains={},  # Of the held-out rows, no part by itself.
+    domain_rows=16,  # Rows of each.
+    depths=4,  # Layers of each model.
+    points=1024,  # Tokens.
+    permutations=199,
+    resamples=1000,
+    behaviours=("sentiment", "refusal"),
+    max_strength=4.0,  # Norms of the native vector.
+    strengths=4,  # Each way.
+    random_vectors=8,
+    mapper_steps=300,  # Steps.
+    stitch_steps=100,  # Steps.
   )
   cfg.release = dict(
     phase="distill",

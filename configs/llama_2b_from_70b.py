@@ -151,7 +151,22 @@ def get_config() -> ConfigDict:
 
   cfg.measure = dict(
     phases=("distill",),
+    folders={},  # Further students, as Hugging Face folders.
     batch_rows=128,  # Rows per step.
+    seed=0,
+    fit_rows=256,  # Rows.
+    domains={},  # Of the held-out rows, no part by itself.
+    domain_rows=64,  # Rows of each.
+    depths=8,  # Layers of each model.
+    points=4096,  # Tokens.
+    permutations=199,
+    resamples=1000,
+    behaviours=("sentiment", "refusal"),
+    max_strength=4.0,  # Norms of the native vector.
+    strengths=4,  # Each way.
+    random_vectors=8,
+    mapper_steps=2000,  # Steps.
+    stitch_steps=500,  # Steps.
   )
   cfg.release = dict(
     phase="distill",

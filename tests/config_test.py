@@ -92,7 +92,12 @@ def values():
       **dict(location="", s3_endpoint=""),
       **dict(pretrain=pretrain, distill=distill),
     ),
-    measure=dict(phases=("distill",), batch_rows=2),
+    measure=dict(
+      **dict(phases=("distill",), folders={}, batch_rows=2, seed=0, fit_rows=8),
+      **dict(domains={}, domain_rows=4, depths=2, points=64, permutations=19),
+      **dict(resamples=100, behaviours=("sentiment",), max_strength=2.0),
+      **dict(strengths=2, random_vectors=2, mapper_steps=0, stitch_steps=0),
+    ),
     release=dict(phase="distill", dtype="float32", max_shard_gb=5.0),
     watch=dict(
       **dict(skipped_steps=3, spike_sigmas=8.0),

@@ -55,7 +55,7 @@ def _collect(
       "student": student,
       "ratio": student / teacher.cfg.num_parameters,
     },
-    "models": {name: fidelity["output"][name] for name in models},
+    "models": {name: fidelity["output"]["models"][name] for name in models},
     "cache": {
       "tokens": tokens,
       "kind": cache.manifest.kind,

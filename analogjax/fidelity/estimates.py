@@ -1,0 +1,77 @@
+"""Numbers with their intervals.
+
+Shape letters: R items that are resampled together, S bootstrap resamples.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LEVEL = 0.95  # Of every interval.
+
+
+class Estimate(NamedTuple):
+  """A number, and the interval that holds it at LEVEL."""
+
+  value: float | None  # None: undefined, and `why` says so.
+  low: float | None
+  high: float | None
+  n: int  # Items that it comes from.
+  why: str = ""
+
+  def to_json(self) -> dict[str, Any]:
+    out = self._asdict()
+    if not self.why:
+      del out["why"]
+    return out
+
+
+def undefined(why: str, n: int = 0) -> Estimate:
+  return Estimate(None, None, None, n, why)
+
+
+def bootstrap(
+  statistic: Callable[[np.ndarray], np.ndarray],
+  num_items: int,
+  *,
+  resamples: int,
+  rng: np.random.Generator,
+) -> Estimate:
+  """A statistic of items with its percentile interval.
+
+  Args:
+    statistic: takes indices of items [..., R] and returns a number for each
+      [...]; all the resamples at once.
+    num_items: R. Items are what is independent: rows or prompts, not tokens.
+    resamples: S.
+    rng: draws them.
+
+  Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13.
+  """
+  assert num_items > 0
+  whole = float(statistic(np.arange(num_items)[None])[0])
+  draws_SR = rng.integers(0, num_items, (resamples, num_items))
+  found_S = statistic(draws_SR)
+  found_S = found_S[np.isfinite(found_S)]
+  if not np.isfinite(whole) or len(found_S) < resamples // 2:
+    return undefined("it is not finite", num_items)
+  tail = (1 - LEVEL) / 2
+  low, high = np.quantile(found_S, [tail, 1 - tail])
+  return Estimate(whole, float(low), float(high), num_items)
+
+
+def ratio_of_sums(
+  top_R: np.ndarray,
+  bottom_R: np.ndarray,
+  *,
+  resamples: int,
+  rng: np.random.Generator,
+) -> Estimate:
+  """sum(top) / sum(bottom), both by item: a mean per token, say."""
+
+  def statistic(draws_SR):
+    with np.errstate(divide="ignore", invalid="ignore"):
+      return top_R[draws_SR].sum(-1) / bottom_R[draws_SR].sum(-1)
+
+  return bootstrap(statistic, len(top_R), resamples=resamples, rng=rng)

@@ -1,0 +1,115 @@
+"""What every measurement works with: the models, the rows and the options.
+
+Shape letters: R rows, L positions, B rows of a step.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import hashlib
+
+from flax import nnx
+import jax
+import numpy as np
+import tokenizers
+
+from analogjax import hosts, sharding
+from analogjax.data import batches, rows as rows_lib
+from analogjax.fidelity.options import MeasureConfig
+from analogjax.models import decoder
+
+RANDOM = "random"  # The student that was never trained.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """One of the models, with its parameters where they belong."""
+
+  name: str
+  cfg: decoder.DecoderConfig
+  params: nnx.State
+
+  @property
+  def graphdef(self) -> nnx.GraphDef:
+    return decoder.graphdef(self.cfg)
+
+  def block(self, depth: float) -> int:
+    """The block that ends at a part of the depth, 0 < depth <= 1."""
+    assert 0 < depth <= 1, depth
+    return max(1, round(depth * self.cfg.Y)) - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+  """One measurement of students against a teacher.
+
+  Layers are named by their depth, a part of the whole from a grid that the
+  config sets: what is published says nothing of how many the teacher has.
+  """
+
+  mesh: jax.sharding.Mesh
+  teacher: Model
+  students: dict[str, Model]  # By name, the analog first; RANDOM is one.
+  fit: rows_lib.Rows  # Of the training data: maps are fitted on these.
+  test: rows_lib.Rows  # Held out: everything is measured on these.
+  domains: dict[str, rows_lib.Rows]  # Further held-out rows, by domain.
+  tokenizer: tokenizers.Tokenizer  # Of all models.
+  options: MeasureConfig
+  # Tokens that went through a model so far, by its name.
+  tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  @property
+  def analog(self) -> Model:
+    return next(iter(self.students.values()))
+
+  def depths(self, model: Model) -> tuple[float, ...]:
+    """Of the layers that are compared, rising; no block twice."""
+    n = self.options.depths
+    by_block = {model.block(i / n): i / n for i in range(n, 0, -1)}
+    return tuple(sorted(by_block.values()))
+
+  def rng(self, *names: str) -> np.random.Generator:
+    """Random numbers that depend on the seed and these names alone."""
+    digest = hashlib.blake2b("/".join(names).encode(), digest_size=8).digest()
+    words = np.frombuffer(digest, "<u4").tolist()
+    return np.random.default_rng([self.options.seed, *words])
+
+  def batches(
+    self, rows: rows_lib.Rows, *models: Model
+  ) -> Iterator[tuple[batches.Batch, slice]]:
+    """All rows in order, on the mesh, in batches of one size.
+
+    The last batch is filled up with copies of the last row at weight 0.
+
+    Args:
+      rows: of which every process has all.
+      models: that will see them: their tokens are counted.
+
+    Yields:
+      A batch and which of the rows are in it; it may hold more.
+
+    Raises:
+      stopping.Stopped: a process was asked to stop.
+    """
+    R, L = rows.tokens_BL.shape
+    B = self.options.batch_rows
+    for start in range(0, R, B):
+      hosts.stop_if_asked("measure: what was measured in full is kept")
+      wanted = start + np.arange(B)
+      part = rows_lib.Rows(
+        *(field[np.minimum(wanted, R - 1)] for field in rows)
+      )
+      weights_BL = part.weights_BL * (wanted < R)[:, None]
+      batch = batches.from_rows(part._replace(weights_BL=weights_BL))
+      here = slice(start, min(start + B, R))
+      for model in models:
+        self.count(model, (here.stop - here.start) * L)
+      yield sharding.put_rows(batch, self.mesh), here
+
+  def count(self, model: Model, tokens: int) -> None:
+    """Adds tokens that went through a model, for the ledger."""
+    self.tokens[model.name] = self.tokens.get(model.name, 0) + tokens
+
+
+def everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """What every process can read whole."""
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

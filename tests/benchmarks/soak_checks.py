@@ -107,7 +107,7 @@ class Undisturbed:
     self.names = names(workdir)
     self.curves = {phase: curve(workdir, phase) for phase in phases}
     self.export = _read(workdir / "export.json")["files"]
-    self.output = _read(workdir / "fidelity.json")["output"]
+    self.output = _read(workdir / "fidelity.json")["output"]["models"]
 
 
 @dataclasses.dataclass
@@ -277,7 +277,7 @@ class Inspector:
     for name, digest in export.items():
       if durability.digest(workdir / "export" / name).hex() != digest:
         raise Damage(f"{workdir}: export.json has another digest of {name}")
-    output = _read(workdir / "fidelity.json")["output"]
+    output = _read(workdir / "fidelity.json")["output"]["models"]
     self._compare(f"{workdir}: fidelity", output, wanted.output, exact)
     return self._check_ledger(workdir, seconds, done_again)
 

@@ -148,7 +148,7 @@ def results(workdir):
     if "speed/tokens_per_second" not in record
   ]
   export = json.loads((workdir / "export.json").read_text())
-  output = json.loads((workdir / "fidelity.json").read_text())["output"]
+  output = json.loads((workdir / "fidelity.json").read_text())["output"]["models"]
   return {"curve": curve, "files": export["files"], "output": output}
 
 

@@ -86,7 +86,7 @@ def results(workdir):
     for p in PHASES
   }
   export = json.loads((workdir / "export.json").read_text())
-  output = json.loads((workdir / "fidelity.json").read_text())["output"]
+  output = json.loads((workdir / "fidelity.json").read_text())["output"]["models"]
   return {"curves": curves, "files": export["files"], "output": output}
 
 
@@ -223,12 +223,8 @@ if me == 0:
     "measure",
     """
 from analogjax.data import logit_cache
-read, count = logit_cache.LogitCache.read, [0]
 def failing(self, *args):
-  count[0] += 1
-  if count[0] == 2:
-    raise logit_cache.CacheError("row 6 is damaged")
-  return read(self, *args)
+  raise logit_cache.CacheError("row 6 is damaged")
 if me == 1:
   logit_cache.LogitCache.read = failing
 """,

@@ -152,6 +152,7 @@ def get_config() -> ConfigDict:
   )
 
   cfg.measure = dict(
+    parts=("output", "similarity", "steering", "stitching"),
     phases=("control", "distill"),
     folders={},  # Further students, as Hugging Face folders.
     batch_rows=4,  # Rows per step.

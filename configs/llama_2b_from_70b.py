@@ -150,6 +150,7 @@ def get_config() -> ConfigDict:
   )
 
   cfg.measure = dict(
+    parts=("output", "similarity", "steering", "stitching"),
     phases=("distill",),
     folders={},  # Further students, as Hugging Face folders.
     batch_rows=128,  # Rows per step.

@@ -93,7 +93,8 @@ def values():
       **dict(pretrain=pretrain, distill=distill),
     ),
     measure=dict(
-      **dict(phases=("distill",), folders={}, batch_rows=2, seed=0, fit_rows=8),
+      **dict(parts=("output",), phases=("distill",), folders={}, seed=0),
+      **dict(batch_rows=2, fit_rows=8),
       **dict(domains={}, domain_rows=4, depths=2, points=64, permutations=19),
       **dict(resamples=100, behaviours=("sentiment",), max_strength=2.0),
       **dict(strengths=2, random_vectors=2, mapper_steps=0, stitch_steps=0),

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Annotated, Any
 
+PARTS = ("output", "similarity", "steering", "stitching")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
@@ -13,6 +15,9 @@ class MeasureConfig:
   parameters that is always there, are the controls.
   """
 
+  parts: Annotated[
+    tuple[str, ...], "of output, similarity, steering, stitching"
+  ]
   phases: Annotated[tuple[str, ...], "phases whose last checkpoint is measured"]
   folders: Annotated[
     Mapping[str, Any], "further students: name -> Hugging Face folder"
@@ -43,6 +48,8 @@ class MeasureConfig:
         found = getattr(self, field)
         raise ValueError(f"{field}: expected {expected}, found {found!r}.")
 
+    known = bool(self.parts) and set(self.parts) <= set(PARTS)
+    check(known, "parts", f"one of {', '.join(PARTS)}, or several")
     ok = len(self.phases) + len(self.folders) > 0
     check(ok, "phases", "at least one phase, or one of folders")
     unique = len(set(self.phases)) == len(self.phases)

@@ -57,7 +57,7 @@ def run(
     cfg: the config.
     workdir: with caches and trained phases.
     quick: less of everything, `MeasureConfig.quick`.
-    only: names of PARTS; empty: all.
+    only: names of PARTS; empty: those of the config.
 
   Raises:
     ValueError: names the field or the file.
@@ -83,7 +83,7 @@ def run(
   }
   inputs = json.loads(json.dumps(inputs))
   folder = workdir / "fidelity"
-  wanted = [name for name in PARTS if name in only or not only]
+  wanted = [name for name in PARTS if name in (only or options.parts)]
   missing = [
     name
     for name in wanted

@@ -37,6 +37,7 @@ ANALOG = decoder.DecoderConfig(
 L = 32
 
 OPTIONS = options.MeasureConfig(
+  parts=options.PARTS,
   phases=("analog",),
   folders={},
   batch_rows=8,

@@ -267,7 +267,10 @@ def _overrides(teacher):
     "cache.batch_rows": 4,
     "cache.rows_per_object": 8,
     "cache.chunk": 16,
+    "measure.parts": "output",  # The others have tests of their own.
     "measure.batch_rows": 4,
+    "measure.fit_rows": 4,
+    "measure.resamples": 100,
   }
   for phase in ("pretrain", "control", "distill"):
     values |= {

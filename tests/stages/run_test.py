@@ -86,7 +86,8 @@ def results(workdir):
     for p in PHASES
   }
   export = json.loads((workdir / "export.json").read_text())
-  output = json.loads((workdir / "fidelity.json").read_text())["output"]["models"]
+  fidelity = json.loads((workdir / "fidelity.json").read_text())
+  output = fidelity["output"]["models"]
   return {"curves": curves, "files": export["files"], "output": output}
 
 
@@ -169,7 +170,8 @@ def trained(undisturbed, tmp_path):
   """A workdir in which nothing was measured or exported yet."""
   workdir = tmp_path / "run"
   shutil.copytree(undisturbed[0], workdir)
-  shutil.rmtree(workdir / "export")
+  for name in ("export", "fidelity"):
+    shutil.rmtree(workdir / name)
   for name in ("fidelity.json", "export.json", "summary.json", "curves.png"):
     (workdir / name).unlink()
   return workdir

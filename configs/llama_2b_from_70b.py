@@ -152,7 +152,7 @@ def get_config() -> ConfigDict:
   cfg.measure = dict(
     parts=("output", "similarity", "steering", "stitching"),
     phases=("distill",),
-    folders={},  # Further students, as Hugging Face folders.
+    folders=(),  # Further students: NAME=FOLDER.
     batch_rows=128,  # Rows per step.
     seed=0,
     fit_rows=256,  # Rows.

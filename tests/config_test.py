@@ -93,7 +93,7 @@ def values():
       **dict(pretrain=pretrain, distill=distill),
     ),
     measure=dict(
-      **dict(parts=("output",), phases=("distill",), folders={}, seed=0),
+      **dict(parts=("output",), phases=("distill",), folders=(), seed=0),
       **dict(batch_rows=2, fit_rows=8),
       **dict(domains={}, domain_rows=4, depths=2, points=64, permutations=19),
       **dict(resamples=100, behaviours=("sentiment",), max_strength=2.0),

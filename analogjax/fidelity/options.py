@@ -20,7 +20,7 @@ class MeasureConfig:
   ]
   phases: Annotated[tuple[str, ...], "phases whose last checkpoint is measured"]
   folders: Annotated[
-    Mapping[str, Any], "further students: name -> Hugging Face folder"
+    tuple[str, ...], "further students, Hugging Face folders: NAME=FOLDER"
   ]
   batch_rows: Annotated[int, "rows per step, over all devices"]
   seed: Annotated[int, "of every draw: points, permutations, resamples"]
@@ -54,11 +54,13 @@ class MeasureConfig:
     check(ok, "phases", "at least one phase, or one of folders")
     unique = len(set(self.phases)) == len(self.phases)
     check(unique, "phases", "each phase once")
-    for name, folder in self.folders.items():
-      ok = name.isidentifier() and isinstance(folder, str) and bool(folder)
-      ok = ok and name not in ("teacher", "random", *self.phases)
-      expected = "names other than those of phases, teacher and random, each"
-      check(ok, "folders", f"{expected} with the path of a folder")
+    taken = ["teacher", "random", *self.phases]
+    for entry in self.folders:
+      name, _, folder = entry.partition("=")
+      ok = name.isidentifier() and bool(folder) and name not in taken
+      expected = "NAME=FOLDER, each name once, none of a phase, nor teacher or"
+      check(ok, "folders", f"{expected} random")
+      taken.append(name)
     for name, arguments in self.domains.items():
       ok = bool(name) and isinstance(arguments, Mapping)
       check(ok, "domains", "names, each with a dict of pipeline arguments")
@@ -73,6 +75,11 @@ class MeasureConfig:
     check(self.permutations >= 19, "permutations", "19 or more")
     check(self.resamples >= 100, "resamples", "100 or more")
     check(self.max_strength > 0, "max_strength", "> 0")
+
+  @property
+  def named_folders(self) -> dict[str, str]:
+    """Further students: name -> Hugging Face folder."""
+    return dict(entry.split("=", 1) for entry in self.folders)
 
   def quick(self) -> "MeasureConfig":
     """The same with less of everything, for a first look."""

@@ -252,7 +252,7 @@ def _open_students(
     )
     students[phase] = Model(name=phase, cfg=cfg, params=params)
     about[phase] = {"step": step, "fingerprints": fingerprints}
-  for name, where in options.folders.items():
+  for name, where in options.named_folders.items():
     students[name], about[name] = _read_folder(
       name, Path(where), sections, teacher, mesh
     )

@@ -3,7 +3,7 @@
 docs/cache_format.md says what lies in each array.
 
 Shape letters (docs/glossary.md): B rows, M replicas, L position, K slots of a
-record, V vocabulary.
+record, V vocabulary; Z depths, P pairs of positions.
 """
 
 from typing import NamedTuple
@@ -12,13 +12,14 @@ import numpy as np
 
 from analogjax.data import (
   cache_format,
+  gram_codes,
   record_codec,
   rows as rows_lib,
   sampling,
 )
 
-# Arrays of a row that every replica shares.
-_SHARED = ("weights", "inclusion", "entropy", "label_logprob")
+# Arrays of what is said of a row, that every replica shares.
+_SHARED = ("weights", "inclusion", "entropy", "label_logprob", "gram")
 
 Stored = dict[str, np.ndarray]  # What lies in the arrays, by name, [B, ...].
 
@@ -36,6 +37,7 @@ class Entries(NamedTuple):
   capture_weights_BL: np.ndarray
   entropy_BL: np.ndarray  # float32, of the recorded distribution, nats.
   label_logprob_BL: np.ndarray  # float32, of the next token, temperature 1.
+  gram: gram_codes.Sample | None = None  # Where the cache has cosines.
 
 
 class Codec:
@@ -43,7 +45,7 @@ class Codec:
 
   def __init__(self, manifest: cache_format.Manifest, order_V: np.ndarray):
     """`order_V` are all ids, the likeliest first."""
-    self._num_replicas = manifest.num_replicas
+    self._manifest = manifest
     self._layout = manifest.layout
     self._order_V, self._rank_V = order_V, np.argsort(order_V)
     self._entropy_levels = record_codec.entropy_levels().astype(np.float32)
@@ -75,11 +77,14 @@ class Codec:
       **record_codec.encode(records, self._layout, self._rank_V),
       "digest": rows_lib.rows_digests(rows),
     }
+    if self._manifest.gram_positions:
+      codes_BZP = np.asarray(records.gram_BZP)
+      stored["gram"] = codes_BZP.reshape(len(codes_BZP), -1)
     for name, value in stored.items():
       stored[name] = np.asarray(value, self._dtypes[name])
     by_replica = [
       self.record_digests(self.at_replica(stored, m))
-      for m in range(self._num_replicas)
+      for m in range(self._manifest.num_replicas)
     ]
     stored["record_digest"] = np.stack(by_replica, axis=1)
     return stored
@@ -118,7 +123,18 @@ class Codec:
       ),
       entropy_BL=self._entropy_levels[stored["entropy"]],
       label_logprob_BL=self._label_levels[stored["label_logprob"]],
+      gram=self._gram(stored),
     )
+
+  def _gram(self, stored: Stored) -> gram_codes.Sample | None:
+    m = self._manifest
+    if not m.gram_positions:
+      return None
+    sample = gram_codes.draw(
+      stored["digest"], stored["segments"], m.gram_positions, m.seed
+    )
+    shape = -1, len(m.gram_depths), gram_codes.num_pairs(m.gram_positions)
+    return sample._replace(codes_BZP=stored["gram"].reshape(shape))
 
   def record_digests(self, stored: Stored) -> np.ndarray:
     """Digests of what is said at one replica, uint8 [B, 16]."""
@@ -128,7 +144,7 @@ class Codec:
     out = np.zeros((len(stored["digest"]), size), np.uint8)
     for b, row_digest in enumerate(stored["digest"]):
       parts = {name: a[b, : counts[name][b]] for name, a in of_layout.items()}
-      parts |= {name: stored[name][b] for name in _SHARED}
+      parts |= {name: stored[name][b] for name in _SHARED if name in stored}
       digest = record_codec.record_digest(row_digest.tobytes(), parts, size)
       out[b] = np.frombuffer(digest, np.uint8)
     return out

@@ -248,6 +248,17 @@ def expected_record_bytes(kind: str, parameter: float, L: int) -> float:
   return math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0)) + rest
 
 
+def gram_bytes(positions: int, layers: int, L: int) -> float:
+  """Bytes a token of the cosines in a cache, before they are compressed.
+
+  Args:
+    positions: drawn of each row; 0: none.
+    layers: depths at which cosines are kept.
+    L: tokens of a row.
+  """
+  return layers * positions * (positions - 1) / 2 / L
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SizeVerdict:
   """A student's size against the window of 0.5 % to 5 % of its teacher."""

@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
     num_replicas=1,  # Draws of each record.
     capture="all",  # Every position has a record.
     capture_rate=1.0,  # Used by other kinds of capture.
-    gram_positions=32,  # Positions of a row.
+    gram_positions=16,  # Positions of a row.
     gram_layers=2,  # Half way and at the end.
     seed=0,
     num_rows=320,  # Rows to train on.

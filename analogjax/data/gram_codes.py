@@ -64,10 +64,11 @@ def draw(
   Args:
     digests_B32: uint8, of the rows.
     segments_BL: int32, 0 at padding, which is never drawn.
-    number: M; a row with fewer tokens has all of them.
+    number: M, at most L; a row with fewer tokens has all of them.
     seed: of all draws of a cache.
   """
   L, end = segments_BL.shape[1], seed.to_bytes(8, "little")
+  assert number <= L, (number, L)
   random_BL = np.stack(
     [
       np.frombuffer(

@@ -118,9 +118,9 @@ def _sample(sections, *, known: bool) -> gram_codes.Sample | None:
   number = sections.cache.gram_positions
   if not number:
     return None
-  nothing_11 = np.zeros((1, 1), np.int32)
+  padding_1L = np.zeros((1, sections.data.L), np.int32)
   digest_132 = np.zeros((1, 32), np.uint8)
-  drawn = gram_codes.draw(digest_132, nothing_11, number, 0)
+  drawn = gram_codes.draw(digest_132, padding_1L, number, 0)
   codes_1ZP = np.zeros((1, *_gram_shape(sections)), np.int8)
   return drawn._replace(codes_BZP=codes_1ZP if known else None)
 

@@ -397,6 +397,8 @@ def _recorded(sections: Sections, *, held_out: bool) -> dict[str, Any]:
     "num_replicas": cache.num_replicas if sampled else 1,
     "capture": cache.capture if sampled else "all",
     "capture_rate": cache.capture_rate if sampled else 1.0,
+    "gram_positions": cache.gram_positions,
+    "gram_depths": cache.gram_depths,
     "seed": cache.seed,
   }
 

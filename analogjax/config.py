@@ -31,7 +31,7 @@ from analogjax.config_types import (
   listed,
   suggest,
 )
-from analogjax.data import store
+from analogjax.data import gram_codes, store
 from analogjax.fidelity.options import MeasureConfig
 from analogjax.objectives import LossConfig
 from analogjax.optim import OptimizerConfig
@@ -65,6 +65,10 @@ class CacheConfig:
   num_replicas: Annotated[int, "independent records of each row; one a pass"]
   capture: Annotated[str, "positions with a record: all, random or entropy"]
   capture_rate: Annotated[float, "random: probability; entropy: per nat"]
+  gram_positions: Annotated[
+    int, "positions of a row whose Gram is kept, at most 128; 0: none"
+  ]
+  gram_layers: Annotated[int, "evenly spaced depths at which it is kept"]
   seed: Annotated[int, "of all draws"]
   num_rows: Annotated[int, "rows to train on"]
   held_out_rows: Annotated[int, "rows to measure on"]
@@ -94,6 +98,7 @@ class CacheConfig:
     expected = "above 0" + (", and at most 1" if most == 1 else "")
     check(ok, "capture_rate", expected, self.capture_rate)
     check(self.temperature > 0, "temperature", "> 0", self.temperature)
+    self._check_gram()
     check_seed(self)
     check_counts(self, "num_replicas", "num_rows", "held_out_rows")
     check_counts(self, "batch_rows", "rows_per_object", "chunk", "write_ahead")
@@ -111,6 +116,20 @@ class CacheConfig:
     check(
       not self.import_path or self.kind == "topk", "kind", expected, self.kind
     )
+
+  def _check_gram(self) -> None:
+    found, most = self.gram_positions, gram_codes.MOST_POSITIONS
+    ok = found == 0 or 2 <= found <= most
+    check(ok, "gram_positions", f"0, or 2 to {most}", found)
+    expected = "0, as cache.import_path is set and what is imported has none"
+    ok = not (self.import_path and found)
+    check(ok, "gram_positions", expected, found)
+    check_counts(self, "gram_layers")
+
+  @property
+  def gram_depths(self) -> tuple[float, ...]:
+    """Parts of the teacher's depth; none where there are no positions."""
+    return gram_codes.depths(self.gram_layers) if self.gram_positions else ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,12 +156,15 @@ class PhaseConfig:
 
   def __post_init__(self):
     check_choice(self, "rows", "cache", "pipeline")
-    if self.reads_records:
+    for reads, field in (
+      (self.reads_records, "alpha"),
+      (self.reads_gram, "gram_weight"),
+    ):
       expected = (
-        f"'cache', as loss.alpha={self.loss.alpha} needs a teacher and"
-        " loss.teacher is 'cache'"
+        f"'cache', as loss.{field}={getattr(self.loss, field)} needs a teacher"
+        " and loss.teacher is 'cache'"
       )
-      check(self.rows == "cache", "rows", expected, self.rows)
+      check(not reads or self.rows == "cache", "rows", expected, self.rows)
     check_counts(self, "num_steps", "batch_rows", "checkpoint_every_steps")
     check_counts(self, "keep_checkpoints", "eval_every_steps")
     check_counts(self, "log_every_steps", "microbatches")
@@ -168,8 +190,13 @@ class PhaseConfig:
 
   @property
   def reads_records(self) -> bool:
-    """Whether it learns from a cached teacher."""
-    return self.loss.has_teacher and self.loss.teacher == "cache"
+    """Whether it learns from a cached teacher's distribution."""
+    return self.loss.has_divergence and self.loss.teacher == "cache"
+
+  @property
+  def reads_gram(self) -> bool:
+    """Whether it learns from a cached teacher's Gram."""
+    return self.loss.gram_weight > 0 and self.loss.teacher == "cache"
 
   @property
   def runs_teacher(self) -> bool:
@@ -257,6 +284,14 @@ class Sections:
       )
       if phase.reads_records:
         self._check_records(f"train.{name}.loss", phase.loss)
+      if phase.loss.gram_weight:
+        self._check_gram(f"train.{name}.loss.gram_weight")
+    check(
+      self.cache.gram_positions <= self.data.L,
+      "cache.gram_positions",
+      f"at most data.L={self.data.L}",
+      self.cache.gram_positions,
+    )
     ran = f"a phase of train.phases ({listed(self.train.phases)})"
     for name in self.measure.phases:
       check(name in self.train.phases, "measure.phases", ran, name)
@@ -286,6 +321,15 @@ class Sections:
       " is"
     )
     check(ok, f"{field}.divergence", expected, loss.divergence)
+
+  def _check_gram(self, field: str) -> None:
+    """Refuses a Gram that is in no cache, or of more depths than layers."""
+    number, Y = self.cache.gram_positions, self.student.Y
+    expected = f"2 or more, as {field} is set and compares so many"
+    check(number > 0, "cache.gram_positions", expected, number)
+    expected = f"at most student.Y={Y}, as {field} is set"
+    layers = self.cache.gram_layers
+    check(layers <= Y, "cache.gram_layers", expected, layers)
 
 
 def schema() -> list[config_types.Field]:

@@ -5,17 +5,25 @@ of the width that they were computed from, so teacher and student need no
 projector and a cache that holds them gives no width away. They do not change
 under rotations and scalings of the hidden states, and under nothing else.
 
-Shape letters: B batch, M sampled tokens of a row, D model width.
+Shape letters: B batch, L position, M sampled tokens of a row, D model width, Y
+layers, Z depths at which states are compared.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from analogjax import sharding
+from analogjax.data import gram_codes
+from analogjax.models import decoder
 
 # Below this squared norm a centred state has no direction worth matching.
 _LEAST = 1e-12
 
 
-def matrix(x_BMD: jax.Array, weights_BM: jax.Array) -> jax.Array:
+def matrix(x_BMD: jax.Array, weights_BM: sharding.Array) -> jax.Array:
   """Cosines between centred hidden states, float32 [B, M, M].
 
   Args:
@@ -40,7 +48,7 @@ def matrix(x_BMD: jax.Array, weights_BM: jax.Array) -> jax.Array:
 
 
 def loss(
-  x_BMD: jax.Array, teacher_BMM: jax.Array, weights_BM: jax.Array
+  x_BMD: jax.Array, teacher_BMM: jax.Array, weights_BM: sharding.Array
 ) -> jax.Array:
   """The sum over rows of the mean squared difference of two such matrices.
 
@@ -61,3 +69,53 @@ def loss(
   square_BMM = jnp.square(matrix(x_BMD, weights_BM) - teacher_BMM)
   count_B = jnp.maximum(jnp.sum(pairs_BMM, axis=(1, 2)), 1.0)
   return jnp.sum(jnp.sum(square_BMM * pairs_BMM, axis=(1, 2)) / count_B)
+
+
+class Sums(NamedTuple):
+  """Sums over rows, float32 scalars."""
+
+  distance: jax.Array | float  # The mean of `loss` over the depths.
+  rows: jax.Array | float  # Those with two tokens or more: divide by it.
+
+
+def probe(sample: gram_codes.Sample) -> decoder.Probe:
+  """Keeps each block's output at the drawn positions alone, [B, M, D]."""
+
+  def keep(activations: decoder.Activations) -> jax.Array:
+    at_BM1 = sample.positions_BM[..., None]
+    x_BLD = activations["resid_post"]
+    x_BMD = jnp.take_along_axis(x_BLD, at_BM1, axis=1, mode="clip")
+    return sharding.constrain(x_BMD, "BMD")
+
+  return keep
+
+
+def at_depths(states_YBMD: Any, number: int) -> jax.Array:
+  """Of what `probe` kept in all blocks, that of evenly spaced depths."""
+  Y = len(states_YBMD)
+  blocks = [gram_codes.block_at(d, Y) for d in gram_codes.depths(number)]
+  return states_YBMD[np.array(blocks)]
+
+
+def codes(states_ZBMD: jax.Array, sample: gram_codes.Sample) -> jax.Array:
+  """A teacher's cosines as a cache has them, int8 [B, Z, P]."""
+  of_depths = jax.vmap(matrix, in_axes=(0, None))
+  return gram_codes.encode(of_depths(states_ZBMD, sample.weights_BM))
+
+
+def distance(states_ZBMD: jax.Array, sample: gram_codes.Sample) -> jax.Array:
+  """A student's `loss`, its mean over the depths; a sum over rows.
+
+  Args:
+    states_ZBMD: the student's, at the depths that the codes are of.
+    sample: with codes.
+  """
+  teacher_BZMM = gram_codes.decode(sample)
+  of_depths = jax.vmap(loss, in_axes=(0, 1, None))
+  return jnp.mean(of_depths(states_ZBMD, teacher_BZMM, sample.weights_BM))
+
+
+def num_rows(sample: gram_codes.Sample) -> jax.Array:
+  """How many rows have two tokens or more, float32: others have no distance."""
+  has_pair_B = jnp.sum(sample.weights_BM > 0, axis=-1) >= 2
+  return jnp.sum(has_pair_B, dtype=jnp.float32)

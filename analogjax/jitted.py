@@ -25,6 +25,7 @@ class Training:
   tx: optax.GradientTransformation
   objective: losses.Objective
   alpha: optax.Schedule
+  gram_weight: float = 0.0
   microbatches: int = 1
   seed: int = 0  # Of the initial parameters.
 
@@ -62,6 +63,7 @@ class Training:
         tx=self.tx,
         objective=self.objective,
         alpha=self.alpha,
+        gram_weight=self.gram_weight,
         microbatches=self.microbatches,
       ),
       donate_argnums=0,
@@ -94,6 +96,7 @@ def make_training(
       phase.loss, teacher_softcap=teacher_softcap
     ),
     alpha=objectives.make_alpha(phase.loss, phase.optimizer, phase.num_steps),
+    gram_weight=phase.loss.gram_weight,
     microbatches=phase.microbatches,
     seed=seed,
   )
@@ -102,7 +105,7 @@ def make_training(
 def make_eval_step(
   cfg: decoder.DecoderConfig, mesh: Mesh, *, temperature: float, chunk: int
 ):
-  """(params, batch) -> losses.LossSums, of a student on held-out records.
+  """(params, batch) -> steps.EvalSums, of a student on held-out records.
 
   Every phase is measured alike there, whatever it minimizes.
   """
@@ -124,6 +127,7 @@ def make_teacher_step(
   num_replicas: int,
   temperature: float,
   chunk: int,
+  gram_layers: int,
 ):
   """(params, batch, keys_B2) -> sampling.Records; arguments as in steps.py."""
   return jax.jit(
@@ -135,6 +139,7 @@ def make_teacher_step(
       num_replicas=num_replicas,
       temperature=temperature,
       chunk=chunk,
+      gram_layers=gram_layers,
     ),
     out_shardings=NamedSharding(mesh, sharding.ROWS),
   )
@@ -152,10 +157,16 @@ def make_expected_ids_step(
   )
 
 
-def make_hidden_step(cfg: decoder.DecoderConfig, mesh: Mesh):
-  """(params, batch) -> hidden states [B, L, W] of a teacher in the loop."""
+def make_hidden_step(
+  cfg: decoder.DecoderConfig, mesh: Mesh, *, gram_layers: int
+):
+  """(params, batch) -> [B, L, W], Gram or None, of a teacher in the loop."""
   return jax.jit(
-    functools.partial(steps.hidden_step, graphdef=decoder.graphdef(cfg)),
+    functools.partial(
+      steps.hidden_step,
+      graphdef=decoder.graphdef(cfg),
+      gram_layers=gram_layers,
+    ),
     out_shardings=NamedSharding(mesh, sharding.ROWS),
   )
 

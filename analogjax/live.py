@@ -16,20 +16,30 @@ from analogjax.models import decoder, hf_folder, sizes
 class LiveTeacher:
   """Runs the teacher on a mesh, its own or the student's."""
 
-  def __init__(self, teacher: assemble.Teacher, mesh: Mesh, student_mesh: Mesh):
+  def __init__(
+    self,
+    teacher: assemble.Teacher,
+    mesh: Mesh,
+    student_mesh: Mesh,
+    *,
+    gram_layers: int,
+  ):
     """Reads the weights.
 
     Args:
       teacher: opened and checked.
       mesh: where it runs.
       student_mesh: where its hidden states are wanted.
+      gram_layers: depths of its Gram, for batches that want one.
     """
     self.cfg = teacher.cfg
     self._mesh, self._student_mesh = mesh, student_mesh
     self._params = hf_folder.read_parameters(
       teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
     )
-    self._step = jitted.make_hidden_step(teacher.cfg, mesh)
+    self._step = jitted.make_hidden_step(
+      teacher.cfg, mesh, gram_layers=gram_layers
+    )
     head_VW = steps.head(self._params, decoder.graphdef(teacher.cfg))
     spec = sharding.weight_spec("VD")
     self._head_VW = jax.device_put(head_VW, NamedSharding(student_mesh, spec))
@@ -48,11 +58,12 @@ class LiveTeacher:
       rows = NamedSharding(self._mesh, sharding.ROWS)
       batch = jax.device_put(batch, rows)
     with jax.set_mesh(self._mesh):
-      x_BLW = self._step(self._params, batch)
+      said = self._step(self._params, batch)
     if self._mesh is not self._student_mesh:
       rows = NamedSharding(self._student_mesh, sharding.ROWS)
-      x_BLW = jax.device_put(x_BLW, rows)
-    return losses.Teacher(x_BLW, self._head_VW)
+      said = jax.device_put(said, rows)
+    x_BLW, gram_BZP = said
+    return losses.Teacher(x_BLW, self._head_VW, gram_BZP)
 
   @property
   def num_own_devices(self) -> int:

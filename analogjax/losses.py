@@ -59,6 +59,8 @@ class Teacher(NamedTuple):
 
   x_BLW: jax.Array  # Its final hidden states, in its compute dtype.
   head_VW: jax.Array  # Its unembedding.
+  # int8, for a gram_codes.Sample without codes; the losses here do not see it.
+  gram_BZP: jax.Array | None = None
 
 
 class LossSums(NamedTuple):

@@ -13,7 +13,10 @@ _SCHEDULES = ("constant", "cosine", "learning_rate")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-  """alpha x divergence from the teacher + (1 - alpha) x hard labels."""
+  """alpha x divergence from the teacher + (1 - alpha) x hard labels.
+
+  And gram_weight x the distance of the Grams, which is no part of the mixture.
+  """
 
   teacher: Annotated[str, "cache, or live: the teacher runs beside the student"]
   alpha: Annotated[float, "weight of the teacher, 0 to 1; 0: hard labels alone"]
@@ -26,6 +29,7 @@ class LossConfig:
   mixture: Annotated[float, "skew_kl, jensen_shannon: the teacher's part"]
   temperature: Annotated[float, "of teacher and student, in the first term"]
   z_loss: Annotated[float, "times the square of log sum exp of the logits"]
+  gram_weight: Annotated[float, "of the distance of Grams; 0: none is read"]
   exact_gradient: Annotated[bool, "float32 products of d(logits), if bfloat16"]
   chunk: Annotated[int, "tokens of a device whose logits are held at once"]
 
@@ -45,10 +49,15 @@ class LossConfig:
     check(0 < self.mixture < 1, "mixture", "0 < mixture < 1")
     check(self.temperature > 0, "temperature", "> 0")
     check(self.z_loss >= 0, "z_loss", "0 or more")
+    check(self.gram_weight >= 0, "gram_weight", "0 or more")
     check(self.chunk >= 1, "chunk", "a positive number")
 
   @property
   def has_teacher(self) -> bool:
+    return self.has_divergence or self.gram_weight > 0
+
+  @property
+  def has_divergence(self) -> bool:
     return self.alpha > 0 or (
       self.alpha_schedule == "cosine" and self.alpha_final > 0
     )

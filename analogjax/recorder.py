@@ -41,8 +41,11 @@ class Recorder:
       sampling.Capture(kind=manifest.capture, rate=manifest.capture_rate),
       manifest.num_replicas,
       manifest.temperature,
+      len(manifest.gram_depths),
     )
     batch = batches.from_rows(rows)
+    if number := manifest.gram_positions:
+      batch = batches.with_positions(batch, rows, number, manifest.seed)
     on_mesh = hosts.put_rows((batch, keys_B2), self.mesh, self.group)
     with jax.set_mesh(self.mesh):
       records = step(self._params, *on_mesh)
@@ -73,7 +76,7 @@ class Recorder:
     )
 
   @functools.cache  # noqa: B019 (lives as long as the process)
-  def _step(self, sampler, capture, num_replicas, temperature):
+  def _step(self, sampler, capture, num_replicas, temperature, gram_layers):
     return jitted.make_teacher_step(
       self._teacher.cfg,
       self.mesh,
@@ -82,6 +85,7 @@ class Recorder:
       num_replicas=num_replicas,
       temperature=temperature,
       chunk=self._chunk,
+      gram_layers=gram_layers,
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from analogjax import losses, sharding
+from analogjax import gram, losses, sharding
 from analogjax.data import batches, sampling
 
 
@@ -31,12 +31,13 @@ def teacher_step(
   num_replicas: int,
   temperature: float,
   chunk: int,
+  gram_layers: int = 1,
 ) -> sampling.Records:
   """The teacher's records for one batch of rows.
 
   Args:
     params: of the teacher.
-    batch: rows; only inputs and labels are used.
+    batch: rows; inputs, labels, and positions of `gram` if cosines are wanted.
     keys_B2: uint32 keys from `sampling.row_keys`.
     graphdef: of the teacher.
     sampler: which ids are kept.
@@ -44,8 +45,9 @@ def teacher_step(
     num_replicas: M, independent draws of each record.
     temperature: the records are of softmax(logits / temperature).
     chunk: positions of a row whose logits exist at a time, [B, S, V].
+    gram_layers: Z, depths at which cosines are taken.
   """
-  x_BLD, head_VD = _hidden(params, batch, graphdef)
+  x_BLD, head_VD, states_ZBMD = _states(params, batch, graphdef, gram_layers)
   L = x_BLD.shape[1]
   chunk = min(chunk, L)
   pad = -L % chunk
@@ -81,7 +83,10 @@ def teacher_step(
   # Where nothing is predicted the label is a filler.
   is_label_BL = batch.targets.weights_BL > 0
   label_logprob_BL = jnp.where(is_label_BL, records.label_logprob_BL, 0.0)
-  return records._replace(label_logprob_BL=label_logprob_BL)
+  records = records._replace(label_logprob_BL=label_logprob_BL)
+  if batch.gram is not None:
+    records = records._replace(gram_BZP=gram.codes(states_ZBMD, batch.gram))
+  return records
 
 
 def expected_ids_step(
@@ -111,14 +116,22 @@ def expected_ids_step(
 
 
 def hidden_step(
-  params: nnx.State, batch: batches.Batch, *, graphdef: nnx.GraphDef
-) -> jax.Array:
-  """Final hidden states [B, L, W] of a teacher in the loop.
+  params: nnx.State,
+  batch: batches.Batch,
+  *,
+  graphdef: nnx.GraphDef,
+  gram_layers: int = 1,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Final hidden states [B, L, W] of a teacher in the loop, and its Gram.
 
   What travels to the student's devices, instead of logits: with the teacher's
-  unembedding it is all of its distribution.
+  unembedding it is all of its distribution. The Gram is int8 [B, Z, P]; None
+  where the batch has no positions for it.
   """
-  return _hidden(params, batch, graphdef)[0]
+  x_BLW, _, states_ZBMW = _states(params, batch, graphdef, gram_layers)
+  if batch.gram is None:
+    return x_BLW, None
+  return x_BLW, gram.codes(states_ZBMW, batch.gram)
 
 
 def train_step(
@@ -130,6 +143,7 @@ def train_step(
   tx: optax.GradientTransformation,
   objective: losses.Objective,
   alpha: optax.Schedule,
+  gram_weight: float = 0.0,
   microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One optimizer update on one global batch.
@@ -144,33 +158,48 @@ def train_step(
 
   Args:
     state: before the update.
-    batch: rows with labels and, without `teacher`, records.
+    batch: rows with labels and, without `teacher`, records; with cosines of
+      the teacher, the student's are compared.
     teacher: in the loop, its hidden states of the same rows.
     graphdef: of the student.
     tx: the optimizer.
     objective: the loss.
     alpha: weight of the teacher by step.
+    gram_weight: of the mean over rows and depths of `gram.loss`.
     microbatches: equal parts of the batch that go through the model one after
       another; their activations are never there together.
   """
   weight = jnp.maximum(jnp.sum(batch.targets.weights_BL), 1.0)
   alpha_now = jnp.asarray(alpha(state.step), jnp.float32)
   x_BLW = None if teacher is None else teacher.x_BLW
+  if teacher is not None and batch.gram is not None:
+    sample = batch.gram._replace(codes_BZP=teacher.gram_BZP)
+    batch = batch._replace(gram=sample)
+  # Of the global batch too: a row counts alike whatever part it falls in.
+  rows = 1.0
+  if batch.gram is not None:
+    rows = jnp.maximum(gram.num_rows(batch.gram), 1.0)
 
   def loss_fn(params, piece):
     part, x_BLW = piece
-    x_BLD, head_VD = _hidden(params, part, graphdef)
-    live = None if teacher is None else teacher._replace(x_BLW=x_BLW)
+    x_BLD, head_VD, states_ZBMD = _states(params, part, graphdef)
+    live = None
+    if teacher is not None:
+      live = teacher._replace(x_BLW=x_BLW, gram_BZP=None)
     total, sums = losses.distillation_loss(
       x_BLD, head_VD, part.targets, alpha_now, objective, live
     )
     # One mean over the global batch. A mean of per-device means would weigh
     # tokens by how much padding their neighbours carry.
-    return total / weight, sums
+    loss, distance = total / weight, None
+    if part.gram is not None:
+      distance = gram.distance(states_ZBMD, part.gram) / rows
+      loss += gram_weight * distance
+    return loss, (sums, distance)
 
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
   if microbatches == 1:
-    (loss, sums), grads = gradient(state.params, (batch, x_BLW))
+    (loss, (sums, distance)), grads = gradient(state.params, (batch, x_BLW))
   else:
 
     def add(carry, piece):
@@ -182,7 +211,8 @@ def train_step(
     first = jax.tree.map(lambda a: a[0], pieces)
     shapes = jax.eval_shape(gradient, state.params, first)
     start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    ((loss, sums), grads), _ = jax.lax.scan(add, start, pieces)
+    total, _ = jax.lax.scan(add, start, pieces)
+    (loss, (sums, distance)), grads = total
   grad_norm = optax.tree.norm(grads)
   is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -207,6 +237,8 @@ def train_step(
   if teacher is not None or batch.targets.ids_BLK.shape[-1]:
     metrics["teacher_nats"] = sums.teacher / weight
     metrics["alpha"] = alpha_now
+  if distance is not None:
+    metrics["gram"] = distance
   return new_state, metrics
 
 
@@ -252,19 +284,29 @@ def all_finite(tree: Any) -> jax.Array:
   return jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]).all()
 
 
+class EvalSums(NamedTuple):
+  """Sums over one batch; the caller adds batches and divides."""
+
+  losses: losses.LossSums
+  gram: gram.Sums | None  # Where the batch has cosines of the teacher.
+
+
 def eval_step(
   params: nnx.State,
   batch: batches.Batch,
   *,
   graphdef: nnx.GraphDef,
   objective: losses.Objective,
-) -> losses.LossSums:
-  """Sums of the losses on one batch; the caller adds batches and divides."""
-  x_BLD, head_VD = _hidden(params, batch, graphdef)
+) -> EvalSums:
+  """How far a student is from the labels and from what the teacher said."""
+  x_BLD, head_VD, states_ZBMD = _states(params, batch, graphdef)
   _, sums = losses.distillation_loss(
     x_BLD, head_VD, batch.targets, 0.0, objective
   )
-  return sums
+  if batch.gram is None:
+    return EvalSums(sums, None)
+  distance = gram.distance(states_ZBMD, batch.gram)
+  return EvalSums(sums, gram.Sums(distance, gram.num_rows(batch.gram)))
 
 
 class Comparison(NamedTuple):
@@ -346,6 +388,30 @@ def _logits(x_BSD, head_VD, params, graphdef):
 
 
 def _hidden(params, batch, graphdef):
-  model = nnx.merge(graphdef, params)
-  x_BLD, _ = model(batch.tokens_BL, batch.segments_BL, batch.positions_BL)
-  return x_BLD, model.head_VD
+  """Final hidden states and the unembedding."""
+  return _states(params, batch._replace(gram=None), graphdef)[:2]
+
+
+def _states(
+  params, batch, graphdef, gram_layers=None
+) -> tuple[jax.Array, jax.Array, Any]:
+  """The same, and the states [Z, B, M, D] that a Gram is made of, or None.
+
+  Args:
+    params: of the model.
+    batch: with `gram`, if these states are wanted.
+    graphdef: of the model.
+    gram_layers: Z; None: as many as there are of the teacher's.
+  """
+  model, sample = nnx.merge(graphdef, params), batch.gram
+  x_BLD, states_YBMD = model(
+    batch.tokens_BL,
+    batch.segments_BL,
+    batch.positions_BL,
+    probe=None if sample is None else gram.probe(sample),
+  )
+  if sample is None:
+    return x_BLD, model.head_VD, None
+  if gram_layers is None:
+    gram_layers = sample.codes_BZP.shape[1]
+  return x_BLD, model.head_VD, gram.at_depths(states_YBMD, gram_layers)

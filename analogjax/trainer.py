@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from analogjax import (
   assemble,
   config,
+  gram,
   hosts,
   jitted,
   ledger,
@@ -152,6 +153,10 @@ class Phase:
     }
     if self._phase.runs_teacher:
       parts["teacher"] = {"digest": teacher.digest, "dtype": teacher.cfg.dtype}
+      if self._phase.loss.gram_weight:
+        cache = self._sections.cache
+        for field in ("gram_positions", "gram_layers", "seed"):
+          parts["teacher"][field] = getattr(cache, field)
     return json.loads(json.dumps(parts))
 
   def _check(self, about: Mapping[str, Any]) -> None:
@@ -337,11 +342,14 @@ class Phase:
   def _evaluate(self, step, state, reports) -> float:
     """Held-out losses against the cached teacher; returns the KL, nats."""
     sums, entropy = losses.LossSums(0.0, 0.0, 0.0, 0.0), 0.0
+    of_gram = gram.Sums(0.0, 0.0)
     rows = self._phase.batch_rows
     for batch, entries in batches.in_order(self._held_out, rows, self._group):
       on_mesh = hosts.put_rows(batch, self._mesh, self._group)
       out = jax.device_get(self._eval_step(state.params, on_mesh))
-      sums = losses.LossSums(*map(operator.add, sums, map(float, out)))
+      sums = losses.LossSums(*map(operator.add, sums, map(float, out.losses)))
+      if out.gram is not None:
+        of_gram = gram.Sums(*map(operator.add, of_gram, map(float, out.gram)))
       if self._group.is_leader:
         weights_BL = batch.targets.weights_BL
         entropy += float((entries.entropy_BL * weights_BL).sum())
@@ -358,5 +366,7 @@ class Phase:
       # Unbiased over the sampling; the final measure uses dense logits.
       values["kl_estimate_nats"] = kl
     values["accuracy"] = correct / weight
+    if of_gram.rows:
+      values["gram"] = float(of_gram.distance / of_gram.rows)
     reports.evaluated(step, values)
     return kl

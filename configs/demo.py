@@ -81,6 +81,8 @@ def get_config() -> ConfigDict:
     num_replicas=1,  # Draws of each record.
     capture="all",  # Every position has a record.
     capture_rate=1.0,  # Used by other kinds of capture.
+    gram_positions=16,  # Positions of a row.
+    gram_layers=2,  # Half way and at the end.
     seed=0,
     num_rows=320,  # Rows to train on.
     held_out_rows=32,  # Rows to measure on.
@@ -112,6 +114,7 @@ def get_config() -> ConfigDict:
         mixture=0.5,  # Used by skew_kl and jensen_shannon.
         temperature=1.0,  # That of the cache.
         z_loss=0.0,  # Weight.
+        gram_weight=0.0,  # None.
         exact_gradient=False,  # All is float32 here.
         chunk=64,  # Tokens of a device whose logits are held at once.
       ),

@@ -76,6 +76,8 @@ def get_config() -> ConfigDict:
     num_replicas=1,  # Draws of each record.
     capture="all",  # Every position has a record.
     capture_rate=1.0,  # Used by other kinds of capture.
+    gram_positions=0,  # No Gram.
+    gram_layers=2,  # Used with positions: half way and at the end.
     seed=0,
     num_rows=12_288_000,  # Rows to train on: 101 billion tokens.
     held_out_rows=1024,  # Rows to measure on: 8.4 million tokens.
@@ -107,6 +109,7 @@ def get_config() -> ConfigDict:
         mixture=0.5,  # Used by skew_kl and jensen_shannon.
         temperature=1.0,  # That of the cache.
         z_loss=1e-5,  # Weight.
+        gram_weight=0.0,  # None.
         exact_gradient=False,  # Rounded to bfloat16 at the logits.
         chunk=2048,  # Tokens of a device whose logits are held at once.
       ),

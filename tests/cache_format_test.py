@@ -28,6 +28,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "cache_format.md"
 
 # Enough ids for gaps of one, two and four bytes.
 V, L, R, M = 70_000, 24, 6, 2
+GRAM = 20  # Positions: more than the tokens of a row that is padded.
 ORDER = np.random.default_rng(3).permutation(V)
 KINDS = {
   "threshold": dict(tau=0.09, num_draws=None, top_k=None),
@@ -62,6 +63,7 @@ def cache(request, tmp_path_factory):
     **dict(num_replicas=M, capture=CAPTURE.kind, capture_rate=CAPTURE.rate),
     **dict(seed=7, sequence_length=L, vocabulary_size=V, rows_per_object=5),
     **dict(num_rows=R),  # The last one is never written.
+    **dict(gram_positions=GRAM, gram_depths=(0.5, 1.0)),
     **dict(teacher_digest="t", teacher_dtype="float32", tokenizer_digest="t"),
     **dict(pipeline="a:b", pipeline_fingerprint="f", software={}),
   )
@@ -82,17 +84,24 @@ def cache(request, tmp_path_factory):
   records = jax.jit(draw)(logits_BLV, rows.tokens_BL, keys_B2, 0)
   folder = tmp_path_factory.mktemp("doc") / "cache"
   made = logit_cache.create(folder, manifest, lambda: ORDER)
-  made.write(0, rows, sampling.Records(*jax.device_get(records)))
+  codes_BZP = rng.integers(-127, 128, (5, 2, GRAM * (GRAM - 1) // 2), np.int8)
+  records = jax.device_get(records)._replace(gram_BZP=codes_BZP)
+  made.write(0, rows, records)
   return made
 
 
 @pytest.fixture
-def read_row():
+def read_row(of_page):
+  return of_page.read_row
+
+
+@pytest.fixture
+def of_page():
   text = PAGE.read_text("utf-8")
   [source] = re.findall(r"^```python file=.*?\n(.*?)^```$", text, re.M | re.S)
   module = types.ModuleType("read_cache")
   exec(compile(source, PAGE.name, "exec"), module.__dict__)
-  return module.read_row
+  return module
 
 
 def folder_of(cache):
@@ -132,6 +141,17 @@ def test_the_reader_of_the_page_reads_what_ours_reads(cache, read_row, replica):
   assert (entries.rows.positions_BL[2] >= 100).all()
   with pytest.raises(AssertionError, match="row 5 is not committed"):
     read_row(folder_of(cache), 5, replica)
+
+
+def test_the_page_says_which_positions_a_gram_is_of(cache, of_page):
+  found = cache.read(range(5)).gram
+  for row in range(5):
+    positions, cosines = of_page.read_gram(folder_of(cache), row)
+    is_drawn = found.weights_BM[row] > 0
+    np.testing.assert_array_equal(positions, found.positions_BM[row, is_drawn])
+    codes = found.codes_BZP[row]
+    np.testing.assert_allclose(cosines, codes / 127, rtol=1e-12)
+  assert len(of_page.read_gram(folder_of(cache), 1)[0]) == L - 5 < GRAM
 
 
 def test_the_reader_of_the_page_refuses_damage(cache, read_row, tmp_path):
@@ -194,6 +214,7 @@ def test_arrays_are_those_of_the_page(cache):
   K, H = dict(threshold=(12, 11), random=(9, 9), topk=(5, 5))[kind]
   sizes = {"R": R, "M": M, "L": L, "V": V, "16": 16, "32": 32}
   X = min(3 * K, K + 4 * (V // 32_640))
+  sizes["Z P"] = 2 * GRAM * (GRAM - 1) // 2
   sizes |= {"L K": L * K, "L X": L * X, "L H": L * H}
   expected = {}
   for name, dtype, shape, fill, holds in table_of("Layout"):
@@ -221,7 +242,8 @@ def test_arrays_are_those_of_the_page(cache):
     assert grid == [5, *shape[1:]]
     assert inner["chunk_shape"] == [1] * (len(shape) - 1) + shape[-1:]
     codecs = [c["name"] for c in inner["codecs"]]
-    compressor = "zstd" if array["data_type"] == "uint8" else "blosc"
+    is_byte = array["data_type"] in ("uint8", "int8")
+    compressor = "zstd" if is_byte else "blosc"
     assert codecs == ["bytes", compressor, "crc32c"]
     settings = inner["codecs"][1]["configuration"]
     level = settings["level" if compressor == "zstd" else "clevel"]
@@ -237,7 +259,7 @@ def test_attributes_are_those_of_the_page(cache):
   group = json.loads((folder_of(cache) / "zarr.json").read_text())
   attributes = group["attributes"]
   assert {name for name, _ in table_of("Attributes")} == set(attributes)
-  assert attributes["format_version"] == 2
+  assert attributes["format_version"] == 3
   order = hashlib.sha256(ORDER.astype("<u4").tobytes()).hexdigest()
   assert attributes["id_order_digest"] == order
   own = [k for k in ("tau", "num_draws", "top_k") if attributes[k] is not None]

@@ -32,6 +32,7 @@ LOSS = dict(
   mixture=0.5,
   temperature=1.0,
   z_loss=0.0,
+  gram_weight=0.0,
   exact_gradient=False,
   chunk=4,
 )
@@ -85,6 +86,7 @@ def values():
       **dict(batch_rows=2, rows_per_object=4, chunk=8, write_ahead=2),
       **dict(num_draws=50, top_k=16, temperature=1.0, num_replicas=1),
       **dict(capture="all", capture_rate=1.0, location="", s3_endpoint=""),
+      **dict(gram_positions=0, gram_layers=2),
       **dict(import_path="", import_codec={}),
     ),
     train=dict(
@@ -238,6 +240,10 @@ def test_wrong_type_is_named(values, path, bad, expected):
     ("cache.num_replicas", 0, "expected a positive number, found 0."),
     ("cache.capture", "some", "expected 'all' or 'random' or 'entropy', found"),
     ("cache.capture_rate", 0.0, "expected above 0, found 0.0."),
+    ("cache.gram_positions", 1, "expected 0, or 2 to 128, found 1."),
+    ("cache.gram_positions", 129, "expected 0, or 2 to 128, found 129."),
+    ("cache.gram_positions", 17, "expected at most data.L=16, found 17."),
+    ("cache.gram_layers", 0, "expected a positive number, found 0."),
     ("cache.location", "ftp://a/b", "expected a folder, s3://bucket/prefix or"),
     (
       "cache.s3_endpoint",
@@ -262,6 +268,7 @@ def test_wrong_type_is_named(values, path, bad, expected):
     ("train.distill.loss.temperature", 0.0, "expected > 0, found 0.0."),
     ("train.distill.loss.temperature", 2.0, "expected cache.temperature=1.0, "),
     ("train.distill.loss.z_loss", -1.0, "expected 0 or more, found -1.0."),
+    ("train.distill.loss.gram_weight", -1.0, "expected 0 or more, found -1.0."),
     ("train.distill.loss.chunk", 0, "expected a positive number, found 0."),
     ("train.distill.microbatches", 3, "expected a divisor of batch_rows=2, f"),
     ("train.distill.rows", "pipeline", "expected 'cache', as loss.alpha=0.9"),
@@ -308,6 +315,55 @@ def test_a_live_teacher_takes_any_rows_divergence_and_temperature(values):
   distill["loss"] |= dict(teacher="live", divergence="skew_kl", temperature=2.0)
   s = config.to_sections(ConfigDict(values))
   assert s.train.phase["distill"].runs_teacher and not s.reads_cache
+
+
+@pytest.mark.parametrize(
+  ("changes", "path", "expected"),
+  [
+    (
+      {"cache.gram_positions": 0},
+      "cache.gram_positions",
+      "expected 2 or more, as train.distill.loss.gram_weight is set",
+    ),
+    (
+      {"cache.gram_layers": 3},
+      "cache.gram_layers",
+      "expected at most student.Y=2, as train.distill.loss.gram_weight is set",
+    ),
+    (
+      {"train.distill.rows": "pipeline", "train.distill.loss.alpha": 0.0},
+      "train.distill.rows",
+      "expected 'cache', as loss.gram_weight=0.5 needs a teacher",
+    ),
+    (
+      {"cache.import_path": "x.parquet", "cache.kind": "topk"},
+      "cache.gram_positions",
+      "expected 0, as cache.import_path is set",
+    ),
+  ],
+)
+def test_a_gram_that_cannot_be_there_is_refused(
+  values, changes, path, expected
+):
+  put(values, "cache.gram_positions", 8)
+  put(values, "train.distill.loss.gram_weight", 0.5)
+  config.to_sections(ConfigDict(values))
+  for name, value in changes.items():
+    put(values, name, value)
+  assert message(values).startswith(f"{path}: {expected}")
+
+
+def test_a_gram_alone_needs_a_teacher(values):
+  """Beside hard labels: nothing of its distribution is read."""
+  put(values, "cache.gram_positions", 8)
+  loss = values["train"]["distill"]["loss"]
+  loss |= dict(alpha=0.0, gram_weight=0.5)
+  cached = config.to_sections(ConfigDict(values)).train.phase["distill"]
+  assert cached.reads_gram and not cached.reads_records
+  assert not cached.runs_teacher
+  loss |= dict(teacher="live")
+  live = config.to_sections(ConfigDict(values)).train.phase["distill"]
+  assert live.runs_teacher and not live.reads_gram
 
 
 def test_records_of_kind_topk_take_any_divergence(values):

@@ -19,6 +19,7 @@ CONFIG = objectives.LossConfig(
   mixture=0.5,
   temperature=1.0,
   z_loss=0.0,
+  gram_weight=0.0,
   exact_gradient=False,
   chunk=64,
 )
@@ -75,6 +76,7 @@ def test_tied_to_the_learning_rate_by_hand():
     (dict(alpha=0.0, alpha_schedule="learning_rate"), False),
     (dict(alpha=0.0, alpha_schedule="cosine"), True),
     (dict(alpha=0.0, alpha_schedule="cosine", alpha_final=0.0), False),
+    (dict(alpha=0.0, gram_weight=1.0), True),
   ],
 )
 def test_a_teacher_is_needed_where_its_weight_is_ever_above_0(

@@ -383,7 +383,7 @@ def test_eval_step_adds_up_what_train_step_divides():
     graphdef=decoder.graphdef(STUDENT),
     objective=losses.Objective(chunk=CHUNK),
   )
-  sums = on_mesh(ALONE, step, parameters(0), make_batch())
+  sums = on_mesh(ALONE, step, parameters(0), make_batch()).losses
   metrics = train(0)[1][0]
   assert sums.weight == metrics["label_tokens"]
   for name in ("hard", "teacher"):

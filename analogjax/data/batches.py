@@ -18,7 +18,7 @@ import grain
 import numpy as np
 
 from analogjax import hosts, losses, sharding
-from analogjax.data import logit_cache, pipeline, rows as rows_lib
+from analogjax.data import gram_codes, logit_cache, pipeline, rows as rows_lib
 
 _T = TypeVar("_T")
 
@@ -30,6 +30,7 @@ class Batch(NamedTuple):
   segments_BL: sharding.Array  # int32 document of each token, 0 is padding.
   positions_BL: sharding.Array  # int32 position within the document.
   targets: losses.Targets
+  gram: gram_codes.Sample | None = None  # Where states are compared too.
 
 
 def row_order(
@@ -67,10 +68,11 @@ def from_rows(rows: rows_lib.Rows) -> Batch:
 
 
 def from_entries(entries: logit_cache.Entries) -> Batch:
-  """A batch with hard labels and the teacher's records."""
+  """A batch with hard labels and all that the teacher said."""
   batch = _batch(
     entries.rows, entries.ids_BLK, entries.p_BLK, entries.capture_weights_BL
   )
+  batch = batch._replace(gram=entries.gram)
   if entries.log_tail_BL is None:
     return batch
   # Where nothing was captured the tail is not known, and counts for nothing.
@@ -86,6 +88,15 @@ def for_live_teacher(rows: rows_lib.Rows) -> Batch:
   weights_BL = batch.targets.weights_BL
   targets = batch.targets._replace(teacher_weights_BL=weights_BL)
   return batch._replace(targets=targets)
+
+
+def with_positions(
+  batch: Batch, rows: rows_lib.Rows, number: int, seed: int
+) -> Batch:
+  """The same batch of these rows, and where a teacher's Gram is wanted."""
+  digests_B32 = rows_lib.rows_digests(rows)
+  sample = gram_codes.draw(digests_B32, rows.segments_BL, number, seed)
+  return batch._replace(gram=sample)
 
 
 def labels(rows: rows_lib.Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -150,6 +161,9 @@ def in_order(
       weights_BL=batch.targets.weights_BL * is_row_B1,
       teacher_weights_BL=batch.targets.teacher_weights_BL * is_row_B1,
     )
+    if batch.gram is not None:
+      weights_BM = batch.gram.weights_BM * is_row_B1
+      batch = batch._replace(gram=batch.gram._replace(weights_BM=weights_BM))
     yield batch._replace(targets=targets), entries
 
 

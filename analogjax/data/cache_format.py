@@ -9,10 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from analogjax.data import record_codec, rows as rows_lib, sampling, store
+from analogjax.data import (
+  gram_codes,
+  record_codec,
+  rows as rows_lib,
+  sampling,
+  store,
+)
 
 FORMAT = "analogjax.logit_cache"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+# Of version 2 all that version 3 adds is absent.
+_ADDED_IN_3 = {"gram_positions": 0, "gram_depths": ()}
 
 GROUP_KEY = "zarr.json"
 ID_ORDER = "id_order"
@@ -35,6 +43,8 @@ class Manifest:
   num_replicas: int  # M, independent draws of every record.
   capture: str  # "all", "random" or "entropy": positions with a record.
   capture_rate: float
+  gram_positions: int  # Drawn of each row, whose cosines are kept; 0: none.
+  gram_depths: tuple[float, ...]  # Where, as parts of the teacher's depth.
   seed: int  # Of all draws.
   num_rows: int
   sequence_length: int  # L, tokens.
@@ -46,6 +56,10 @@ class Manifest:
   pipeline: str  # config.data.pipeline, or what was imported.
   pipeline_fingerprint: str  # RowSource.fingerprint.
   software: dict[str, str]  # Versions that wrote it; recorded, not compared.
+
+  def __post_init__(self):
+    # JSON has lists.
+    object.__setattr__(self, "gram_depths", tuple(self.gram_depths))
 
   @property
   def sampler(self) -> sampling.Sampler:
@@ -117,11 +131,13 @@ def read_group(where: store.Place) -> tuple[Manifest, str] | None:
       f"{where}: a Zarr group, but not an analogjax logit cache."
     )
   version = attributes.get("format_version")
-  if version != FORMAT_VERSION:
+  if version == 2:
+    attributes = {**attributes, **_ADDED_IN_3}
+  elif version != FORMAT_VERSION:
     raise CacheError(
       f"{where}: logit cache of format version {version}, this analogjax reads"
-      f" version {FORMAT_VERSION}. Read it with the release that wrote it, or"
-      " cache again into another place."
+      f" versions 2 and {FORMAT_VERSION}. Read it with the release that wrote"
+      " it, or cache again into another place."
     )
   names = [field.name for field in dataclasses.fields(Manifest)]
   missing = sorted({*names, "id_order_digest"} - set(attributes))
@@ -166,6 +182,9 @@ def array_specs(m: Manifest) -> dict[str, dict[str, Any]]:
     "entropy": _spec(m, [R, L], "uint8"),
     "label_logprob": _spec(m, [R, L], "uint8"),
   }
+  if m.gram_positions:
+    size = len(m.gram_depths) * gram_codes.num_pairs(m.gram_positions)
+    specs["gram"] = _spec(m, [R, size], "int8")
   for name, (size, dtype) in m.layout.arrays().items():
     specs[name] = _spec(m, [R, M, size], dtype)
   specs["record_digest"] = _spec(m, [R, M, RECORD_DIGEST_BYTES], "uint8")
@@ -224,13 +243,13 @@ def _spec(
 
 
 def _bytes(dtype: str) -> dict[str, Any]:
-  if dtype == "uint8":
+  if dtype.endswith("int8"):
     return {"name": "bytes"}
   return {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def _compressor(dtype: str) -> dict[str, Any]:
-  if dtype == "uint8":
+  if dtype.endswith("int8"):
     return {"name": "zstd", "configuration": {"level": 5}}
   size = 2 if dtype.endswith("16") else 4
   blosc = {

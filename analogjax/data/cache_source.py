@@ -6,7 +6,8 @@
 are found by their digest, never by their place, so a shift, a swap or another
 packing cannot go unnoticed.
 
-Shape letters: R rows of the cache, B rows of a batch, L position, K slots.
+Shape letters: R rows of the cache, B rows of a batch, L position, K slots, M
+positions, Z depths, P pairs.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ class CacheSource:
 
   An element has `tokens`, `segments`, `positions`, `weights` [L], `ids` and `p`
   [L, K], `capture_weights`, `entropy` and `label_logprob` [L]; topk also
-  `log_tail` [L]. `pipeline.RowSource` takes it too.
+  `log_tail` [L]; with cosines `gram_positions`, `gram_weights` [M] and `gram`
+  [Z, P], as in gram_codes.Sample. `pipeline.RowSource` takes it too.
   """
 
   def __init__(self, cache: logit_cache.LogitCache, *, replica: int = 0):
@@ -100,6 +102,10 @@ def _element(entries: logit_cache.Entries) -> Element:
   }
   if entries.log_tail_BL is not None:
     element["log_tail"] = entries.log_tail_BL
+  if entries.gram is not None:
+    element["gram_positions"] = np.asarray(entries.gram.positions_BM)
+    element["gram_weights"] = np.asarray(entries.gram.weights_BM)
+    element["gram"] = np.asarray(entries.gram.codes_BZP)
   return element
 
 

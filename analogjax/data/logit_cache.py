@@ -13,39 +13,21 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from analogjax.data import (
+  cache_codec,
   cache_format,
   record_codec,
   rows as rows_lib,
   sampling,
   store,
 )
+from analogjax.data.cache_codec import Entries, Stored
 from analogjax.data.cache_format import CacheError, Manifest
-
-# Arrays of a row that every replica shares.
-_SHARED = ("weights", "inclusion", "entropy", "label_logprob")
-
-Stored = dict[str, np.ndarray]  # What lies in the arrays, by name, [B, ...].
-
-
-class Entries(NamedTuple):
-  """Rows of the cache with the teacher's records, decoded, on the host."""
-
-  rows: rows_lib.Rows
-  ids_BLK: np.ndarray  # int32.
-  p_BLK: np.ndarray  # float32; sum to one at each captured position.
-  log_tail_BL: np.ndarray | None  # float32, topk only: mass outside, log.
-  num_head_BL: np.ndarray  # int32, slots with a value of their own; first.
-  num_BL: np.ndarray  # int32, slots in use.
-  # float32, 1 / probability that the position was captured; 0: it was not.
-  capture_weights_BL: np.ndarray
-  entropy_BL: np.ndarray  # float32, of the recorded distribution, nats.
-  label_logprob_BL: np.ndarray  # float32, of the next token, temperature 1.
 
 
 class LogitCache:
@@ -62,10 +44,7 @@ class LogitCache:
     self.manifest = manifest
     self.order_V = order_V  # All ids, the likeliest first.
     self._arrays = arrays
-    self._layout = manifest.layout
-    self._rank_V = np.argsort(order_V)
-    self._entropy_levels = record_codec.entropy_levels().astype(np.float32)
-    self._label_levels = record_codec.label_logprob_levels().astype(np.float32)
+    self._codec = cache_codec.Codec(manifest, order_V)
 
   def __len__(self) -> int:
     return self.manifest.num_rows
@@ -106,28 +85,7 @@ class LogitCache:
 
   def encode(self, rows: rows_lib.Rows, records: sampling.Records) -> Stored:
     """The rows and their records as they are stored."""
-    digests = rows_lib.rows_digests(rows)
-    is_token_BL = rows.segments_BL > 0
-    stored = {
-      "tokens": rows.tokens_BL,
-      "segments": rows.segments_BL,
-      "position_offsets": rows.positions_BL
-      - rows_lib.default_positions(rows.segments_BL),
-      "weights": np.where(is_token_BL, rows.weights_BL, 1),
-      "inclusion": records.inclusion_BL,
-      "entropy": record_codec.encode_entropy(np.asarray(records.entropy_BL)),
-      "label_logprob": record_codec.encode_label_logprob(
-        np.asarray(records.label_logprob_BL)
-      ),
-      **record_codec.encode(records, self._layout, self._rank_V),
-      "digest": digests,
-    }
-    for name, value in stored.items():
-      stored[name] = np.asarray(value, self._arrays[name].dtype.numpy_dtype)
-    M = self.manifest.num_replicas
-    by_replica = [self._record_digests(stored, m) for m in range(M)]
-    stored["record_digest"] = np.stack(by_replica, axis=1)
-    return stored
+    return self._codec.encode(rows, records)
 
   def write_stored(self, start: int, stored: Stored) -> None:
     """Writes what `encode` or `read_stored` gave; see `write`."""
@@ -168,7 +126,7 @@ class LogitCache:
     """
     index = np.asarray(indices)
     try:
-      return self._decode(self._read(index, replica))
+      return self._codec.decode(self._read(index, replica))
     except record_codec.LayoutError as error:
       raise CacheError(
         f"{self.location}: the records of rows {index.min()} to {index.max()}"
@@ -177,40 +135,14 @@ class LogitCache:
 
   def decode(self, stored: Stored, replica: int) -> Entries:
     """What `read` would give of what `encode` gave."""
-    names = (*self._layout.arrays(), "record_digest")
-    one = {name: stored[name][:, replica] for name in names}
-    return self._decode({**stored, **one})
-
-  def _decode(self, stored: Stored) -> Entries:
-    """Entries from the arrays at one replica."""
-    rows = _to_rows(stored)
-    of_layout = {name: stored[name] for name in self._layout.arrays()}
-    decoded = record_codec.decode(of_layout, self._layout, self.order_V)
-    inclusion_BL = stored["inclusion"].astype(np.float32)
-    captured_BL = inclusion_BL > 0
-    return Entries(
-      rows=rows,
-      ids_BLK=decoded.ids_BLK,
-      p_BLK=decoded.p_BLK,
-      log_tail_BL=decoded.log_tail_BL,
-      num_head_BL=decoded.num_head_BL,
-      num_BL=decoded.num_BL,
-      capture_weights_BL=np.divide(
-        np.float32(255),
-        inclusion_BL,
-        out=np.zeros_like(inclusion_BL),
-        where=captured_BL,
-      ),
-      entropy_BL=self._entropy_levels[stored["entropy"]],
-      label_logprob_BL=self._label_levels[stored["label_logprob"]],
-    )
+    return self._codec.decode(self._codec.at_replica(stored, replica))
 
   def read_stored(self, index: np.ndarray) -> Stored:
     """What lies in the arrays, all replicas, checked; see `read`."""
     M = self.manifest.num_replicas
     pieces = [self._read(index, m) for m in range(M)]
     stored = dict(pieces[0])
-    for name in (*self._layout.arrays(), "record_digest"):
+    for name in self._codec.of_replica:
       stored[name] = np.stack([piece[name] for piece in pieces], axis=1)
     return stored
 
@@ -276,13 +208,15 @@ class LogitCache:
       name: self._finish(name, future, index)
       for name, future in futures.items()
     }
-    wrong = (rows_lib.rows_digests(_to_rows(stored)) != digests).any(-1)
+    wrong = (rows_lib.rows_digests(cache_codec.to_rows(stored)) != digests).any(
+      -1
+    )
     if wrong.any():
       raise CacheError(
         f"{self.location}: the tokens, segments or positions of row"
         f" {index[wrong.argmax()]} do not match its digest.{_REPAIR}"
       )
-    found = self._record_digests(stored)
+    found = self._codec.record_digests(stored)
     wrong = (found != stored["record_digest"]).any(-1)
     if wrong.any():
       raise CacheError(
@@ -290,27 +224,6 @@ class LogitCache:
         f" {index[wrong.argmax()]} does not match its digest.{_REPAIR}"
       )
     return stored
-
-  def _record_digests(self, stored: Stored, replica: int | None = None):
-    """Digests of the records of one replica, uint8 [B, 16].
-
-    Args:
-      stored: arrays, with an axis of replicas if `replica` says which.
-      replica: None if there is no such axis.
-    """
-    of_layout = {
-      name: stored[name] if replica is None else stored[name][:, replica]
-      for name in self._layout.arrays()
-    }
-    counts = record_codec.used(of_layout)
-    size = cache_format.RECORD_DIGEST_BYTES
-    out = np.zeros((len(stored["digest"]), size), np.uint8)
-    for b, row_digest in enumerate(stored["digest"]):
-      parts = {name: a[b, : counts[name][b]] for name, a in of_layout.items()}
-      parts |= {name: stored[name][b] for name in _SHARED}
-      digest = record_codec.record_digest(row_digest.tobytes(), parts, size)
-      out[b] = np.frombuffer(digest, np.uint8)
-    return out
 
   def _start_read(self, name, index, replica, batch=None):
     array = self._arrays[name]
@@ -342,18 +255,6 @@ _REPAIR = (
   " 'analogjax cache --repair' computes the damaged rows again; 'analogjax"
   " cache --verify' lists them."
 )
-
-
-def _to_rows(stored: Stored) -> rows_lib.Rows:
-  segments_BL = stored["segments"].astype(np.int32)
-  weights_BL = np.where(segments_BL > 0, stored["weights"], 0)
-  return rows_lib.Rows(
-    tokens_BL=stored["tokens"].astype(np.int32),
-    segments_BL=segments_BL,
-    positions_BL=stored["position_offsets"]
-    + rows_lib.default_positions(segments_BL),
-    weights_BL=weights_BL.astype(np.float32),
-  )
 
 
 def create(

@@ -60,6 +60,7 @@ class Records(NamedTuple):
   label_logprob_BL: sharding.Array  # float32, of the next token, T = 1.
   # uint8; captured with probability code / ALWAYS; 0: not captured.
   inclusion_BL: sharding.Array
+  gram_BZP: sharding.Array | None = None  # int8, see gram_codes.Sample.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

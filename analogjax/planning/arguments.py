@@ -4,7 +4,7 @@ Batches are made by the code that makes them in a run, of one row of zeros, so
 they have its fields and dtypes; of their values nothing is needed.
 
 Letters: B rows of a batch, L positions, K slots of a record, W the teacher's
-width.
+width, Z depths, P pairs of positions.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from analogjax import config, losses, sharding, steps
-from analogjax.data import batches, logit_cache, sampling
+from analogjax.data import batches, gram_codes, logit_cache, sampling
 from analogjax.data.rows import Rows
 from analogjax.models import decoder
 
@@ -54,27 +54,41 @@ def parts(state: steps.TrainState) -> dict[str, Any]:
   return {"parameters": state.params, **moments}
 
 
-def live_teacher(B: int, L: int, teacher, mesh: Mesh) -> losses.Teacher:
+def live_teacher(
+  sections, phase: config.PhaseConfig, teacher, mesh: Mesh
+) -> losses.Teacher:
   """What live.LiveTeacher.hidden returns."""
+  B, L = phase.batch_rows, sections.data.L
   rows = NamedSharding(mesh, sharding.ROWS)
   head = NamedSharding(mesh, sharding.weight_spec("VD"))
   dtype, V, W = teacher.dtype, teacher.V, teacher.D
   x_BLW: Any = jax.ShapeDtypeStruct((B, L, W), dtype, sharding=rows)
   head_VW: Any = jax.ShapeDtypeStruct((V, W), dtype, sharding=head)
-  return losses.Teacher(x_BLW, head_VW)
+  gram_BZP: Any = None
+  if phase.loss.gram_weight:
+    shape = B, *_gram_shape(sections)
+    gram_BZP = jax.ShapeDtypeStruct(shape, "int8", sharding=rows)
+  return losses.Teacher(x_BLW, head_VW, gram_BZP)
 
 
 def for_phase(sections, phase: config.PhaseConfig, mesh: Mesh) -> batches.Batch:
   """What the loop of a phase feeds its step."""
   B, rows = phase.batch_rows, _rows(sections.data.L)
+  sample = _sample(sections, known=phase.reads_gram)
+  if not phase.loss.gram_weight:
+    sample = None
   if phase.reads_records:
-    return recorded(sections, B, mesh)
+    return _on_mesh(_recorded(sections)._replace(gram=sample), B, mesh)
   make = batches.for_live_teacher if phase.runs_teacher else batches.from_rows
-  return _on_mesh(make(rows), B, mesh)
+  return _on_mesh(make(rows)._replace(gram=sample), B, mesh)
 
 
 def recorded(sections, B: int, mesh: Mesh) -> batches.Batch:
-  """A batch with records of the cache."""
+  """A batch with all that the cache has of its rows."""
+  return _on_mesh(_recorded(sections), B, mesh)
+
+
+def _recorded(sections) -> batches.Batch:
   L, cache = sections.data.L, sections.cache
   K = sampler(cache).num_slots
   zeros_1L = np.zeros((1, L), np.float32)
@@ -88,8 +102,27 @@ def recorded(sections, B: int, mesh: Mesh) -> batches.Batch:
     capture_weights_BL=zeros_1L,
     entropy_BL=zeros_1L,
     label_logprob_BL=zeros_1L,
+    gram=_sample(sections, known=True),
   )
-  return _on_mesh(batches.from_entries(entries), B, mesh)
+  return batches.from_entries(entries)
+
+
+def _gram_shape(sections) -> tuple[int, int]:
+  """Z and P."""
+  cache = sections.cache
+  return cache.gram_layers, gram_codes.num_pairs(cache.gram_positions)
+
+
+def _sample(sections, *, known: bool) -> gram_codes.Sample | None:
+  """Of one row, with codes where they are known; None where there are none."""
+  number = sections.cache.gram_positions
+  if not number:
+    return None
+  padding_1L = np.zeros((1, sections.data.L), np.int32)
+  digest_132 = np.zeros((1, 32), np.uint8)
+  drawn = gram_codes.draw(digest_132, padding_1L, number, 0)
+  codes_1ZP = np.zeros((1, *_gram_shape(sections)), np.int8)
+  return drawn._replace(codes_BZP=codes_1ZP if known else None)
 
 
 def _rows(L: int) -> Rows:
@@ -111,4 +144,6 @@ def _on_mesh(batch: batches.Batch, B: int, mesh: Mesh) -> batches.Batch:
 
 def unlabelled(sections: config.Sections, B: int, mesh: Mesh) -> batches.Batch:
   """What the recorder feeds a teacher."""
-  return _on_mesh(batches.from_rows(_rows(sections.data.L)), B, mesh)
+  batch = batches.from_rows(_rows(sections.data.L))
+  batch = batch._replace(gram=_sample(sections, known=False))
+  return _on_mesh(batch, B, mesh)

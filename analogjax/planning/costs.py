@@ -208,6 +208,8 @@ def _array_names(sections: config.Sections) -> list[str]:
     num_replicas=cache.num_replicas,
     capture=cache.capture,
     capture_rate=cache.capture_rate,
+    gram_positions=cache.gram_positions,
+    gram_depths=cache.gram_depths,
     seed=cache.seed,
     num_rows=cache.num_rows,
     sequence_length=sections.data.L,

@@ -154,8 +154,9 @@ def cached_token_bytes(sections: config.Sections) -> float:
     "random": cache.num_draws,
     "topk": cache.top_k,
   }
-  parameter = parameters[cache.kind]
-  return sizes.expected_record_bytes(cache.kind, parameter, sections.data.L)
+  parameter, L = parameters[cache.kind], sections.data.L
+  of_gram = sizes.gram_bytes(cache.gram_positions, cache.gram_layers, L)
+  return sizes.expected_record_bytes(cache.kind, parameter, L) + of_gram
 
 
 def _phase(sections: config.Sections, name: str) -> dict[str, Any]:

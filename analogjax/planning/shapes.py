@@ -103,6 +103,7 @@ def identity(
   if request.kind == "cache":
     fields = ("kind", "tau", "num_draws", "top_k", "temperature", "chunk")
     fields += ("num_replicas", "capture", "batch_rows")
+    fields += ("gram_positions", "gram_layers")
     values = {field: getattr(cache, field) for field in fields}
     return common | {"teacher": of_teacher, "cache": values}
   phase = sections.train.phase[request.phase]
@@ -117,6 +118,8 @@ def identity(
     # The student's state lies beside it.
     optimizer = phase.optimizer.name, phase.optimizer.momentum_dtype
     student = dataclasses.asdict(sections.student)
+    if phase.loss.gram_weight:
+      common["gram"] = cache.gram_positions, cache.gram_layers
     return common | {"student": student, "optimizer": optimizer}
   values = dataclasses.asdict(phase)
   for free in (
@@ -136,6 +139,8 @@ def identity(
     common["slots"] = arguments.sampler(cache).num_slots
     common["has_tail"] = cache.kind == "topk"
     common["temperature"] = cache.temperature
+  if phase.loss.gram_weight or request.kind == "eval":
+    common["gram"] = cache.gram_positions, cache.gram_layers
   return common
 
 
@@ -181,7 +186,7 @@ def prepare(
   batch, live = arguments.for_phase(sections, phase, mesh), None
   inputs: dict[str, Any] = arguments.parts(training.abstract) | {"batch": batch}
   if phase.runs_teacher:
-    live = arguments.live_teacher(phase.batch_rows, L, teacher, mesh)
+    live = arguments.live_teacher(sections, phase, teacher, mesh)
     inputs["teacher's hidden states"] = live.x_BLW
     inputs["teacher's unembedding"] = live.head_VW
     if resident:
@@ -225,7 +230,9 @@ def _teacher_step(
   return Step(
     request=request,
     mesh=mesh,
-    make=lambda: jitted.make_hidden_step(teacher, mesh),
+    make=lambda: jitted.make_hidden_step(
+      teacher, mesh, gram_layers=sections.cache.gram_layers
+    ),
     call=(params, batch),
     arguments={"teacher's parameters": params, "batch": batch},
     resident=resident,
@@ -306,6 +313,7 @@ def _cache_step(request, sections, teacher, devices) -> Step:
       num_replicas=cache.num_replicas,
       temperature=cache.temperature,
       chunk=cache.chunk,
+      gram_layers=len(cache.gram_depths),
     )
 
   ways = mesh.size // mesh.shape["tensor"]

@@ -36,7 +36,8 @@ def run(
   # The weights are read once, and only where a phase is not complete.
   @functools.cache
   def live_teacher():
-    return live.LiveTeacher(teacher, teacher_mesh, mesh)
+    layers = sections.cache.gram_layers
+    return live.LiveTeacher(teacher, teacher_mesh, mesh, gram_layers=layers)
 
   for name in sections.train.phases:
     phase = sections.train.phase[name]
@@ -70,7 +71,16 @@ def _row_order(
   phase, sections, teacher, workdir, mesh, cache
 ) -> trainer.RowOrder:
   mine = hosts.group(mesh).indices_of(phase.batch_rows)
-  make = batches.for_live_teacher if phase.runs_teacher else batches.from_rows
+
+  def make(rows):
+    if not phase.runs_teacher:
+      return batches.from_rows(rows)
+    batch = batches.for_live_teacher(rows)
+    if not phase.loss.gram_weight:
+      return batch
+    drawn = sections.cache.gram_positions, sections.cache.seed
+    return batches.with_positions(batch, rows, *drawn)
+
   if phase.rows == "pipeline":
     rows = assemble.open_rows(sections, teacher, workdir, held_out=False)
     # One run has one pipeline, whether its rows come through the cache or not;
@@ -103,9 +113,10 @@ def _row_order(
     # Every pass over the rows sees a draw of its own, while there are any.
     replicas = passes % cache.manifest.num_replicas
     entries = cache.read(indices[mine], replicas[mine])
+    said = entries if phase.reads_gram else entries._replace(gram=None)
     if phase.reads_records:
-      return batches.from_entries(entries)
-    return make(entries.rows)
+      return batches.from_entries(said)
+    return make(entries.rows)._replace(gram=said.gram)
 
   identity = dataclasses.asdict(cache.manifest)
   del identity["software"]  # Recorded only.

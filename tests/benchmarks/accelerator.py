@@ -305,7 +305,7 @@ def _make_teacher(cfg, mesh):
   rows = NamedSharding(mesh, sharding.ROWS)
 
   def hidden(params, batch):
-    return steps.hidden_step(params, batch, graphdef=graphdef)
+    return steps.hidden_step(params, batch, graphdef=graphdef)[0]
 
   jitted = jax.jit(hidden, out_shardings=rows)
   head_VW = steps.head(params, graphdef)

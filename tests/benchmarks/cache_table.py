@@ -129,6 +129,8 @@ def manifest(
     num_replicas=draw.num_replicas,
     capture=draw.capture.kind,
     capture_rate=draw.capture.rate,
+    gram_positions=0,
+    gram_depths=(),
     seed=0,
     num_rows=R,
     sequence_length=L,

@@ -162,6 +162,8 @@ def _manifest(
     num_replicas=draw.replicas,
     capture="all",
     capture_rate=1.0,
+    gram_positions=0,
+    gram_depths=(),
     seed=seed,
     num_rows=num_rows,
     sequence_length=s.L,

@@ -69,6 +69,7 @@ def loss_config(s: Settings, arm: Arm) -> objectives.LossConfig:
     mixture=0.5,
     temperature=1.0,
     z_loss=0.0,
+    gram_weight=0.0,
     exact_gradient=False,
     chunk=s.chunk * s.batch_rows,
   )
@@ -123,7 +124,7 @@ def both_renormalised(
 
   Source: MaxText 2026-08, Tunix 0.1.7 (LogitStrategy, distill_top_k).
   """
-  x_BLD = steps.hidden_step(params, batch, graphdef=graphdef)
+  x_BLD, _ = steps.hidden_step(params, batch, graphdef=graphdef)
   head_VD = steps.head(params, graphdef)
   targets = batch.targets
   z_BLK = jnp.einsum("BLD,BLKD->BLK", x_BLD, head_VD[targets.ids_BLK])

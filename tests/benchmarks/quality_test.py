@@ -126,7 +126,7 @@ def test_both_renormalised_is_the_kl_over_k_ids(module):
   value, grads = jax.value_and_grad(grid_train.both_renormalised)(
     params, batch, 1.0, graphdef
   )
-  x_BLD = grid_train.steps.hidden_step(params, batch, graphdef=graphdef)
+  x_BLD, _ = grid_train.steps.hidden_step(params, batch, graphdef=graphdef)
   head_VD = grid_train.steps.head(params, graphdef)
   z_BLV = np.float64(x_BLD) @ np.float64(head_VD).T
   z_BLK = np.take_along_axis(z_BLV, ids_BLK, -1)

@@ -7,7 +7,12 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from analogjax.data import cache_format, rows as rows_lib, sampling
+from analogjax.data import (
+  cache_format,
+  gram_codes,
+  rows as rows_lib,
+  sampling,
+)
 
 END = "<|endoftext|>"
 TEXTS = [
@@ -59,6 +64,7 @@ def manifest(kind="threshold", **changes):
   values = dict(
     **dict(kind=kind, **PARAMETERS[kind], temperature=1.0, num_replicas=1),
     **dict(capture="all", capture_rate=1.0, seed=7, num_rows=6),
+    **dict(gram_positions=0, gram_depths=()),
     **dict(sequence_length=8, vocabulary_size=100, rows_per_object=4),
     **dict(teacher_digest="a teacher", teacher_dtype="float32"),
     **dict(tokenizer_digest="a tokenizer", pipeline="lab.pipeline:rows"),
@@ -111,6 +117,10 @@ def records(m, n=None, seed=0, *, spread=1.0, full=False):
     logprobs = logprobs.astype(np.float32)
     log_tail = -rng.exponential(1, inclusion.shape).astype(np.float32)
     log_tail[0, 0] = -np.inf  # Nothing outside.
+  gram = None
+  if m.gram_positions:
+    pairs = gram_codes.num_pairs(m.gram_positions)
+    gram = rng.integers(-127, 128, (n, len(m.gram_depths), pairs), np.int8)
   return sampling.Records(
     ids_BMLK=ids,
     codes_BMLK=codes,
@@ -119,6 +129,7 @@ def records(m, n=None, seed=0, *, spread=1.0, full=False):
     entropy_BL=rng.uniform(0, 9, inclusion.shape).astype(np.float32),
     label_logprob_BL=-rng.uniform(0, 9, inclusion.shape).astype(np.float32),
     inclusion_BL=inclusion,
+    gram_BZP=gram,
   )
 
 

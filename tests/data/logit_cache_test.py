@@ -15,6 +15,7 @@ import zarr
 
 from analogjax.data import (
   cache_format,
+  gram_codes,
   logit_cache,
   record_codec,
   rows as rows_lib,
@@ -24,6 +25,7 @@ from analogjax.data import (
 
 KINDS = ("threshold", "random", "topk")
 ORDER = np.random.default_rng(5).permutation(100)  # An id order.
+GRAM = dict(gram_positions=4, gram_depths=(0.5, 1.0))
 # Arrays that may be absent, as they stand for their fill value then.
 LEFT_OUT = ("position_offsets", "weights", "inclusion")
 
@@ -46,8 +48,8 @@ def make_full(kit, folder, m):
 
 @pytest.fixture
 def full(kit, tmp_path):
-  """Six rows of threshold records with two replicas, one half captured."""
-  m = kit.manifest(num_replicas=2, capture="random", capture_rate=0.5)
+  """Six rows of threshold records, two replicas, half captured; a Gram."""
+  m = kit.manifest(num_replicas=2, capture="random", capture_rate=0.5, **GRAM)
   return make_full(kit, tmp_path / "cache", m)
 
 
@@ -119,6 +121,30 @@ def test_what_is_written_is_read(kit, tmp_path, kind, capture):
   np.testing.assert_allclose(
     entries.label_logprob_BL, one.records.label_logprob_BL, atol=3 / 32 + 3e-4
   )
+
+
+def test_the_gram_is_read_with_its_positions(kit, full):
+  """Six tokens a row: four of them are drawn. Stored in one line by row."""
+  cache = logit_cache.open_cache(full.folder)
+  codes_BZP = full.records.gram_BZP
+  assert codes_BZP.shape == (6, 2, 6) and len(np.unique(codes_BZP)) > 40
+  for replica in range(2):
+    entries = cache.read([5, 0, 3], replica)
+    np.testing.assert_array_equal(entries.gram.codes_BZP, codes_BZP[[5, 0, 3]])
+    wanted = gram_codes.draw(
+      rows_lib.rows_digests(full.rows), full.rows.segments_BL, 4, full.m.seed
+    )
+    for name in ("positions_BM", "weights_BM"):
+      found, all_rows = getattr(entries.gram, name), getattr(wanted, name)
+      np.testing.assert_array_equal(found, all_rows[[5, 0, 3]])
+  stored = cache.read_stored(np.arange(6))["gram"]
+  np.testing.assert_array_equal(stored, codes_BZP.reshape(6, 12))
+  none = kit.manifest()
+  kit.write_all(
+    create(full.folder.with_name("none"), none), full.rows, kit.records(none)
+  )
+  cache = logit_cache.open_cache(full.folder.with_name("none"))
+  assert cache.read([1]).gram is None
 
 
 def test_capture_weights_are_one_over_the_probability(full):
@@ -350,6 +376,7 @@ def test_a_kill_during_creation_is_made_good(kit, tmp_path, monkeypatch, steps):
 OTHERS = dict(
   **dict(kind="random", tau=0.3, num_draws=9, top_k=9, temperature=2.0),
   **dict(num_replicas=2, capture="random", capture_rate=0.5, seed=8),
+  **dict(gram_positions=5, gram_depths=(1.0,)),
   **dict(sequence_length=16, vocabulary_size=101, rows_per_object=2),
   **dict(teacher_digest="another teacher", teacher_dtype="bfloat16"),
   **dict(tokenizer_digest="another tokenizer", pipeline="lab.pipeline:others"),
@@ -400,18 +427,41 @@ def test_another_zarr_group(kit, tmp_path):
     logit_cache.create(tmp_path, kit.manifest())
 
 
-@pytest.mark.parametrize("version", [1, 3, None])
+@pytest.mark.parametrize("version", [1, 4, None])
 def test_another_version(kit, full, version):
   """One of version 1 has other arrays; nothing but its version is read."""
   replace_manifest(full.folder, format_version=version, tau=None)
   shutil.rmtree(full.folder / "num_head")
-  message = rf"format version {version}, .* reads version 2. .*cache again"
+  message = rf"version {version}, .* reads versions 2 and 3. .*cache again"
   for call in (
     logit_cache.open_cache,
     lambda folder: logit_cache.create(folder, full.m),
   ):
     with pytest.raises(logit_cache.CacheError, match=message):
       call(full.folder)
+
+
+def test_version_2_is_one_without_a_gram(kit, tmp_path):
+  """Read, compared and grown; written again, it is of version 3."""
+  one = make_full(kit, tmp_path, kit.manifest())
+  file = tmp_path / "zarr.json"
+  group = json.loads(file.read_text())
+  assert group["attributes"]["format_version"] == 3
+  group["attributes"]["format_version"] = 2
+  for added in ("gram_positions", "gram_depths"):
+    del group["attributes"][added]
+  file.write_text(json.dumps(group))
+  cache = logit_cache.create(tmp_path, one.m)
+  assert cache.manifest == one.m
+  assert_records(cache.read(range(6)), one.records, one.m)
+  with pytest.raises(
+    logit_cache.CacheError, match="gram_positions=0, this run has 4"
+  ):
+    logit_cache.create(tmp_path, dataclasses.replace(one.m, **GRAM))
+  grown = logit_cache.create(tmp_path, dataclasses.replace(one.m, num_rows=9))
+  assert grown.holes() == [range(4, 8), range(8, 9)]
+  group = json.loads(file.read_text())
+  assert group["attributes"]["format_version"] == 3
 
 
 def test_a_damaged_manifest(full):
@@ -467,7 +517,8 @@ def arrays_of(kind):
   m |= dict(random=sampling.Random(num_draws=6), topk=sampling.TopK(top_k=6))
   layout = record_codec.Layout(sampler=m[kind], L=8, V=100)
   shared = "tokens segments position_offsets weights inclusion entropy"
-  return [*shared.split(), "label_logprob", *layout.arrays(), "record_digest"]
+  shared += " label_logprob gram"
+  return [*shared.split(), *layout.arrays(), "record_digest"]
 
 
 def refused(cache, message, replica=0):
@@ -481,7 +532,7 @@ def refused(cache, message, replica=0):
 )
 def test_a_changed_array_is_found(kit, tmp_path, kind, array):
   """Values that no checksum knows to be wrong, in the first and last place."""
-  m = kit.manifest(kind, num_rows=4, num_replicas=2, capture="random")
+  m = kit.manifest(kind, num_rows=4, num_replicas=2, capture="random", **GRAM)
   m = dataclasses.replace(m, vocabulary_size=2**17)
   cache = logit_cache.create(tmp_path, m)
   rows, records = kit.rows(m), kit.records(m)
@@ -541,7 +592,7 @@ def test_records_of_another_teacher_of_the_same_rows_are_found(kit, full):
   refused(logit_cache.open_cache(full.folder), "teacher said about row 0 does")
 
 
-@pytest.mark.parametrize("array", ["id_first", "tokens", "digest"])
+@pytest.mark.parametrize("array", ["id_first", "tokens", "gram", "digest"])
 def test_a_flipped_byte_is_found_and_names_array_and_row(kit, full, array):
   """Whatever byte of an object it is: an error, or the same values."""
   path = objects_of(full.folder, array)[0]
@@ -583,7 +634,9 @@ def test_a_damaged_row_leaves_the_others(kit, full):
   assert_records(cache.read(range(6), 1), full.records, full.m, 1)
 
 
-@pytest.mark.parametrize("array", ["id_first", "values", "entropy", "segments"])
+@pytest.mark.parametrize(
+  "array", ["id_first", "values", "entropy", "segments", "gram"]
+)
 def test_a_truncated_object(full, array):
   path = objects_of(full.folder, array)[1]
   path.write_bytes(path.read_bytes()[:50])
@@ -598,7 +651,7 @@ def test_a_truncated_object(full, array):
 @pytest.mark.parametrize(
   "array",
   ["tokens", "segments", "entropy", "label_logprob", "num_head", "num_tail"]
-  + ["id_first", "id_rest", "values", "record_digest"],
+  + ["id_first", "id_rest", "values", "gram", "record_digest"],
 )
 def test_a_lost_object_is_no_teacher_of_zeros(full, array):
   """Zarr reads what is not there as zeros: token 0, and nothing notices."""

@@ -108,29 +108,29 @@ def test_traffic_of_the_cache_by_hand(by_stage):
     bounds(cache=2.0, train_distill=3.0), "plan.efficiency=1"
   )
   traffic = costs.cache_traffic(sections, list(found.values()))
-  # 320 and 32 rows in objects of 32, of 14 arrays each.
-  assert traffic.objects == 11 * 14
+  # 320 and 32 rows in objects of 32, of 15 arrays each.
+  assert traffic.objects == 11 * 15
   per_row = traffic.bytes / 352
-  assert per_row == pytest.approx(256 * 26.9, rel=0.01)
-  assert traffic.bytes_per_object == pytest.approx(traffic.bytes / 154)
-  assert traffic.write_requests_per_second == 154 / 22
+  assert per_row == pytest.approx(256 * 27.9, rel=0.01)
+  assert traffic.bytes_per_object == pytest.approx(traffic.bytes / 165)
+  assert traffic.write_requests_per_second == 165 / 22
   assert traffic.write_bytes_per_second == traffic.bytes / 22
   # 32 rows every three seconds, each of them one read of every array.
   reads = traffic.read_requests_per_second
-  assert reads == {"distill": pytest.approx(32 * 14 / 3)}
+  assert reads == {"distill": pytest.approx(32 * 15 / 3)}
   assert traffic.read_bytes_per_second["distill"] == pytest.approx(
     32 / 3 * per_row
   )
   gb_months = traffic.bytes / 1e9 * 2
-  reads = 2 * (160 * 32 * 14 + 154)  # Of distill and control.
-  dollars = gb_months * 0.023 + reads * 0.4e-6 + 154 * 5e-6
+  reads = 2 * (160 * 32 * 15 + 165)  # Of distill and control.
+  dollars = gb_months * 0.023 + reads * 0.4e-6 + 165 * 5e-6
   assert traffic.dollars == pytest.approx(dollars)
 
 
 def test_large_objects_make_few_requests(by_stage):
   sections, found = by_stage(bounds(cache=2.0), "cache.rows_per_object=64")
   traffic = costs.cache_traffic(sections, list(found.values()))
-  assert traffic.objects == (5 + 1) * 14
+  assert traffic.objects == (5 + 1) * 15
   alone = costs.cache_traffic(sections, [])
   assert alone.write_requests_per_second is None
   assert alone.read_requests_per_second == {}

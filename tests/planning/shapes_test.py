@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from analogjax import assemble, hosts, live, recorder, trainer
-from analogjax.data import batches, logit_cache
-from analogjax.data.rows import Rows
+from analogjax.data import batches, gram_codes, logit_cache
+from analogjax.data.rows import Rows, rows_digests
 from analogjax.planning import shapes
 
 MESH = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
@@ -46,9 +46,23 @@ def of(tree):
   return jax.tree.map(lambda x: (x.shape, str(x.dtype), x.sharding), tree)
 
 
+def sample(cfg, of_rows):
+  """Of a cache, with codes."""
+  number = cfg.cache.gram_positions
+  drawn = gram_codes.draw(
+    rows_digests(of_rows), of_rows.segments_BL, number, cfg.cache.seed
+  )
+  shape = len(of_rows.tokens_BL), cfg.cache.gram_layers
+  pairs = number * (number - 1) // 2
+  return drawn._replace(codes_BZP=np.zeros((*shape, pairs), np.int8))
+
+
+@pytest.mark.parametrize("weight", [0, 2])
 @pytest.mark.parametrize("kind", ["threshold", "topk"])
-def test_a_batch_is_that_of_the_loop(sections, teacher, kind):
-  cfg = sections(*MESH, f"cache.kind={kind}")
+def test_a_batch_is_that_of_the_loop(sections, teacher, kind, weight):
+  cfg = sections(
+    *MESH, f"cache.kind={kind}", f"train.distill.loss.gram_weight={weight}"
+  )
   step = prepared("train.distill", cfg, teacher)
   B, L = 8, cfg.data.L
   K = step.num_slots
@@ -63,6 +77,7 @@ def test_a_batch_is_that_of_the_loop(sections, teacher, kind):
     capture_weights_BL=np.ones((B, L), np.float32),
     entropy_BL=np.zeros((B, L), np.float32),
     label_logprob_BL=np.zeros((B, L), np.float32),
+    gram=sample(cfg, of_rows) if weight else None,
   )
   mesh = assemble.make_mesh(cfg)
   real = hosts.put_rows(batches.from_entries(entries), mesh, hosts.group(mesh))
@@ -72,10 +87,12 @@ def test_a_batch_is_that_of_the_loop(sections, teacher, kind):
   assert step.num_slots > 0
 
 
+@pytest.mark.parametrize("weight", [0, 2])
 def test_a_teacher_in_the_loop_is_that_of_the_loop(
-  sections, teacher, monkeypatch
+  sections, teacher, monkeypatch, weight
 ):
-  cfg = sections(*MESH, "train.distill.loss.teacher=live")
+  weighs = f"train.distill.loss.gram_weight={weight}"
+  cfg = sections(*MESH, "train.distill.loss.teacher=live", weighs)
   step = prepared("train.distill", cfg, teacher)
   of_teacher = prepared("train.distill.teacher", cfg, teacher)
   mesh = step.mesh
@@ -83,10 +100,14 @@ def test_a_teacher_in_the_loop_is_that_of_the_loop(
   read = lambda folder, cfg, mesh, *, dtype: params  # noqa: E731
   monkeypatch.setattr(live.hf_folder, "read_parameters", read)
   opened = open_teacher(teacher)
-  running = live.LiveTeacher(opened, mesh, mesh)
-  batch = hosts.put_rows(
-    batches.for_live_teacher(rows(8, cfg.data.L)), mesh, hosts.group(mesh)
-  )
+  layers = cfg.cache.gram_layers
+  running = live.LiveTeacher(opened, mesh, mesh, gram_layers=layers)
+  of_rows = rows(8, cfg.data.L)
+  batch = batches.for_live_teacher(of_rows)
+  if weight:
+    number = cfg.cache.gram_positions
+    batch = batches.with_positions(batch, of_rows, number, cfg.cache.seed)
+  batch = hosts.put_rows(batch, mesh, hosts.group(mesh))
   _, planned, hidden = step.call
   assert of(planned) == of(batch) == of(of_teacher.call[1])
   assert of(hidden) == of(running.hidden(batch))
@@ -122,7 +143,9 @@ def test_the_cache_step_is_that_of_the_recorder(sections, teacher, monkeypatch):
 
 
 def test_a_phase_runs_what_is_compiled(sections, teacher, tmp_path):
-  cfg = sections(*MESH, "train.distill.microbatches=2")
+  cfg = sections(
+    *MESH, "train.distill.microbatches=2", "train.distill.loss.gram_weight=2"
+  )
   opened = open_teacher(teacher)
   held_out = assemble.manifest(cfg, opened, "", 8, held_out=True)
   phase = trainer.Phase(

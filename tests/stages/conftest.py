@@ -339,7 +339,10 @@ class Lab:
     "student.G": 2,  # tensor=2 divides it.
     "cache.num_rows": 24,
     "cache.batch_rows": 8,
+    "cache.gram_positions": 8,
+    "cache.gram_layers": 1,
     "train.phases": "distill",
+    "train.distill.loss.gram_weight": 0.5,
     "train.distill.init_from": "",
     "train.distill.batch_rows": 8,
     "train.distill.keep_checkpoints": 9,
@@ -348,7 +351,11 @@ class Lab:
   # Where the rows come from, by overrides.
   sources = {
     "cache": (),
-    "stream": ("train.distill.rows=pipeline", "train.distill.loss.alpha=0"),
+    "stream": (
+      "train.distill.rows=pipeline",
+      "train.distill.loss.alpha=0",
+      "train.distill.loss.gram_weight=0",
+    ),
   }
 
   def arguments(self, command, workdir, *values):

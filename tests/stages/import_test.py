@@ -51,7 +51,7 @@ def _arguments(tiny, command, workdir, parquet, *more):
   config.write_text(
     "import runpy\n\n\ndef get_config():\n"
     f"  cfg = runpy.run_path({str(tiny.config)!r})['get_config']()\n"
-    f"  cfg.cache.update(kind='topk', top_k={K})\n"
+    f"  cfg.cache.update(kind='topk', top_k={K}, gram_positions=0)\n"
     f"  cfg.cache.import_path = {str(parquet)!r}\n"
     f"  cfg.cache.import_codec = {CODEC!r}\n"
     "  return cfg\n"

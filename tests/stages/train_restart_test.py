@@ -71,8 +71,28 @@ def losses(training, workdir):
     (record["step"], name): value
     for record in training.curve(workdir)
     for name, value in record.items()
-    if name.endswith("_nats")
+    if name.endswith(("_nats", "/gram"))
   }
+
+
+def test_a_phase_with_a_weight_says_how_far_the_grams_are(training, straight):
+  """In training and on held-out rows; one without it, on the latter alone."""
+  of_cache = losses(training, straight["cache"][0])
+  assert {step for step, name in of_cache if name == "train/gram"} == {
+    *range(1, 13)
+  }
+  held_out = {
+    source: [
+      losses(training, straight[source][0])[step, "held_out/gram"]
+      for step in (0, 6, 12)
+    ]
+    for source in ("cache", "stream")
+  }
+  assert held_out["cache"][2] < held_out["cache"][0]
+  assert held_out["stream"][0] == held_out["cache"][0]  # Of the same student.
+  assert not any(
+    name == "train/gram" for _, name in losses(training, straight["stream"][0])
+  )
 
 
 @pytest.mark.slow

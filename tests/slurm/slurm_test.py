@@ -148,7 +148,8 @@ def results(workdir):
     if "speed/tokens_per_second" not in record
   ]
   export = json.loads((workdir / "export.json").read_text())
-  output = json.loads((workdir / "fidelity.json").read_text())["output"]
+  fidelity = json.loads((workdir / "fidelity.json").read_text())
+  output = fidelity["output"]["models"]
   return {"curve": curve, "files": export["files"], "output": output}
 
 

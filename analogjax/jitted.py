@@ -171,25 +171,6 @@ def make_hidden_step(
   )
 
 
-def make_compare_step(
-  teacher: decoder.DecoderConfig,
-  student: decoder.DecoderConfig,
-  mesh: Mesh,
-  *,
-  chunk: int,
-):
-  """(params of the teacher, {name: params}, batch) -> {name: Comparison}."""
-  return jax.jit(
-    functools.partial(
-      steps.compare_step,
-      teacher_graphdef=decoder.graphdef(teacher),
-      graphdef=decoder.graphdef(student),
-      chunk=chunk,
-    ),
-    out_shardings=_everywhere(mesh),
-  )
-
-
 def shape_of(x: Any, where: Any) -> jax.ShapeDtypeStruct:
   """A shape in a place, from anything that has a shape and a dtype."""
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

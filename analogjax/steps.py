@@ -1,6 +1,6 @@
 """The pure functions that the stages compile."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx, struct
 import jax
@@ -309,80 +309,13 @@ def eval_step(
   return EvalSums(sums, gram.Sums(distance, gram.num_rows(batch.gram)))
 
 
-class Comparison(NamedTuple):
-  """Sums over weighted positions of one model against the teacher."""
-
-  hard: losses.Scalar  # Cross-entropy to the next token, nats.
-  kl: losses.Scalar  # Forward KL(teacher || model), dense, nats.
-  agree: losses.Scalar  # Positions where both find the same token likeliest.
-  correct: losses.Scalar  # Positions whose next token is the likeliest.
-  weight: losses.Scalar  # Sum of the weights: divide by it.
-
-
-def compare_step(
-  teacher_params: nnx.State,
-  params: dict[str, nnx.State],
-  batch: batches.Batch,
-  *,
-  teacher_graphdef: nnx.GraphDef,
-  graphdef: nnx.GraphDef,
-  chunk: int,
-) -> dict[str, Comparison]:
-  """The teacher, live and dense, against itself and each model in `params`.
-
-  Args:
-    teacher_params: of the teacher.
-    params: of the students, by name; "teacher" is added to the result.
-    batch: held-out rows.
-    teacher_graphdef: of the teacher.
-    graphdef: of the students.
-    chunk: positions of a row whose logits exist at a time.
-  """
-  assert "teacher" not in params
-  parts = {"teacher": (teacher_params, teacher_graphdef)}
-  parts |= {name: (weights, graphdef) for name, weights in params.items()}
-  models = {name: _hidden(p, batch, g) for name, (p, g) in parts.items()}
-  L = batch.tokens_BL.shape[1]
-  chunk = min(chunk, L)
-  pad = -L % chunk
-
-  def cut(a_BL, start):
-    a_BL = jnp.pad(a_BL, ((0, 0), (0, pad)) + ((0, 0),) * (a_BL.ndim - 2))
-    return jax.lax.dynamic_slice_in_dim(a_BL, start, chunk, axis=1)
-
-  def body(sums, start):
-    w_BS = cut(batch.targets.weights_BL, start)
-    labels_BS1 = cut(batch.targets.labels_BL, start)[..., None]
-    out = {}
-    for name, (x_BLD, head_VD) in models.items():
-      logits_BSV = _logits(cut(x_BLD, start), head_VD, *parts[name])
-      logq_BSV = jax.nn.log_softmax(logits_BSV)
-      best_BS = jnp.argmax(logq_BSV, axis=-1)
-      if name == "teacher":
-        logp_BSV, teacher_best_BS = logq_BSV, best_BS
-      kl_BS = jnp.sum(jnp.exp(logp_BSV) * (logp_BSV - logq_BSV), axis=-1)
-      hard_BS = -jnp.take_along_axis(logq_BSV, labels_BS1, axis=-1)[..., 0]
-      out[name] = Comparison(
-        hard=jnp.sum(hard_BS * w_BS),
-        kl=jnp.sum(kl_BS * w_BS),
-        agree=jnp.sum((best_BS == teacher_best_BS) * w_BS),
-        correct=jnp.sum((best_BS == labels_BS1[..., 0]) * w_BS),
-        weight=jnp.sum(w_BS),
-      )
-    return jax.tree.map(jnp.add, sums, out), None
-
-  zeros = {name: Comparison(*(jnp.zeros(()),) * 5) for name in models}
-  sums, _ = jax.lax.scan(body, zeros, jnp.arange(0, L + pad, chunk))
-  return sums
-
-
 def head(params: nnx.State, graphdef: nnx.GraphDef) -> jax.Array:
   """The unembedding of a model, [V, D]."""
   return nnx.merge(graphdef, params).head_VD
 
 
 def _logits(x_BSD, head_VD, params, graphdef):
-  """Of a model that is measured or sampled."""
+  """Of a model that is sampled."""
   logits_BSV = losses.unembed(x_BSD, head_VD)
   return nnx.merge(graphdef, params).cap(logits_BSV)
 

@@ -1,4 +1,4 @@
-"""Tests for analogjax/steps.py: what the devices of a mesh exchange.
+"""Tests for the steps: what the devices of a mesh exchange.
 
 Programs are compiled and read, not run. Sizes are such that a dimension tells
 what it is: those of a whole batch, or of one part of it on all devices, and
@@ -26,6 +26,7 @@ import pytest
 
 from analogjax import jitted, losses, sharding
 from analogjax.data import sampling
+from analogjax.fidelity import row_sums
 from analogjax.models import decoder
 from analogjax.planning import collectives
 
@@ -126,8 +127,14 @@ def lower(name, sizes, mesh):
         cfg, mesh, temperature=1.0, chunk=sizes.chunk
       )
       return step.lower(params, batch)
-    step = jitted.make_compare_step(cfg, cfg, mesh, chunk=sizes.chunk)
-    return step.lower(params, {"student": params}, batch)
+    names = ("teacher", "student")
+    step = row_sums.make_step(
+      tuple((name, cfg) for name in names),
+      mesh,
+      chunk=sizes.chunk,
+      documents=2,
+    )
+    return step.lower({name: params for name in names}, batch)
 
 
 @dataclasses.dataclass(frozen=True)

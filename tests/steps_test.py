@@ -327,56 +327,6 @@ def test_teacher_step_on_another_mesh():
   )
 
 
-@functools.cache
-def comparison(index):
-  def compare(params, batch):
-    return steps.compare_step(
-      params["teacher"],
-      {"student": params["student"], "itself": params["teacher"]},
-      batch,
-      teacher_graphdef=decoder.graphdef(STUDENT),
-      graphdef=decoder.graphdef(STUDENT),
-      chunk=CHUNK,
-    )
-
-  params = {"teacher": teacher_params(), "student": parameters(0)}
-  return on_mesh(MESHES[index], compare, params, make_batch())
-
-
-def test_compare_step_equals_dense_numpy():
-  targets = make_batch().targets
-  w_BL = targets.weights_BL
-  logp_BLV = logprobs("teacher")
-  for name in ("teacher", "student"):
-    found, logq_BLV = comparison(0)[name], logprobs(name)
-    kl_BL = (np.exp(logp_BLV) * (logp_BLV - logq_BLV)).sum(-1)
-    hard_BL1 = -np.take_along_axis(logq_BLV, targets.labels_BL[..., None], -1)
-    best_BL = logq_BLV.argmax(-1)
-    np.testing.assert_allclose(
-      found.hard, (hard_BL1[..., 0] * w_BL).sum(), 1e-5
-    )
-    np.testing.assert_allclose(found.kl, (kl_BL * w_BL).sum(), 1e-5, atol=1e-6)
-    assert found.agree == ((best_BL == logp_BLV.argmax(-1)) * w_BL).sum()
-    assert found.correct == ((best_BL == targets.labels_BL) * w_BL).sum()
-    assert found.weight == w_BL.sum()
-
-
-def test_a_teacher_agrees_with_itself():
-  """Listed first, or as one of the models."""
-  for name in ("teacher", "itself"):
-    found = comparison(0)[name]
-    assert found.kl == 0 and found.agree == found.weight > 0
-  assert comparison(0)["student"].kl > 1
-  assert comparison(0)["student"].agree < comparison(0)["student"].weight
-
-
-def test_compare_step_on_another_mesh():
-  alone, split = comparison(0), comparison(3)
-  assert alone.keys() == split.keys()
-  for name, one in alone.items():
-    np.testing.assert_allclose(split[name], one, rtol=1e-5, atol=1e-6)
-
-
 def test_eval_step_adds_up_what_train_step_divides():
   step = functools.partial(
     steps.eval_step,

@@ -55,7 +55,9 @@ def _collect(
       "student": student,
       "ratio": student / teacher.cfg.num_parameters,
     },
-    "models": {name: fidelity["output"]["models"][name] for name in models},
+    "models": {
+      name: fidelity["output"]["models"][name]["metrics"] for name in models
+    },
     "cache": {
       "tokens": tokens,
       "kind": cache.manifest.kind,
@@ -83,15 +85,15 @@ def _print(summary: dict[str, Any], workdir: Path) -> None:
     )
   )
   models.add_column("model")
-  for name in ("cross-entropy, nats", "KL to teacher, nats", "top-1 agreement"):
-    models.add_column(name, justify="right")
+  columns = {
+    "cross_entropy_nats": "cross-entropy, nats",
+    "kl_to_teacher_nats": "KL to teacher, nats",
+    "top1_agreement": "top-1 agreement",
+  }
+  for title in columns.values():
+    models.add_column(title, justify="right")
   for name, values in summary["models"].items():
-    models.add_row(
-      name,
-      f"{values['cross_entropy_nats']:.4f}",
-      f"{values['kl_to_teacher_nats']:.4f}",
-      f"{values['top1_agreement']:.4f}",
-    )
+    models.add_row(name, *(_number(values.get(key)) for key in columns))
   costs = rich.table.Table(title="cost")
   costs.add_column("what")
   costs.add_column("", justify="right")
@@ -112,6 +114,14 @@ def _print(summary: dict[str, Any], workdir: Path) -> None:
     f"numbers: {workdir / 'summary.json'}  curves: {workdir / 'curves.png'}"
     f"  analog: {workdir / assemble.EXPORT}"
   )
+
+
+def _number(estimate: dict[str, Any] | None) -> str:
+  """A measured number with half of its interval, e.g. 3.26 +-0.15."""
+  if estimate is None or estimate["value"] is None:
+    return "-"
+  half = (estimate["high"] - estimate["low"]) / 2
+  return f"{estimate['value']:.4f} +-{half:.2f}"
 
 
 def _goodput(phases: dict[str, dict[str, float]]) -> rich.table.Table:

@@ -236,7 +236,7 @@ def _reliability(found: Mapping[str, Any], models: Models) -> ET.Element | None:
 
 def _outcomes(found: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
   names = {
-    "auc": "AUC of foretelling failures (0.5 is a coin)",
+    "auc": "AUC of telling its failures (0.5 is a coin)",
     "kappa": "kappa of right and wrong (0 is chance)",
     "spearman": "Spearman correlation of documents' losses",
   }

@@ -158,18 +158,18 @@ class Judge:
     yield self._nearer(
       Finding(
         id="output.failures",
-        text="Where the analog fails tells where the frontier model fails,"
-        " better than a control's failures do.",
+        text="What is hard for the analog tells where the frontier model fails,"
+        " better than what is hard for a control.",
         verdict=TRANSFERS,
-        because="AUC of foretelling the frontier model's failures",
+        because="AUC of telling where the frontier model fails",
         threshold=COIN,
       ),
       outcomes,
       lower_is_better=False,
-      does_not="Where the analog fails tells no more of where the frontier"
-      " model fails than a control's failures do.",
-      open_="Whether the analog's failures tell more of the frontier model's"
-      " than a control's do is open.",
+      does_not="What is hard for the analog tells no more of where the frontier"
+      " model fails than what is hard for a control.",
+      open_="Whether what is hard for the analog tells more of where the"
+      " frontier model fails than what is hard for a control is open.",
     )
 
   def _nearer(

@@ -101,7 +101,16 @@ def save_resolved(cfg: ConfigDict, workdir: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
   """Writes a JSON file whole or not at all, also when killed."""
-  text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+  write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+  """The text of a JSON file, which has no NaN in it."""
+  return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a text file whole or not at all, also when killed."""
   # The process id: hosts that share a file system may write at the same time.
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
@@ -118,9 +127,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-  """Removes what killed runs left of `write_json`; nobody may be writing."""
-  for path in folder.glob(".*.json.*.tmp"):
-    path.unlink(missing_ok=True)
+  """Removes what killed runs left of `write_text`; nobody may be writing."""
+  for kind in ("json", "html"):
+    for path in folder.glob(f".*.{kind}.*.tmp"):
+      path.unlink(missing_ok=True)
 
 
 def _call_get_config(file: Path) -> ConfigDict:

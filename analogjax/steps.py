@@ -1,6 +1,6 @@
 """The pure functions that the stages compile."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx, struct
 import jax

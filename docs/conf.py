@@ -66,7 +66,7 @@ _CONTENTS = {
     "docs/config",
     "docs/distillkit",
   ],
-  "Formats": ["docs/cache_format"],
+  "Formats": ["docs/cache_format", "docs/fidelity_format"],
   "What was measured": ["docs/benchmarks", "docs/experiments"],
   "Inside": ["docs/architecture", "docs/glossary", "CONTRIBUTING", "CHANGELOG"],
   "Modules": [_API, _INTERNALS],

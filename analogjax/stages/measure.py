@@ -1,7 +1,8 @@
 """measure: what of the teacher is found in the analog and its controls.
 
 Each part is kept in workdir/fidelity/ when it is done, so that a run that was
-stopped goes on with the next one; together they are fidelity.json.
+stopped goes on with the next one; together they are fidelity.json, of which
+fidelity.html is the page to read.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -29,12 +30,9 @@ from analogjax import (
   sharding,
 )
 from analogjax.data import batches, logit_cache, pipeline, rows as rows_lib
-from analogjax.fidelity import output
+from analogjax.fidelity import document, output, report
 from analogjax.fidelity.study import RANDOM, Model, Study
 from analogjax.models import decoder, hf_folder, sizes
-
-FORMAT = "analogjax.fidelity"
-FORMAT_VERSION = 2
 
 PARTS: Mapping[str, Callable[[Study], dict[str, Any]]] = {
   "output": output.measure,
@@ -48,7 +46,7 @@ def run(
   quick: bool = False,
   only: Collection[str] = (),
 ) -> None:
-  """Writes workdir/fidelity.json, but for parts that are there already.
+  """Writes fidelity.json and .html, but for parts that are there already.
 
   The teacher runs live, and divergences are dense over the vocabulary: nothing
   here depends on how the cache was sampled.
@@ -74,12 +72,16 @@ def run(
   teacher = assemble.open_teacher(sections, workdir)
   rows = _read_rows(sections, options, teacher, workdir)
   students, about = _open_students(sections, options, teacher, workdir, mesh)
+  analog = next(iter(students))
   inputs = {
+    "analog": analog,
+    "controls": _controls(sections, students, analog),
+    "random": RANDOM,
     "teacher_digest": teacher.digest,
     "teacher_dtype": teacher.cfg.dtype,
     "students": about,
     "rows": {name: _digest(part) for name, part in rows.items()},
-    "options": dataclasses.asdict(options),
+    "options": _public(options),
   }
   inputs = json.loads(json.dumps(inputs))
   folder = workdir / "fidelity"
@@ -97,7 +99,7 @@ def run(
     _measure(missing, study, inputs, folder, workdir)
   else:
     progress.say("measure: complete.")
-  hosts.on_first(lambda: _conclude(workdir, inputs))
+  hosts.on_first(lambda: _conclude(workdir, inputs, quick))
 
 
 def _measure(
@@ -161,24 +163,64 @@ def _differs(path: Path, inputs: dict[str, Any]) -> bool:
   return not path.exists() or hf_folder.read_json(path)["inputs"] != inputs
 
 
-def _conclude(workdir: Path, inputs: dict[str, Any]) -> None:
-  """fidelity.json from the parts that there are of these inputs."""
+def _conclude(workdir: Path, inputs: dict[str, Any], quick: bool) -> None:
+  """fidelity.json and its page, of the parts that there are of these inputs."""
   found = {}
   for name in PARTS:
     path = workdir / "fidelity" / f"{name}.json"
     if not _differs(path, inputs):
       found[name] = hf_folder.read_json(path)
-  value = {
-    "format": FORMAT,
-    "format_version": FORMAT_VERSION,
-    "inputs": inputs,
-    "software": assemble.software_versions(),
-    **{name: part["result"] for name, part in found.items()},
-    "cost": {name: part["cost"] for name, part in found.items()},
-  }
-  path = workdir / "fidelity.json"
-  if not path.exists() or hf_folder.read_json(path) != value:
-    config_files.write_json(path, value)
+  value = document.make(
+    {name: part["result"] for name, part in found.items()},
+    inputs={**inputs, "quick": quick},
+    cost={name: part["cost"] for name, part in found.items()},
+    software=assemble.software_versions(),
+  )
+  _renew(workdir / "fidelity.json", config_files.to_json(value))
+  _renew(workdir / "fidelity.html", report.render(value))
+
+
+def _renew(path: Path, text: str) -> None:
+  """Leaves a file alone that says the same."""
+  if not path.exists() or path.read_bytes() != text.encode():
+    config_files.write_text(path, text)
+
+
+def _public(options: config.MeasureConfig) -> dict[str, Any]:
+  """The options as they are published: names and digests, no paths.
+
+  Folders and the rows of domains have their digests elsewhere in the inputs.
+  """
+
+  def of_file(behaviour: str) -> str:
+    path = Path(behaviour)
+    if path.suffix != ".json" or not path.is_file():
+      return path.name
+    return f"{path.name}, SHA-256 {hf_folder.file_sha256(path)}"
+
+  values = dataclasses.asdict(options)
+  values["folders"] = sorted(options.named_folders)
+  values["domains"] = sorted(options.domains)
+  values["behaviours"] = list(map(of_file, options.behaviours))
+  return values
+
+
+def _controls(
+  sections: config.Sections, students: Collection[str], analog: str
+) -> list[str]:
+  """Students that never saw the teacher; of folders nothing else is known."""
+
+  def taught(phase: str) -> bool:
+    section = sections.train.phase[phase]
+    before = section.init_from
+    return section.loss.has_teacher or (bool(before) and taught(before))
+
+  return [
+    name
+    for name in students
+    if name not in (analog, RANDOM)
+    and (name in sections.measure.named_folders or not taught(name))
+  ]
 
 
 def _read_rows(

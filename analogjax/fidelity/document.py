@@ -1,0 +1,94 @@
+"""fidelity.json: made, checked and read, by schema.json beside this file."""
+
+from collections.abc import Mapping
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import jsonschema.exceptions
+
+from analogjax.fidelity import claims, verdicts
+
+FORMAT = "analogjax.fidelity"
+FORMAT_VERSION = 2
+
+
+def make(
+  parts: Mapping[str, Any],
+  *,
+  inputs: Mapping[str, Any],
+  cost: Mapping[str, Any],
+  software: Mapping[str, str],
+) -> dict[str, Any]:
+  """The document: the parts, and what follows from them.
+
+  Args:
+    parts: name -> what was found; some may be missing.
+    inputs: with `analog`, `controls`, `random` and `quick`.
+    cost: of each part.
+    software: versions.
+  """
+  made = claims.make(
+    parts,
+    analog=inputs["analog"],
+    controls=inputs["controls"],
+    random=inputs["random"],
+    quick=inputs["quick"],
+  )
+  value = {
+    "format": FORMAT,
+    "format_version": FORMAT_VERSION,
+    "inputs": inputs,
+    "software": software,
+    "claims": made,
+    "rules": verdicts.rules(),
+    **parts,
+    "cost": cost,
+  }
+  wrong = problem(value)
+  assert not wrong, f"fidelity.json: {wrong}"
+  return value
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+  path = Path(__file__).with_name("schema.json")
+  return json.loads(path.read_text(encoding="utf-8"))
+
+
+def problem(value: Any) -> str:
+  """What is wrong with a document: where, and what; "" if nothing is."""
+  try:
+    json.dumps(value, allow_nan=False)
+  except ValueError as error:
+    return f"a number that is not finite: {error}"
+  validator = jsonschema.Draft202012Validator(schema())
+  error = jsonschema.exceptions.best_match(validator.iter_errors(value))
+  return "" if error is None else f"{error.json_path}: {error.message}"
+
+
+def read(path: Path) -> dict[str, Any]:
+  """A document from a file.
+
+  Raises:
+    ValueError: it is missing, damaged, or of another version.
+  """
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise ValueError(
+      f"{path}: there is no such file; `analogjax measure` writes it."
+    ) from None
+  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f"{path}: not readable as JSON: {error}.") from None
+  found = value.get("format_version") if isinstance(value, dict) else None
+  if found != FORMAT_VERSION or value.get("format") != FORMAT:
+    raise ValueError(
+      f"{path}: expected format {FORMAT!r} of version {FORMAT_VERSION}, found"
+      f" version {found!r}; `analogjax measure` writes it anew."
+    )
+  if wrong := problem(value):
+    raise ValueError(f"{path}: {wrong}; `analogjax measure` writes it anew.")
+  return value

@@ -41,7 +41,7 @@ def steering(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
       number(value["unexplained"]),
       number(value["cosine"]),
     )
-    for model, mappers in part.get("maps", {}).items()
+    for model, mappers in models.ordered(part.get("maps", {})).items()
     for mapper, value in mappers.items()
   ]
   if rows:
@@ -176,7 +176,7 @@ def stitching(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
     " the mean activation does. By itself its cross-entropy is"
     f" {number(entropy['teacher'])} nats.",
   )
-  found = part["models"]
+  found = models.ordered(part["models"])
   fits = [
     fit
     for fit in _FITS
@@ -198,7 +198,8 @@ def stitching(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
   head = ("model", "its depth", "frontier depth", "fit", "recovered")
   yield table("What stitches recover", head, rows)
   ablated = (
-    (depth, number(nats)) for depth, nats in entropy["mean_ablated"].items()
+    (number(float(depth)), number(nats))
+    for depth, nats in entropy["mean_ablated"].items()
   )
   yield table(
     "The frontier model with the mean activation at one depth",
@@ -249,7 +250,6 @@ def _recovered(
       title=title,
       description="One line a model and depth, with its interval.",
       rows=rows,
-      label="",
       reference=0.0,
     ),
     words,

@@ -15,7 +15,7 @@ from analogjax.fidelity import markup, svg
 from analogjax.fidelity.markup import number, tag
 
 WIDTH, HEIGHT = 320, 226
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
 CELL, CELL_HEIGHT = 52, 30
 HISTOGRAM_BINS = 24
 

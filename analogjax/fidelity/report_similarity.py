@@ -40,6 +40,7 @@ def similarity(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
     if metric in value
   ]
   yield table("Similarity to the frontier model", head, rows)
+  yield from _same_depth(found, models)
   for metric in shown:
     name = _METRICS[metric]
     values = {m: v[metric] for m, v in found.items() if metric in v}
@@ -53,6 +54,36 @@ def similarity(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
       yield markup.details(f"{name}, by depth", content)
   yield from _embeddings(part, models)
   yield from _maps(part, models)
+
+
+def _same_depth(
+  found: Mapping[str, Any], models: Models
+) -> Iterator[ET.Element]:
+  """What needs no choice of depths."""
+  by_pair = {
+    (name, metric): {_pair(line): line for line in value["same_depth"]}
+    for name, metrics in found.items()
+    for metric, value in metrics.items()
+    if value.get("same_depth")
+  }
+  pairs = sorted({pair for lines in by_pair.values() for pair in lines})
+  rows = (
+    (
+      models.label(name),
+      _METRICS[metric],
+      *(
+        f"{number(lines[pair]['calibrated'])} (p {number(lines[pair]['p'])})"
+        if pair in lines
+        else "n/a"
+        for pair in pairs
+      ),
+    )
+    for (name, metric), lines in by_pair.items()
+  )
+  if pairs:
+    head = ("model", "measure", *map(_from_to, pairs))
+    text = "Calibrated similarity of layers at the same depth"
+    yield markup.details("At the same depth", table(text, head, rows))
 
 
 _CALIBRATED = ("calibrated", "p", "raw", "null_q95")
@@ -175,9 +206,13 @@ def _maps(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
   yield table(
     "Variance that an affine map to the frontier model leaves unexplained, on"
     " text that it was not fitted on, by depth",
-    ("model", *(f"{number(p)} to {number(q)}" for p, q in pairs)),
+    ("model", *map(_from_to, pairs)),
     rows,
   )
+
+
+def _from_to(pair: tuple[float, float]) -> str:
+  return f"{number(pair[0])} to {number(pair[1])}"
 
 
 def _pair(line: Mapping[str, Any]) -> tuple[float, float]:

@@ -76,6 +76,14 @@ def _behaviour(
       yield figures
     else:
       yield markup.details(f"The same with the {mapper} map", figures)
+  own = [
+    (models.label(model), number(of["depth"]), interval(of["effect"]))
+    for model, of in models.ordered(value.get("own", {})).items()
+  ]
+  if own:
+    title = "What each model's own direction does to itself"
+    head = ("model", "its depth", "effect, nats")
+    yield markup.details(title, table(f"{title}, {behaviour}", head, own))
   ratios: dict[tuple[str, str], dict[str, str]] = {}
   for t in value["transfer"]:
     ratio = "n/a" if value["undefined"] else interval(t["ratio"])

@@ -11,22 +11,13 @@ import dataclasses
 import itertools
 import xml.etree.ElementTree as ET
 
-from analogjax.fidelity import markup
+from analogjax.fidelity import markup, svg
 from analogjax.fidelity.markup import number, tag
 
 WIDTH, HEIGHT = 320, 226
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
 CELL, CELL_HEIGHT = 52, 30
 HISTOGRAM_BINS = 24
-# Dash and marker of the n-th series; report.css has the colour.
-STYLES = (
-  ("", "circle"),
-  ("", "square"),
-  ("7 3", "triangle"),
-  ("2 3", "diamond"),
-  ("9 3 2 3", "cross"),
-  ("4 2", "ring"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +25,7 @@ class Series:
   """A curve."""
 
   name: str
-  style: int  # Index of STYLES, turning over.
+  style: int  # Index of svg.STYLES, turning over.
   x: Sequence[float]
   y: Sequence[float]
   low: Sequence[float] = ()  # The band, if there is one.
@@ -70,7 +61,8 @@ def figure(
     key: makes the id.
   """
   swatches = [
-    tag("li", _swatch(style), " ", tag("bdi", name)) for name, style in legend
+    tag("li", svg.swatch(style), " ", tag("bdi", name))
+    for name, style in legend
   ]
   return tag(
     "figure",
@@ -111,30 +103,23 @@ def curves(
   frame = _Frame(xs, ys)
   parts = frame.axes(x_label, y_label)
   if reference == "diagonal":
-    parts.append(_line(frame.at(0, 0), frame.at(1, 1), class_="reference"))
+    parts.append(svg.line(frame.at(0, 0), frame.at(1, 1), class_="reference"))
   elif reference:
     at = 0 if reference == "zero" else 1
     ends = frame.at(min(xs), at), frame.at(max(xs), at)
-    parts.append(_line(*ends, class_="reference"))
+    parts.append(svg.line(*ends, class_="reference"))
   for s in series:
     if s.low:
       edge = [*zip(s.x, s.low, strict=True)]
       edge += reversed([*zip(s.x, s.high, strict=True)])
-      points = " ".join(_point(frame.at(*p)) for p in edge)
-      parts.append(tag("polygon", points=points, class_=f"band {_colour(s)}"))
+      points = svg.points(frame.at(*p) for p in edge)
+      band = f"band {svg.colour(s.style)}"
+      parts.append(tag("polygon", points=points, class_=band))
   for s in series:
-    points = [frame.at(x, y) for x, y in zip(s.x, s.y, strict=True)]
-    dash, shape = STYLES[s.style % len(STYLES)]
-    parts.append(
-      tag(
-        "polyline",
-        points=" ".join(map(_point, points)),
-        class_=f"curve {_colour(s)}",
-        stroke_dasharray=dash or None,
-      )
-    )
-    parts += [_marker(shape, p, _colour(s)) for p in points]
-  return _svg(key, title, description, WIDTH, HEIGHT, parts)
+    places = [frame.at(x, y) for x, y in zip(s.x, s.y, strict=True)]
+    parts.append(svg.curve(places, s.style))
+    parts += [svg.marker(place, s.style) for place in places]
+  return svg.picture(key, title, description, (WIDTH, HEIGHT), parts)
 
 
 def intervals(
@@ -143,12 +128,19 @@ def intervals(
   title: str,
   description: str,
   rows: Sequence[Interval],
-  label: str,
   reference: float | None = None,
 ) -> ET.Element:
-  """A number of each model with its interval, one below the other."""
+  """A number of each model with its interval, one below the other.
+
+  Args:
+    key: an id that no other figure has.
+    title: for those who hear the page.
+    description: as above.
+    rows: at least one.
+    reference: a dashed line.
+  """
   row_height, left, top = 24, 104, 8
-  height = top + row_height * len(rows) + (36 if label else 22)
+  height = top + row_height * len(rows) + 22
   ends = [n for r in rows for n in (r.low, r.value, r.high)]
   ends += [] if reference is None else [reference]
   low, high = _spread(min(ends), max(ends))
@@ -158,35 +150,26 @@ def intervals(
     return left + (value - low) / (high - low) * (right - left)
 
   bottom = top + row_height * len(rows)
-  parts = [_line((left, bottom), (right, bottom), class_="axis")]
+  parts = [svg.line((left, bottom), (right, bottom), class_="axis")]
   for value, anchor in ((min(ends), "start"), (max(ends), "end")):
     # A tick, and its number where it does not leave the drawing.
-    parts.append(_line((x(value), bottom), (x(value), bottom + 4)))
+    parts.append(svg.line((x(value), bottom), (x(value), bottom + 4)))
     at = max(left - 12, x(value)) if anchor == "start" else x(value) + 12
-    parts.append(_text((at, bottom + 15), number(value), anchor))
-  if label:
-    middle = (left + right) / 2
-    parts.append(_text((middle, bottom + 30), label, "middle"))
+    parts.append(svg.text((at, bottom + 15), number(value), anchor))
   if reference is not None:
     at = x(reference)
-    parts.append(_line((at, top), (at, bottom), class_="reference"))
-    if reference not in (min(ends), max(ends)):
-      parts.append(_text((at, bottom + 15), number(reference), "middle"))
+    parts.append(svg.line((at, top), (at, bottom), class_="reference"))
+    # Where its number would not run into those of the ends.
+    if left + 40 < at < right - 40:
+      parts.append(svg.text((at, bottom + 15), number(reference), "middle"))
   for i, row in enumerate(rows):
     y = top + row_height * (i + 0.5)
-    colour = _colour(row)
-    dash, shape = STYLES[row.style % len(STYLES)]
-    name = markup.short(row.name, 15)
     parts += [
-      _text((left - 10, y + 4), name, "end"),
-      _line(
-        *((x(row.low), y), (x(row.high), y)),
-        class_=f"curve {colour}",
-        stroke_dasharray=dash or None,
-      ),
-      _marker(shape, (x(row.value), y), colour),
+      svg.text((left - 10, y + 4), markup.short(row.name, 15), "end"),
+      svg.curve([(x(row.low), y), (x(row.high), y)], row.style),
+      svg.marker((x(row.value), y), row.style),
     ]
-  return _svg(key, title, description, WIDTH, height, parts)
+  return svg.picture(key, title, description, (WIDTH, height), parts)
 
 
 def heat_map(
@@ -220,36 +203,37 @@ def heat_map(
   width = max(WIDTH, left + CELL * len(columns) + 4)
   cell = (width - left - 4) / len(columns)
   height = top + CELL_HEIGHT * len(rows) + 38
-  parts = [_text((left, 12), row_label, "start")]
+  parts = [svg.text((left, 12), row_label, "start")]
   bottom = top + CELL_HEIGHT * len(rows)
   frames = []
   for i, (row, line) in enumerate(zip(rows, values, strict=True)):
     y = bottom - CELL_HEIGHT * (i + 1)
     middle = y + CELL_HEIGHT / 2 + 4
-    parts.append(_text((left - 8, middle), number(row), "end"))
+    parts.append(svg.text((left - 8, middle), number(row), "end"))
     for j, (column, value) in enumerate(zip(columns, line, strict=True)):
       x = left + cell * j
       shade = min(1.0, max(0.0, value / most)) if most > 0 else 0.0
-      box = dict(x=_short(x), y=_short(y), width=_short(cell))
+      box = dict(x=svg.short(x), y=svg.short(y), width=svg.short(cell))
       box |= dict(height=CELL_HEIGHT)
       parts.append(
         tag("rect", **box, class_="cell", fill_opacity=f"{shade:.2f}")
       )
       deep = "deep" if shade > 0.5 else "value"
       at = (x + cell / 2, middle)
-      parts.append(_text(at, number(value), "middle", class_=deep))
+      parts.append(svg.text(at, number(value), "middle", class_=deep))
       if (row, column) == best:
         frames.append(tag("rect", **box, class_="best"))
   for j, column in enumerate(columns):
     at = (left + cell * (j + 0.5), bottom + 15)
-    parts.append(_text(at, number(column), "middle"))
-  parts.append(_text((width - 4, bottom + 31), column_label, "end"))
+    parts.append(svg.text(at, number(column), "middle"))
+  parts.append(svg.text((width - 4, bottom + 31), column_label, "end"))
   # On a phone a small matrix shrinks to fit; a large one scrolls in its box.
-  svg = _svg(key, title, description, width, height, [*parts, *frames])
+  parts += frames
+  drawing = svg.picture(key, title, description, (width, height), parts)
   if width == WIDTH:
-    return svg
-  svg.set("style", f"max-width: none; width: {width}px")
-  return markup.scroll(svg, title)
+    return drawing
+  drawing.set("style", f"max-width: none; width: {width}px")
+  return markup.scroll(drawing, title)
 
 
 def histogram(
@@ -292,31 +276,31 @@ def histogram(
       parts.append(
         tag(
           *("rect",),
-          x=_short(left + width * i + 0.5),
-          y=_short(bottom - tall),
-          width=_short(width - 1),
-          height=_short(tall),
+          x=svg.short(left + width * i + 0.5),
+          y=svg.short(bottom - tall),
+          width=svg.short(width - 1),
+          height=svg.short(tall),
           class_="bar",
         )
       )
-  parts.append(_line((left, bottom), (WIDTH - left, bottom), class_="axis"))
+  parts.append(svg.line((left, bottom), (WIDTH - left, bottom), class_="axis"))
   parts.append(
-    _line((x(quantile), top), (x(quantile), bottom), class_="reference")
+    svg.line((x(quantile), top), (x(quantile), bottom), class_="reference")
   )
   at = x(observed)
-  parts.append(_line((at, top - 6), (at, bottom), class_="observed"))
+  parts.append(svg.line((at, top - 6), (at, bottom), class_="observed"))
   anchor = "end" if at > WIDTH / 2 else "start"
   at += 6 if anchor == "end" else -6
   parts.append(
-    _text((at, 12), f"observed {number(observed)}", anchor, "deepest")
+    svg.text((at, 12), f"observed {number(observed)}", anchor, "deepest")
   )
   smallest, largest = min(null), max(null)
-  parts.append(_text((x(smallest), bottom + 15), number(smallest), "start"))
+  parts.append(svg.text((x(smallest), bottom + 15), number(smallest), "start"))
   # Where all of chance is one number there is one label.
   if x(largest) - x(smallest) > 60:
-    parts.append(_text((x(largest), bottom + 15), number(largest), "end"))
-  parts.append(_text((WIDTH / 2, bottom + 32), x_label, "middle"))
-  return _svg(key, title, description, WIDTH, height, parts)
+    parts.append(svg.text((x(largest), bottom + 15), number(largest), "end"))
+  parts.append(svg.text((WIDTH / 2, bottom + 32), x_label, "middle"))
+  return svg.picture(key, title, description, (WIDTH, height), parts)
 
 
 class _Frame:
@@ -338,19 +322,19 @@ class _Frame:
   def axes(self, x_label: str, y_label: str) -> list[ET.Element]:
     left, bottom = LEFT, HEIGHT - BOTTOM
     parts = [
-      _line((left, bottom), (WIDTH - RIGHT, bottom), class_="axis"),
-      _line((left, TOP + 16), (left, bottom), class_="axis"),
-      _text((4, 14), y_label, "start"),
-      _text(((left + WIDTH - RIGHT) / 2, HEIGHT - 6), x_label, "middle"),
+      svg.line((left, bottom), (WIDTH - RIGHT, bottom), class_="axis"),
+      svg.line((left, TOP + 16), (left, bottom), class_="axis"),
+      svg.text((4, 14), y_label, "start"),
+      svg.text(((left + WIDTH - RIGHT) / 2, HEIGHT - 6), x_label, "middle"),
     ]
     for value in _ticks(self.xs, 46, lambda v: self.at(v, self.y_low)[0]):
       x = self.at(value, self.y_low)[0]
-      parts.append(_line((x, bottom), (x, bottom + 4)))
-      parts.append(_text((x, bottom + 16), number(value), "middle"))
+      parts.append(svg.line((x, bottom), (x, bottom + 4)))
+      parts.append(svg.text((x, bottom + 16), number(value), "middle"))
     for value in _ticks(self.ys, 24, lambda v: -self.at(self.x_low, v)[1]):
       y = self.at(self.x_low, value)[1]
-      parts.append(_line((left - 4, y), (left, y)))
-      parts.append(_text((left - 7, y + 4), number(value), "end"))
+      parts.append(svg.line((left - 4, y), (left, y)))
+      parts.append(svg.text((left - 7, y + 4), number(value), "end"))
     return parts
 
 
@@ -375,70 +359,3 @@ def _ticks(
 def _spread(low: float, high: float) -> tuple[float, float]:
   """The ends of a scale: never the same."""
   return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _colour(item: Series | Interval) -> str:
-  return f"c{item.style % len(STYLES)}"
-
-
-def _short(value: float) -> str:
-  return f"{value:.1f}".removesuffix(".0")
-
-
-def _point(at: tuple[float, float]) -> str:
-  return ",".join(map(_short, at))
-
-
-def _line(a, b, **attributes) -> ET.Element:
-  attributes.setdefault("class_", "tick")
-  (x1, y1), (x2, y2) = ([*map(_short, p)] for p in (a, b))
-  return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, **attributes)
-
-
-def _text(at, text, anchor, class_=None) -> ET.Element:
-  x, y = map(_short, at)
-  return tag("text", text, x=x, y=y, text_anchor=anchor, class_=class_)
-
-
-_MARKERS = {
-  "square": "M-3.6-3.6h7.2v7.2h-7.2z",
-  "triangle": "M-4.4 3.4h8.8l-4.4-7.6z",
-  "diamond": "M0-4.8l4.8 4.8-4.8 4.8-4.8-4.8z",
-  "cross": "M-3.6-3.6l7.2 7.2m0-7.2l-7.2 7.2",
-}
-
-
-def _marker(shape: str, at: tuple[float, float], colour: str) -> ET.Element:
-  x, y = map(_short, at)
-  if shape in ("circle", "ring"):
-    radius = 3.4 if shape == "circle" else 3.8
-    style = f"{'mark' if shape == 'circle' else 'hollow'} {colour}"
-    return tag("circle", cx=x, cy=y, r=radius, class_=style)
-  style = f"{'hollow' if shape == 'cross' else 'mark'} {colour}"
-  path = _MARKERS[shape]
-  return tag("path", d=path, transform=f"translate({x} {y})", class_=style)
-
-
-def _swatch(style: int) -> ET.Element:
-  dash, shape = STYLES[style % len(STYLES)]
-  colour = f"c{style % len(STYLES)}"
-  line = _line(
-    (1, 7), (33, 7), class_=f"curve {colour}", stroke_dasharray=dash or None
-  )
-  marker = _marker(shape, (17, 7), colour)
-  box = dict(viewBox="0 0 34 14", width=34, height=14)
-  return tag("svg", line, marker, **box, class_="swatch", aria_hidden="true")
-
-
-def _svg(key, title, description, width, height, parts) -> ET.Element:
-  return tag(
-    "svg",
-    tag("title", title, id=f"{key}-title"),
-    tag("desc", description, id=f"{key}-desc"),
-    *parts,
-    viewBox=f"0 0 {width} {height}",
-    role="img",
-    aria_labelledby=f"{key}-title",
-    aria_describedby=f"{key}-desc",
-    class_="chart",
-  )

@@ -69,8 +69,10 @@ def number(value: float | None) -> str:
     return f"{value + 0:g}"  # Without the sign of -0.
   if size >= 100:
     return f"{value:,.0f}"
-  if size < 5e-4:
+  if size < 1e-6:
     return f"{value:.1e}"
+  if size < 5e-4:
+    return f"{value:.{1 - math.floor(math.log10(size))}f}"
   return f"{value:.{1 if size >= 10 else 2 if size >= 1 else 3}f}"
 
 

@@ -14,6 +14,7 @@ from analogjax.fidelity import (
   claims,
   markup,
   report_parts,
+  report_similarity,
   report_steering,
   verdicts,
 )
@@ -23,7 +24,7 @@ _SECTIONS = {
   "output": ("What the models say", report_parts.output),
   "similarity": (
     "How the models represent the same text",
-    report_parts.similarity,
+    report_similarity.similarity,
   ),
   "steering": (
     "Interventions found on the analog, applied to the frontier model",
@@ -224,7 +225,6 @@ def _picture(
     title=f"{claim['id']}: the analog and the best control",
     description=claim["because"],
     rows=rows,
-    label="",
     reference=claim["threshold"],
   )
 

@@ -1,11 +1,11 @@
-"""The report's sections on what is said and how it is represented."""
+"""The report's section on what the models say, and which model is which."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 import xml.etree.ElementTree as ET
 
-from analogjax.fidelity import charts, markup
+from analogjax.fidelity import charts
 from analogjax.fidelity.markup import interval, number, table, tag
 
 TEACHER = "teacher"
@@ -19,11 +19,6 @@ METRICS = {
   "cross_entropy_gap_nats": "gap to frontier model, nats",
   "accuracy": "accuracy",
   "expected_calibration_error": "calibration error (lower is better)",
-}
-SIMILARITIES = {
-  "mutual_knn": "Shared nearest neighbours",
-  "unbiased_cka": "Unbiased CKA",
-  "procrustes": "Procrustes",
 }
 
 
@@ -41,7 +36,7 @@ class Models:
     return cls(inputs["analog"], tuple(inputs["controls"]), inputs["random"])
 
   def style(self, name: str) -> int:
-    """Index of charts.STYLES: black, blue, orange, grey; others after."""
+    """Index of svg.STYLES: black, blue, orange, grey; others after."""
     known = (TEACHER, self.analog, *self.controls[:1], self.random)
     if name in known:
       fixed = {TEACHER: 0, self.analog: 1, self.random: 3}
@@ -61,8 +56,12 @@ class Models:
     role = self.role(name)
     return tag("span", tag("bdi", name), f", {role}" if role != name else None)
 
-  def legend(self, names: Iterable[str]) -> list[tuple[str, int]]:
-    return [(name, self.style(name)) for name in names]
+  def ordered(self, found: Mapping[str, Any]) -> dict[str, Any]:
+    """By name: the teacher, the analog, controls, others, the random one."""
+    first = (TEACHER, self.analog, *self.controls)
+    rest = [name for name in found if name not in (*first, self.random)]
+    names = (*first, *rest, self.random)
+    return {name: found[name] for name in names if name in found}
 
 
 def interval_rows(
@@ -83,7 +82,7 @@ def interval_rows(
 
 
 def output(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
-  found = part["models"]
+  found = models.ordered(part["models"])
   yield tag(
     "p",
     "Every model reads the same held-out text and predicts each next token."
@@ -133,7 +132,6 @@ def _metric_figure(
       title=title,
       description="One line a model, with its interval.",
       rows=rows,
-      label="",
     ),
     table(
       title,
@@ -268,172 +266,3 @@ def _domains(found: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
     yield tag("h3", "By domain")
     head = ("domain", "model", *(METRICS[m] for m in shown))
     yield table("Predictions on text of each domain", head, rows)
-
-
-def similarity(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
-  found = part["models"]
-  yield tag(
-    "p",
-    f"Activations of {number(part['points'])} tokens in each model. Nothing"
-    " here is causal: models can be alike and not exchange anything. Chance is"
-    f" what {number(part['permutations'])} permutations of the text give, the"
-    " best pair of depths being chosen anew in each.",
-  )
-  head = ("model", "measure", "calibrated", "p", "raw", "chance, 95 % below")
-  head += ("best depth of the student", "of the frontier model")
-  shown = [m for m in SIMILARITIES if any(m in v for v in found.values())]
-  rows = [
-    (
-      models.label(name),
-      SIMILARITIES[metric],
-      *(number(value[metric][k]) for k in _CALIBRATED),
-      number(value[metric]["best"]["student_depth"]),
-      number(value[metric]["best"]["teacher_depth"]),
-    )
-    for metric in shown
-    for name, value in found.items()
-    if metric in value
-  ]
-  yield table("Similarity to the frontier model", head, rows)
-  for metric in shown:
-    name = SIMILARITIES[metric]
-    values = {m: v[metric] for m, v in found.items() if metric in v}
-    figures = _heat_maps(metric, values, part["depths"], models)
-    figures += _nulls(metric, values, models)
-    content = tag("div", *figures, class_="figures")
-    if metric == shown[0]:
-      yield tag("h3", f"{name}, by depth")
-      yield content
-    else:
-      yield markup.details(f"{name}, by depth", content)
-  yield from _embeddings(part, models)
-  yield from _maps(part, models)
-
-
-_CALIBRATED = ("calibrated", "p", "raw", "null_q95")
-
-
-def _heat_maps(
-  metric: str,
-  values: Mapping[str, Any],
-  depths: Mapping[str, Sequence[float]],
-  models: Models,
-) -> list[ET.Element]:
-  most = max(x for v in values.values() for line in v["matrix"] for x in line)
-  columns = depths[TEACHER]
-  figures = []
-  for i, (name, value) in enumerate(values.items()):
-    rows, best = depths[name], value["best"]
-    title = f"{name}: {SIMILARITIES[metric].lower()}"
-
-    def draw(key, rows=rows, value=value, best=best, title=title, name=name):
-      return charts.heat_map(
-        key,
-        title=title,
-        description="A row for each depth of the student, a column for each of"
-        " the frontier model; the more alike, the darker, on one scale for all"
-        " models. The frame is around the best pair.",
-        rows=rows,
-        columns=columns,
-        values=value["matrix"],
-        most=most,
-        best=(best["student_depth"], best["teacher_depth"]),
-        row_label=f"depth of {markup.short(name)}",
-        column_label="depth of the frontier model",
-      )
-
-    lines = (
-      (number(depth), *map(number, line))
-      for depth, line in zip(rows, value["matrix"], strict=True)
-    )
-    head = ("student depth", *(f"frontier {number(c)}" for c in columns))
-    figures.append(
-      charts.figure(title, draw, table(title, head, lines), key=f"{metric}-{i}")
-    )
-  return figures
-
-
-def _nulls(
-  metric: str, values: Mapping[str, Any], models: Models
-) -> list[ET.Element]:
-  figures = []
-  for i, (name, value) in enumerate(values.items()):
-    if name not in (models.analog, *models.controls[:1]):
-      continue
-    title = f"{name}: {SIMILARITIES[metric].lower()}, against chance"
-
-    def draw(key, value=value, title=title):
-      return charts.histogram(
-        key,
-        title=title,
-        description="Bars: how often chance gives a number. Bold line: the"
-        " observed one. Dashed: 95 % of chance lie below.",
-        null=value["null"],
-        observed=value["raw"],
-        quantile=value["null_q95"],
-        x_label="best pair of depths, text permuted",
-      )
-
-    numbers = (
-      ("observed", number(value["raw"])),
-      ("least of chance", number(min(value["null"]))),
-      ("95 % of chance lie below", number(value["null_q95"])),
-      ("most of chance", number(max(value["null"]))),
-      ("p", number(value["p"])),
-    )
-    figures.append(
-      charts.figure(
-        title,
-        draw,
-        table(title, ("what", "number"), numbers),
-        key=f"{metric}-null-{i}",
-      )
-    )
-  return figures
-
-
-def _embeddings(
-  part: Mapping[str, Any], models: Models
-) -> Iterator[ET.Element]:
-  found = part.get("embeddings", {})
-  if not found:
-    return
-  yield tag("h3", "The vocabulary")
-  rows = (
-    (
-      models.label(name),
-      *(number(value[k]) for k in _CALIBRATED),
-      number(value["tokens"]),
-    )
-    for name, value in found.items()
-  )
-  head = ("model", "calibrated", "p", "raw", "chance, 95 % below", "tokens")
-  yield table(
-    "Unembeddings: unbiased CKA with the frontier model's", head, rows
-  )
-
-
-def _maps(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
-  found = part.get("maps", {})
-  if not found:
-    return
-  yield tag("h3", "How much a linear map explains")
-  by_pair = {
-    name: {_pair(line): number(line["unexplained"]) for line in lines}
-    for name, lines in found.items()
-  }
-  pairs = sorted({pair for lines in by_pair.values() for pair in lines})
-  rows = (
-    (models.label(name), *(lines.get(pair, "n/a") for pair in pairs))
-    for name, lines in by_pair.items()
-  )
-  yield table(
-    "Variance that an affine map to the frontier model leaves unexplained, on"
-    " text that it was not fitted on, by depth",
-    ("model", *(f"{number(p)} to {number(q)}" for p, q in pairs)),
-    rows,
-  )
-
-
-def _pair(line: Mapping[str, Any]) -> tuple[float, float]:
-  return line["student_depth"], line["teacher_depth"]

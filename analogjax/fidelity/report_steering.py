@@ -41,7 +41,7 @@ def steering(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
       number(value["unexplained"]),
       number(value["cosine"]),
     )
-    for model, mappers in part.get("maps", {}).items()
+    for model, mappers in models.ordered(part.get("maps", {})).items()
     for mapper, value in mappers.items()
   ]
   if rows:
@@ -76,6 +76,14 @@ def _behaviour(
       yield figures
     else:
       yield markup.details(f"The same with the {mapper} map", figures)
+  own = [
+    (models.label(model), number(of["depth"]), interval(of["effect"]))
+    for model, of in models.ordered(value.get("own", {})).items()
+  ]
+  if own:
+    title = "What each model's own direction does to itself"
+    head = ("model", "its depth", "effect, nats")
+    yield markup.details(title, table(f"{title}, {behaviour}", head, own))
   ratios: dict[tuple[str, str], dict[str, str]] = {}
   for t in value["transfer"]:
     ratio = "n/a" if value["undefined"] else interval(t["ratio"])
@@ -176,7 +184,7 @@ def stitching(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
     " the mean activation does. By itself its cross-entropy is"
     f" {number(entropy['teacher'])} nats.",
   )
-  found = part["models"]
+  found = models.ordered(part["models"])
   fits = [
     fit
     for fit in _FITS
@@ -198,7 +206,8 @@ def stitching(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
   head = ("model", "its depth", "frontier depth", "fit", "recovered")
   yield table("What stitches recover", head, rows)
   ablated = (
-    (depth, number(nats)) for depth, nats in entropy["mean_ablated"].items()
+    (number(float(depth)), number(nats))
+    for depth, nats in entropy["mean_ablated"].items()
   )
   yield table(
     "The frontier model with the mean activation at one depth",
@@ -249,7 +258,6 @@ def _recovered(
       title=title,
       description="One line a model and depth, with its interval.",
       rows=rows,
-      label="",
       reference=0.0,
     ),
     words,

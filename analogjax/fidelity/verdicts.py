@@ -201,7 +201,7 @@ class Judge:
       control_estimate=found.get(control),
     )
     if ours is None or theirs is None:
-      why = "it is undefined" if ours is None else _NO_CONTROL
+      why = "it is undefined" if ours is None else self._no_control()
       return _but(claim, OPEN, open_, f"{numbers}; {why}.")
     gain = difference(theirs, ours) if lower_is_better else None
     gain = gain or difference(ours, theirs)
@@ -244,7 +244,7 @@ class Judge:
     elif gain is not None and gain <= 0:
       verdict, why = DOES_NOT, f"{rival} is as similar"
     elif gain is None or not known:
-      verdict, why = OPEN, _NO_CONTROL
+      verdict, why = OPEN, self._no_control()
     elif gain <= SIMILARITY_MARGIN:
       verdict, why = OPEN, f"no more than {margin} above {rival}"
     else:
@@ -377,7 +377,7 @@ class Judge:
       why = f"{numbers}, which does as well."
       return _but(claim, DOES_NOT, does_not, why)
     if not any(span(found.get(m)) for m in self.controls):
-      return _but(claim, OPEN, open_, f"{numbers}; {_NO_CONTROL}.")
+      return _but(claim, OPEN, open_, f"{numbers}; {self._no_control()}.")
     if ours.low <= ENOUGH:
       why = f"{numbers}: its interval is not all above {number(ENOUGH)}."
       return _but(claim, OPEN, open_, why)
@@ -385,6 +385,11 @@ class Judge:
       return _but(claim, OPEN, open_, f"{numbers}: the intervals overlap.")
     why = f"{numbers}: above {number(ENOUGH)} and above all others."
     return dataclasses.replace(claim, because=why)
+
+  def _no_control(self) -> str:
+    if not self.controls:
+      return _NO_CONTROL
+    return f"there is no such number of {', '.join(self.controls)}"
 
   def _numbers(
     self, what: str, found: Mapping[str, Json | None], control: str

@@ -8,7 +8,7 @@ import re
 import pytest
 import synthetic_report
 
-from analogjax.fidelity import charts, markup, report
+from analogjax.fidelity import charts, markup, report, svg
 from analogjax.fidelity.markup import number
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "col"}
@@ -145,9 +145,9 @@ def test_tables_and_figures_can_be_heard(page):
   assert len(inside) == len(page.of("figure")) > 20
 
 
-def test_curves_differ_without_colour(page):
-  assert len(set(charts.STYLES)) == len(charts.STYLES)
-  assert len({shape for _, shape in charts.STYLES}) == len(charts.STYLES)
+def test_curves_differ_without_colour():
+  assert len(set(svg.STYLES)) == len(svg.STYLES)
+  assert len({shape for _, shape in svg.STYLES}) == len(svg.STYLES)
 
 
 HOSTILE = (
@@ -215,6 +215,15 @@ def test_undefined_numbers_say_why(found):
   assert "n/a (ablation does nothing)" in page.text
 
 
+def test_models_have_one_order(found, page):
+  found = copy.deepcopy(found)
+  for part in ("output", "similarity", "stitching"):
+    models = found[part]["models"]
+    found[part]["models"] = dict(reversed(models.items()))
+  again = Page(report.render(synthetic_report.make(found)))
+  assert again.text == page.text
+
+
 def test_the_page_is_the_same_each_time(value, text):
   assert report.render(json.loads(json.dumps(value))) == text
 
@@ -235,7 +244,9 @@ def test_the_page_is_the_same_each_time(value, text):
     (123.456, "123"),
     (65_536, "65,536"),
     (1_234_567.8, "1,234,568"),
-    (1.26e-5, "1.3e-05"),
+    (0.000126, "0.00013"),
+    (-1.26e-5, "-0.000013"),
+    (1.26e-7, "1.3e-07"),
   ],
 )
 def test_numbers(given, expected):
@@ -341,4 +352,4 @@ def test_a_constant_can_be_drawn():
     x_label="",
   )
   row = charts.Interval(name="a", style=0, value=1.0, low=1.0, high=1.0)
-  charts.intervals("k", title="t", description="d", rows=[row], label="")
+  charts.intervals("k", title="t", description="d", rows=[row])

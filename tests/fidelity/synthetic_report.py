@@ -118,7 +118,14 @@ def similarity(rng, reach):
         "matrix": matrix.tolist(),
         "best": {"student_depth": depths[p], "teacher_depth": depths[q]},
         **_against_chance(rng, float(matrix.max()), 0.04),
+        "same_depth": [
+          {"student_depth": d, "teacher_depth": d}
+          | _against_chance(rng, float(matrix[i, i]), 0.03)
+          for i, d in enumerate(depths)
+        ],
       }
+      for line in models[name][metric]["same_depth"]:
+        del line["null"]
   return {
     "points": 1024,
     "permutations": 99,
@@ -195,6 +202,10 @@ def steering(rng, reach):
     "pairs": 48,
     "native_effect": estimate(rng, 1.9, 0.2, 64),
     "undefined": None,
+    "own": {
+      model: {"depth": 0.5, "effect": estimate(rng, 1.5, 0.2, 64)}
+      for model in ("teacher", *reach)
+    },
     "arms": arms,
     "transfer": transfer,
   }

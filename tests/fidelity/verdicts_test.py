@@ -52,6 +52,7 @@ def output(kl, auc=None):
     ((1.0, 0.9, 1.1), (1.15, 1.05, 1.25), TRANSFERS),
     ((1.0, 0.9, 1.1), (1.0, 0.9, 1.1), OPEN),
     ((1.5, 1.4, 1.6), (1.0, 0.9, 1.1), DOES_NOT),
+    ((1.05, 0.95, 1.15), (1.0, 0.9, 1.1), OPEN),
     ((), (1.0, 0.9, 1.1), OPEN),
     ((1.0, 0.9, 1.1), (), OPEN),
   ],
@@ -87,10 +88,14 @@ def test_failures(ours, theirs, expected):
 
 def test_without_a_control_it_says_which_phase_to_add():
   found = output({"a": estimate(1, 1, 1), "random": estimate(9, 9, 9)})
-  claim = judge("output", found)["output.kl"]
+  claim = judge("output", found, controls=())["output.kl"]
   assert claim["verdict"] == OPEN and claim["control"] == ""
   assert "no control was measured: add a phase" in claim["because"]
   assert "measure.phases" in claim["because"]
+  # It is there, but its number is not.
+  claim = judge("output", found)["output.kl"]
+  assert claim["verdict"] == OPEN
+  assert claim["because"].endswith("there is no such number of c, d.")
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def lower(name, sizes, mesh):
         num_replicas=1,
         temperature=1.0,
         chunk=sizes.chunk,
+        gram_layers=1,
       )
       return step.lower(params, batch, keys_B2)
     if name == "eval":

@@ -92,6 +92,7 @@ def _print(name: str, report: dict[str, Any]) -> None:
     ("rows not committed", f"{missing:,}"),
     ("rows looked at", f"{report['sampled_rows']:,}"),
     ("positions with a record", _share(report["captured"])),
+    ("positions x depths of a Gram", _gram(m)),
     ("ids per record", _number(report["ids_per_record"])),
     ("of these with a value", _number(report["head_ids_per_record"])),
     ("mass of these", _share(report["head_mass"])),
@@ -111,6 +112,11 @@ def _print(name: str, report: dict[str, Any]) -> None:
     "all but tokens", f"{total - report['bytes_per_token']['tokens']:.2f}"
   )
   progress.console().print(table)
+
+
+def _gram(m: dict[str, Any]) -> str:
+  depths = len(m["gram_depths"])
+  return f"{m['gram_positions']} x {depths}" if depths else "-"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

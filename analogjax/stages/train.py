@@ -113,10 +113,11 @@ def _row_order(
     # Every pass over the rows sees a draw of its own, while there are any.
     replicas = passes % cache.manifest.num_replicas
     entries = cache.read(indices[mine], replicas[mine])
-    said = entries if phase.reads_gram else entries._replace(gram=None)
     if phase.reads_records:
-      return batches.from_entries(said)
-    return make(entries.rows)._replace(gram=said.gram)
+      batch = batches.from_entries(entries._replace(gram=None))
+    else:
+      batch = make(entries.rows)
+    return batch._replace(gram=entries.gram) if phase.reads_gram else batch
 
   identity = dataclasses.asdict(cache.manifest)
   del identity["software"]  # Recorded only.

@@ -12,6 +12,7 @@ from analogjax.data import cache_check, logit_cache
 # Another mesh or other software rounds logits differently; then a drawn id at
 # the edge of its share, or a probability at the edge of tau, may differ.
 _LEAST_EQUAL = 0.98  # Of the positions of a row.
+_MOST_CODES = 2  # By which a cosine may differ, as rounding does.
 
 
 def run(cfg: ConfigDict, workdir: Path, *, rows: int) -> None:
@@ -94,6 +95,14 @@ def _compare(sections, workdir, cache, done, count) -> list[str]:
           f"{cache.location}: row {row}: the teacher now gives other records at"
           f" {1 - share:.1%} of the positions; it, or the software, is another."
         )
+    if now.gram is not None:
+      codes = [np.asarray(e.gram.codes_BZP, int) for e in (now, stored)]
+      most_B = np.abs(codes[0] - codes[1]).max(axis=(1, 2))
+      problems += [
+        f"{cache.location}: row {row}: the teacher now gives another Gram; it,"
+        " or the software, is another."
+        for row in index[most_B > _MOST_CODES]
+      ]
   progress.say(
     f"verify: {len(picked)} rows seen by the teacher again,"
     f" {np.mean(equal):.2%} of the positions have the same record."

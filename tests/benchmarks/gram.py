@@ -5,7 +5,9 @@ On a finished run of the demo, whose teacher and cached rows are read:
   python tests/benchmarks/gram.py --workdir=runs/demo
 
 Bytes are those of the array `gram` of a cache as it lies on disk, its index
-included. Times are medians of steps with a Gram and without, taking turns.
+included. Times are of all cores that this process used, so that other work on
+the machine counts for little: medians of steps with a Gram and without, taking
+turns.
 """
 
 import argparse
@@ -30,6 +32,9 @@ from analogjax.models import hf_folder
 
 _DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 _POSITIONS, _LAYERS = (16, 32, 64), (1, 2, 4)
+_TIMED = ((0, 1), (16, 2), (64, 4))  # Positions and depths; 0: none.
+_TEACHER_ROWS = 4
+_PARTS = ("bytes", "teacher", "student")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--workdir", type=Path, required=True)
   parser.add_argument("--rows", type=int, default=64)
   parser.add_argument("--rounds", type=int, default=9)
+  parser.add_argument(
+    "--parts", nargs="+", choices=_PARTS, default=list(_PARTS)
+  )
   args = parser.parse_args(argv)
   mesh = sharding.make_mesh({}, jax.devices()[:1])
   cache = logit_cache.open_cache(args.workdir / assemble.CACHE)
@@ -44,10 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   cfg = hf_folder.read_config(folder, dtype="float32")
   with jax.set_mesh(mesh):
     params = hf_folder.read_parameters(folder, cfg, mesh, dtype=cfg.dtype)
-    _print_bytes(cache, cfg, params, mesh, args.rows)
-    _print_teacher(cache, cfg, params, mesh, args.rounds)
-    del params
-    _print_student(cache, mesh, args.rounds)
+    if "bytes" in args.parts:
+      _print_bytes(cache, cfg, params, mesh, args.rows)
+    if "teacher" in args.parts:
+      _print_teacher(cache, cfg, params, mesh, args.rounds)
+    if "student" in args.parts:
+      _print_student(cache, mesh, args.rounds)
   return 0
 
 
@@ -102,12 +112,12 @@ def _bytes_on_disk(m, rows, codes_RZP, M: int, Z: int) -> int:
 
 
 def _print_teacher(cache, cfg, params, mesh, rounds) -> None:
-  """A step of the cache stage, of the demo's eight rows."""
+  """A step of the demo's cache stage, of fewer rows."""
   section = _sections().cache
-  rows = cache.read(np.arange(section.batch_rows)).rows
+  rows = cache.read(np.arange(_TEACHER_ROWS)).rows
   keys_B2 = sampling.row_keys(rows_lib.rows_digests(rows), 0)
   arms = {}
-  for M, Z in ((0, 1), (32, 2), (64, 4)):
+  for M, Z in _TIMED:
     step = jitted.make_teacher_step(
       cfg,
       mesh,
@@ -129,7 +139,7 @@ def _print_teacher(cache, cfg, params, mesh, rounds) -> None:
 def _print_student(cache, mesh, rounds) -> None:
   """A step of the demo's phase `distill`, on records of its cache."""
   arms = {}
-  for M, Z in ((0, 1), (32, 2), (64, 4)):
+  for M, Z in _TIMED:
     sections = _sections(
       f"cache.gram_positions={M or 2}",
       f"cache.gram_layers={Z}",
@@ -166,11 +176,11 @@ def _print_times(title, arms, rounds) -> None:
   seconds = {arm: [] for arm in arms}
   for _ in range(rounds):
     for arm, run in arms.items():
-      began = time.perf_counter()
+      began = time.process_time()
       jax.block_until_ready(run())
-      seconds[arm].append(time.perf_counter() - began)
+      seconds[arm].append(time.process_time() - began)
   base = seconds[0, 1]
-  print(f"\n{title}: {statistics.median(base) * 1e3:.0f} ms without a Gram")
+  print(f"\n{title}: {statistics.median(base):.3f} s of CPU without a Gram")
   for (M, Z), found in seconds.items():
     if M:
       ratio = statistics.median(a / b for a, b in zip(found, base, strict=True))

@@ -57,7 +57,7 @@ _VALUES = {
 ARRAYS = (
   *("tokens", "segments", "position_offsets", "weights", "inclusion"),
   *("entropy", "label_logprob", "num_head", "num_tail", "id_first"),
-  *("id_rest", "values", "record_digest", "digest"),
+  *("id_rest", "values", "gram", "record_digest", "digest"),
 )
 
 

@@ -18,6 +18,10 @@ FEW = tuple(
   )
 )
 # Every id has a probability of its own: the records are the teacher.
+GRAM = (
+  "--config.cache.gram_layers=1",
+  "--config.train.distill.loss.gram_weight=0.5",
+)
 ALL_IDS = ("--config.cache.kind=topk", "--config.cache.top_k=384")
 
 
@@ -49,7 +53,7 @@ def with_two_devices_for_the_teacher(tiny, folder):
 def cached(tiny, tmp_path_factory):
   """Six steps on records that hold the whole distribution."""
   workdir = tmp_path_factory.mktemp("cached") / "run"
-  return workdir, train(tiny, workdir, *ALL_IDS)
+  return workdir, train(tiny, workdir, *ALL_IDS, *GRAM)
 
 
 def assert_same_losses(found, wanted, rtol):
@@ -64,10 +68,16 @@ def test_a_cached_step_equals_one_with_the_teacher_in_the_loop(
   tiny, tmp_path, cached
 ):
   """Same rows, same order; records are rounded to 1/64 of a nat or so."""
-  live = train(
-    tiny, tmp_path / "run", *ALL_IDS, "--config.train.distill.loss.teacher=live"
-  )
+  teacher = "--config.train.distill.loss.teacher=live"
+  live = train(tiny, tmp_path / "run", *ALL_IDS, *GRAM, teacher)
   assert_same_losses(live, cached[1], rtol=0.01)
+  # Both go through the same bytes.
+  assert live[1]["train/gram"] == pytest.approx(
+    cached[1][1]["train/gram"], rel=1e-4
+  )
+  assert live[6]["train/gram"] == pytest.approx(
+    cached[1][6]["train/gram"], rel=0.02
+  )
 
 
 @pytest.mark.slow
@@ -82,6 +92,7 @@ def test_without_records_nothing_is_cached_to_train_on(tiny, tmp_path):
     "--config.train.distill.loss.divergence=reverse_kl",
     "--config.train.distill.microbatches=2",
     "--config.train.distill.loss.alpha_schedule=learning_rate",
+    *GRAM,
   )
   tiny.run("cache", workdir, *more, patch=four)
   assert not (workdir / "cache").exists() and (workdir / "held_out").exists()

@@ -75,6 +75,7 @@ def losses(training, workdir):
   }
 
 
+@pytest.mark.slow
 def test_a_phase_with_a_weight_says_how_far_the_grams_are(training, straight):
   """In training and on held-out rows; one without it, on the latter alone."""
   of_cache = losses(training, straight["cache"][0])

@@ -34,7 +34,8 @@ POINTS = 64  # Tokens of each row that maps are fitted on.
 # left to be run, and where little is. Each costs a pass over the held-out rows.
 DEPTHS = (0.45, 0.75)
 CHUNK = 64  # Positions of a row whose logits exist at a time.
-# Of Adam, in parts of the map's columns; it falls to 0.
+# Of Adam: how far a step moves what the map gives, in its standard deviations.
+# It falls to 0.
 LEARNING_RATE = 0.03
 
 
@@ -85,7 +86,7 @@ def measure(study: Study) -> dict[str, Any]:
       found = affine.solve(m, p, used.index(stitch.teacher_depth))
       maps = {"least_squares": found}
       if study.options.stitch_steps and stitch == some[0]:
-        maps["trained"] = train(study, model, stitch, found)
+        maps["trained"] = train(study, model, stitch, found, m)
       for fit, map_ in maps.items():
         stitched_R = cross_entropy(study, model, map_, *stitch)
         recovered = _recovered(
@@ -165,18 +166,25 @@ def cross_entropy(
 
 
 def train(
-  study: Study, model: Model, stitch: Stitch, start: affine.Affine
+  study: Study,
+  model: Model,
+  stitch: Stitch,
+  start: affine.Affine,
+  moments: affine.Moments,
 ) -> affine.Affine:
   """The map that minimizes the stitched model's cross-entropy on `study.fit`.
 
   Both models are as they were: the gradient goes to the map alone. Each step
-  has the next rows, pass after pass.
+  has the next rows, pass after pass. Adam sees the map of whitened activations:
+  some directions of a residual stream are hundreds of times larger than others,
+  and steps of one size would be too large for those.
 
   Args:
     study: with the rows; `stitch_steps` steps are made.
     model: the student.
     stitch: where it is joined.
     start: from `affine.solve`.
+    moments: of the student at its first depth.
   """
   begin = make_beginning(model.cfg, study.mesh)
   step, init = make_training(
@@ -184,15 +192,19 @@ def train(
   )
   p = model.block(stitch.student_depth)
   q = study.teacher.block(stitch.teacher_depth)
-  scale = _scales(start)
-  state: Any = start, init(start)
+  whitening = _whitening(moments)
+  free = _whitened(start, whitening)
+  scale = _scales(free)
+  state: Any = free, init(free)
   for batch in itertools.islice(
     _again_and_again(study, model), study.options.stitch_steps
   ):
     with jax.set_mesh(study.mesh):
       x_BLD = begin(model.params, batch, p)
-      state = step(state, scale, study.teacher.params, x_BLD, batch, q)
-  return affine.Affine(*jax.device_get((state[0].w_DW, state[0].b_W)))
+      state = step(
+        state, scale, whitening, study.teacher.params, x_BLD, batch, q
+      )
+  return jax.device_get(_of_whitened(state[0], whitening))
 
 
 def _again_and_again(study: Study, model: Model):
@@ -233,16 +245,17 @@ def make_training(
   def init(map_: Any) -> optax.OptState:
     return tx.init(map_)
 
-  def step(state, scale, params, x_BLD, batch, block):
-    map_, moments = state
+  def step(state, scale, whitening, params, x_BLD, batch, block):
+    free, moments = state
 
-    def loss(map_):
+    def loss(free):
+      map_ = _of_whitened(free, whitening)
       losses_B = _end(params, map_, x_BLD, batch, block, cfg=cfg)
       return losses_B.sum() / jnp.maximum(batch.targets.weights_BL.sum(), 1)
 
-    updates, moments = tx.update(jax.grad(loss)(map_), moments)
+    updates, moments = tx.update(jax.grad(loss)(free), moments)
     updates = jax.tree.map(jnp.multiply, updates, scale)
-    return optax.apply_updates(map_, updates), moments
+    return optax.apply_updates(free, updates), moments
 
   return jax.jit(step, out_shardings=everywhere(mesh)), init
 
@@ -292,12 +305,57 @@ def _end(
   return jax.lax.scan(body, zero_B, jnp.arange(0, L + pad, chunk))[0]
 
 
-def _scales(map_: affine.Affine) -> affine.Affine:
-  """How large a step of each parameter is: by the column of the map."""
-  size_W = np.sqrt(np.mean(np.square(map_.w_DW), axis=0))
-  size_W = np.maximum(size_W, 1e-3 * size_W.max()).astype(np.float32)
-  sizes_DW = np.broadcast_to(size_W[None], map_.w_DW.shape)
-  return affine.Affine(sizes_DW, size_W)
+class _Whitening(NamedTuple):
+  """(x_D - mean_D) @ w_DE has no correlations, and variances of 1 or less."""
+
+  mean_D: np.ndarray
+  w_DE: np.ndarray
+  inverse_ED: np.ndarray
+
+
+def _whitening(m: affine.Moments) -> _Whitening:
+  """Of the student's activations at its first depth."""
+  mean_D = m.x_PD[0] / m.n
+  covariance_DD = m.xx_PDD[0] / m.n - np.outer(mean_D, mean_D)
+  variance_E, direction_DE = np.linalg.eigh(covariance_DD)
+  # What hardly varies is not blown up.
+  size_E = np.sqrt(np.maximum(variance_E, 1e-6 * variance_E.max()))
+  return _Whitening(
+    *(
+      a.astype(np.float32)
+      for a in (
+        mean_D,
+        direction_DE / size_E,
+        (direction_DE * size_E).T,
+      )
+    )
+  )
+
+
+def _whitened(map_: affine.Affine, whitening: _Whitening) -> affine.Affine:
+  """The same map, from whitened activations."""
+  b_W = map_.b_W + whitening.mean_D @ map_.w_DW
+  return affine.Affine(whitening.inverse_ED @ map_.w_DW, b_W)
+
+
+def _of_whitened(free: Any, whitening: _Whitening) -> Any:
+  """The other way; arrays of the device, too."""
+  dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
+  w_DW: Any = dot(whitening.w_DE, free.w_DW)
+  b_W: Any = free.b_W - dot(whitening.mean_D, w_DW)
+  return affine.Affine(w_DW, b_W)
+
+
+def _scales(free: affine.Affine) -> affine.Affine:
+  """How large a step of each parameter is.
+
+  The norm of a column of a map from whitened activations is the standard
+  deviation of what it gives.
+  """
+  std_W = np.linalg.norm(free.w_DW, axis=0)
+  std_W = np.maximum(std_W, 1e-3 * std_W.max()).astype(np.float32)
+  each_W = std_W / np.sqrt(np.float32(len(free.w_DW)))
+  return affine.Affine(np.broadcast_to(each_W, free.w_DW.shape), std_W)
 
 
 def _mean(m: affine.Moments, q: int) -> affine.Affine:

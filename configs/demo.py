@@ -161,8 +161,12 @@ def get_config() -> ConfigDict:
     batch_rows=4,  # Rows per step.
     seed=0,
     fit_rows=64,  # Rows.
-    domains={},  # Of the held-out rows, no part by itself.
-    domain_rows=16,  # Rows of each.
+    domains=dict(  # Held-out text of single packages.
+      matplotlib=dict(only=("matplotlib/", "mpl_toolkits/")),
+      numpy=dict(only=("numpy/",)),
+      optax=dict(only=("optax/",)),
+    ),
+    domain_rows=8,  # Rows of each.
     depths=4,  # Layers of each model.
     points=1024,  # Tokens.
     permutations=199,
@@ -172,7 +176,7 @@ def get_config() -> ConfigDict:
     strengths=4,  # Each way.
     random_vectors=8,
     mapper_steps=300,  # Steps.
-    stitch_steps=100,  # Steps.
+    stitch_steps=15,  # Steps.
   )
   cfg.release = dict(
     phase="distill",

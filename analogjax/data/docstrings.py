@@ -54,6 +54,7 @@ def packed_rows(
   held_out_every: int = 8,
   seed: int = 0,
   num_threads: int = 2,
+  only: Sequence[str] = (),
 ) -> grain.IterDataset:
   """Packed rows of the documentation of installed packages.
 
@@ -68,6 +69,11 @@ def packed_rows(
     held_out_every: one file in so many is held out.
     seed: of the order of the documents. Any first part is a fair sample.
     num_threads: threads that tokenise ahead of the reader.
+    only: how the sources begin that are given, e.g. "numpy/"; empty: all. What
+      is on which side, and which docstring counts, is as without.
+
+  Raises:
+    ValueError: another corpus than `sha256`, or nothing that `only` names.
   """
   text_lib.check_split(split, held_out_every)
   documents = corpus(tuple(sorted(set(packages))))
@@ -86,7 +92,13 @@ def packed_rows(
     d.text
     for d in documents
     if text_lib.in_split(d.source, split, held_out_every)
+    if not only or d.source.startswith(tuple(only))
   ]
+  if not texts:
+    raise ValueError(
+      f"config.data.arguments.only: expected how sources begin, e.g. 'numpy/';"
+      f" found {tuple(only)}, and no document of split {split!r} is there."
+    )
   return text_lib.pack(
     grain.MapDataset.source(text_lib.shuffled(texts, seed)),
     tokenizer,

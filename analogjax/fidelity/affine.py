@@ -20,6 +20,7 @@ from analogjax.fidelity import streams
 from analogjax.fidelity.study import Model, Study, everywhere
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Affine:
   """x_D @ w_DW + b_W, from the student's activations to the teacher's."""
@@ -62,28 +63,49 @@ def moments(
     shuffled: pairs each point with another one of its batch: a map fitted on
       that knows both models and nothing of how they correspond.
   """
-  of_student = streams.stream(
-    study, student, rows, positions_RM, student_depths
-  )
-  of_teacher = streams.stream(
-    study, study.teacher, rows, positions_RM, teacher_depths
-  )
-  rng = study.rng("shuffled", student.name)
+  return moments_of_all(
+    study,
+    [(student, student_depths)],
+    teacher_depths,
+    rows,
+    positions_RM,
+    shuffled=shuffled,
+  )[student.name]
+
+
+def moments_of_all(
+  study: Study,
+  students: Sequence[tuple[Model, Sequence[float]]],
+  teacher_depths: Sequence[float],
+  rows: rows_lib.Rows,
+  positions_RM: np.ndarray,
+  *,
+  shuffled: bool = False,
+) -> dict[str, Moments]:
+  """Of several students and their depths, by name; the teacher runs once."""
+
+  def stream(model, depths):
+    return streams.stream(study, model, rows, positions_RM, depths)
+
+  of_students = zip(*(stream(*pair) for pair in students), strict=True)
+  of_teacher = stream(study.teacher, teacher_depths)
+  names = [model.name for model, _ in students]
+  rngs = {name: study.rng("shuffled", name) for name in names}
   add = _make_products(study.mesh)
-  total: Moments | None = None
-  for (x_PBMD, here), (y_QBMW, _) in zip(of_student, of_teacher, strict=True):
-    B, M = x_PBMD.shape[1:3]
+  totals: dict[str, Moments] = {}
+  for xs, (y_QBMW, here) in zip(of_students, of_teacher, strict=True):
+    B, M = y_QBMW.shape[1:3]
     rows_here = here.stop - here.start
-    order = np.arange(B * M)
-    if shuffled:
-      order[: rows_here * M] = rng.permutation(rows_here * M)
     weights = np.repeat(np.arange(B) < rows_here, M).astype(np.float32)
-    with jax.set_mesh(study.mesh):
-      sums = jax.device_get(add(x_PBMD, y_QBMW, order, weights))
-    part = Moments(rows_here * M, *(np.asarray(a, np.float64) for a in sums))
-    total = part if total is None else _added(total, part)
-  assert total is not None
-  return total
+    for name, (x_PBMD, _) in zip(names, xs, strict=True):
+      order = np.arange(B * M)
+      if shuffled:
+        order[: rows_here * M] = rngs[name].permutation(rows_here * M)
+      with jax.set_mesh(study.mesh):
+        sums = jax.device_get(add(x_PBMD, y_QBMW, order, weights))
+      part = Moments(rows_here * M, *(np.asarray(a, np.float64) for a in sums))
+      totals[name] = _added(totals[name], part) if name in totals else part
+  return totals
 
 
 @functools.cache

@@ -174,6 +174,51 @@ class Decoder(nnx.Module):
     x_BLD, kept = jax.lax.scan(body, x_BLD, (jnp.arange(cfg.Y), blocks_Y))
     return self.final_norm(x_BLD), kept
 
+  def embed(self, tokens_BL: jax.Array) -> jax.Array:
+    """The residual stream before the first block, in the compute dtype."""
+    return _look_up(self.embed_VD[...], tokens_BL, self.cfg.dtype)
+
+  def run_blocks(
+    self,
+    x_BLD: jax.Array,
+    segments_BL: jax.Array,
+    positions_BL: jax.Array,
+    *,
+    first: jax.Array | int,
+    last: jax.Array | int,
+  ) -> jax.Array:
+    """The residual stream after blocks first to last alone, [B, L, D].
+
+    With `embed` and `final_norm` this is the model in pieces. Its gradient
+    computes each block again, and holds no more than the stream between them.
+
+    Args:
+      x_BLD: the stream before block `first`, in the compute dtype.
+      segments_BL: as of the whole model.
+      positions_BL: as of the whole model.
+      first: counted from 0; may be traced, so that one program does for all.
+      last: the same; below `first`, nothing is run.
+    """
+    graphdef, blocks_Y = nnx.split(self.blocks_Y)
+
+    def run_block(x_BLD, weights):
+      block = nnx.merge(graphdef, weights)
+      return block(x_BLD, segments_BL, positions_BL)["resid_post"]
+
+    def body(x_BLD, index, weights):
+      wanted = (first <= index) & (index <= last)
+      return jax.lax.cond(
+        wanted, run_block, lambda x_BLD, _: x_BLD, x_BLD, weights
+      )
+
+    # Around the condition: within it, the gradient would keep all weights.
+    body = _remat(body, "full")
+    return jax.lax.scan(
+      lambda x_BLD, layer: (body(x_BLD, *layer), None),
+      x_BLD,
+      (jnp.arange(self.cfg.Y), blocks_Y),
+    )[0]
+
   def cap(self, logits: jax.Array) -> jax.Array:
     """The model's logits from products with the rows of `head_VD`."""
     cap = self.cfg.logit_softcap

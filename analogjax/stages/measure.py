@@ -30,12 +30,13 @@ from analogjax import (
   sharding,
 )
 from analogjax.data import batches, logit_cache, pipeline, rows as rows_lib
-from analogjax.fidelity import document, output, report
+from analogjax.fidelity import document, output, report, stitching
 from analogjax.fidelity.study import RANDOM, Model, Study
 from analogjax.models import decoder, hf_folder, sizes
 
 PARTS: Mapping[str, Callable[[Study], dict[str, Any]]] = {
   "output": output.measure,
+  "stitching": stitching.measure,
 }
 
 

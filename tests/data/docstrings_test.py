@@ -272,3 +272,28 @@ def test_a_damaged_installation_is_refused(tmp_path, monkeypatch):
   (tmp_path / "damaged" / "a.py").write_text("def f(:\n")
   with pytest.raises(ValueError, match=r"cannot parse damaged/a\.py"):
     docstrings.corpus(("damaged",))
+
+
+def test_one_package_alone_keeps_the_split(tokenizer_folder, monkeypatch):
+  """Its documents are some of the whole corpus, on the side where they were."""
+  seen = []
+  pack = text.pack
+
+  def looking(texts, *args, **more):
+    seen.append(set(texts))
+    return pack(texts, *args, **more)
+
+  monkeypatch.setattr(text, "pack", looking)
+  packages = ("ml_collections", "optax")
+  more = dict(packages=packages, sha256="", held_out_every=2)
+  for only in ((), ("optax/",)):
+    docstrings.packed_rows(
+      str(tokenizer_folder), 64, "held_out", only=only, **more
+    )
+  every, some = seen
+  assert some < every and len(some) > 3
+  of = {d.text: d.source for d in docstrings.corpus(packages)}
+  assert all(of[x].startswith("optax/") for x in some)
+  assert not any(of[x].startswith("optax/") for x in every - some)
+  with pytest.raises(ValueError, match=r"only: expected .*'optax/x'"):
+    docstrings.packed_rows(str(tokenizer_folder), 64, only=("optax/x",), **more)

@@ -7,7 +7,7 @@ Shape letters: P depths of the student, Q depths of the teacher, D width of the
 student, W width of the teacher, N points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 
@@ -68,14 +68,31 @@ def moments(
   of_teacher = streams.stream(
     study, study.teacher, rows, positions_RM, teacher_depths
   )
-  rng = study.rng("shuffled", student.name)
+  rng = study.rng("shuffled", student.name) if shuffled else None
+  return of_streams(study, of_student, of_teacher, rng)
+
+
+def of_streams(
+  study: Study,
+  of_student: Iterable[tuple[jax.Array, slice]],
+  of_teacher: Iterable[tuple[jax.Array, slice]],
+  rng: np.random.Generator | None = None,
+) -> Moments:
+  """Of activations that `streams.stream` yields, or has yielded.
+
+  Args:
+    study: whose mesh they are on.
+    of_student: [P, B, M, D].
+    of_teacher: [Q, B, M, W] at the same points.
+    rng: shuffles the pairs; None: they stay.
+  """
   add = _make_products(study.mesh)
   total: Moments | None = None
   for (x_PBMD, here), (y_QBMW, _) in zip(of_student, of_teacher, strict=True):
     B, M = x_PBMD.shape[1:3]
     rows_here = here.stop - here.start
     order = np.arange(B * M)
-    if shuffled:
+    if rng is not None:
       order[: rows_here * M] = rng.permutation(rows_here * M)
     weights = np.repeat(np.arange(B) < rows_here, M).astype(np.float32)
     with jax.set_mesh(study.mesh):

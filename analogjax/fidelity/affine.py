@@ -77,6 +77,8 @@ def of_streams(
   of_student: Iterable[tuple[jax.Array, slice]],
   of_teacher: Iterable[tuple[jax.Array, slice]],
   rng: np.random.Generator | None = None,
+  *,
+  weights: Sequence[np.ndarray] | None = None,
 ) -> Moments:
   """Of activations that `streams.stream` yields, or has yielded.
 
@@ -85,19 +87,25 @@ def of_streams(
     of_student: [P, B, M, D].
     of_teacher: [Q, B, M, W] at the same points.
     rng: shuffles the pairs; None: they stay.
+    weights: of each batch, [B, M], 1 or 0; None: all points count.
   """
   add = _make_products(study.mesh)
   total: Moments | None = None
-  for (x_PBMD, here), (y_QBMW, _) in zip(of_student, of_teacher, strict=True):
+  streams_ = zip(of_student, of_teacher, strict=True)
+  for i, ((x_PBMD, here), (y_QBMW, _)) in enumerate(streams_):
     B, M = x_PBMD.shape[1:3]
     rows_here = here.stop - here.start
     order = np.arange(B * M)
     if rng is not None:
       order[: rows_here * M] = rng.permutation(rows_here * M)
-    weights = np.repeat(np.arange(B) < rows_here, M).astype(np.float32)
+    weights_N = np.repeat(np.arange(B) < rows_here, M).astype(np.float32)
+    if weights is not None:
+      weights_N *= weights[i].ravel()
+    weights_N *= weights_N[order]
     with jax.set_mesh(study.mesh):
-      sums = jax.device_get(add(x_PBMD, y_QBMW, order, weights))
-    part = Moments(rows_here * M, *(np.asarray(a, np.float64) for a in sums))
+      sums = jax.device_get(add(x_PBMD, y_QBMW, order, weights_N))
+    n = int(weights_N.sum())
+    part = Moments(n, *(np.asarray(a, np.float64) for a in sums))
     total = part if total is None else _added(total, part)
   assert total is not None
   return total

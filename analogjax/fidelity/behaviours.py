@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 BUILT_IN = ("sentiment", "refusal")
 LEAST = 8  # Pairs, and prompts: of fewer, no interval says anything.
 
-_LENGTHS = 8  # Rows are as long as a multiple of it: few programs do for all.
+_LENGTHS = 4  # Rows are as long as a multiple of it: few programs do for all.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,11 @@ Kept = list[tuple[jax.Array, slice]]
 _HELD_OUT = 10  # Of the vocabulary, one id in so many.
 _POINTS_PER_WIDTH = 20  # Points that a map is fitted on, by the student's D.
 _LEARNING_RATE = 3e-3
+# Times the median norm of the points. A few tokens, mostly the first of a
+# document, have norms hundreds of times that of others and would be all that
+# least squares sees. Source: massive activations, arXiv:2402.17762 (abstract);
+# 160 times the median in SmolLM2-135M at half depth.
+_MASSIVE = 4.0
 _DOT = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -40,6 +45,7 @@ class Pairs(NamedTuple):
 
   student: Kept
   teacher: Kept
+  weights: list[np.ndarray]  # Of each batch, float32 [B, M]: 1, or 0 for none.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +65,10 @@ def draw_points(study: Study, rows: rows_lib.Rows, name: str) -> np.ndarray:
   width = max(model.cfg.D for model in study.students.values())
   wanted = max(study.options.points, _POINTS_PER_WIDTH * width)
   each = -(-wanted // len(study.fit.tokens_BL))
-  shortest = int((rows.segments_BL > 0).sum(1).min())
-  each = max(1, min(each, shortest))
+  # Not the first of a document: see _MASSIVE.
+  later_RL = (rows.segments_BL > 0) & (rows.positions_BL > 0)
+  each = max(1, min(each, int(later_RL.sum(1).min())))
+  rows = rows._replace(segments_BL=rows.segments_BL * later_RL)
   return streams.draw_points(rows, each, study.rng("steering", name))
 
 
@@ -81,6 +89,34 @@ def keep(
     for p, depth in enumerate(depths):
       kept[depth].append((x_PBMD[p : p + 1], here))
   return kept
+
+
+def pair(study: Study, of_student: Kept, of_teacher: Kept) -> Pairs:
+  """Pairs of points, without those that are massive in either model."""
+  weights = []
+  for kept in (of_student, of_teacher):
+    step = _make_norms(study.mesh)
+    with jax.set_mesh(study.mesh):
+      norms = jax.device_get([step(x_PBMD) for x_PBMD, _ in kept])
+    rows = [here.stop - here.start for _, here in kept]
+    used = np.concatenate(
+      [n[:r].ravel() for n, r in zip(norms, rows, strict=True)]
+    )
+    most = _MASSIVE * np.median(used)
+    weights.append([np.float32(n_BM <= most) for n_BM in norms])
+  both = [a_BM * b_BM for a_BM, b_BM in zip(*weights, strict=True)]
+  for i, (x_PBMD, here) in enumerate(of_student):
+    both[i] *= (np.arange(x_PBMD.shape[1]) < here.stop - here.start)[:, None]
+  return Pairs(of_student, of_teacher, both)
+
+
+@functools.cache
+def _make_norms(mesh):
+  """Norms of the first depth, [B, M]."""
+  return jax.jit(
+    lambda x_PBMD: jnp.linalg.norm(x_PBMD[0], axis=-1),
+    out_shardings=everywhere(mesh),
+  )
 
 
 def fit_embedding(study: Study, student: Model) -> Map:
@@ -124,7 +160,7 @@ def fit_affine(
 
   Source: Chen et al., arXiv:2506.06609 (abstract).
   """
-  moments = affine.of_streams(study, *fit, rng)
+  moments = affine.of_streams(study, *fit[:2], rng, weights=fit.weights)
   found = affine.solve(moments, 0, 0)
   w_DW = found.w_DW.astype(np.float64)
   return Map(
@@ -147,7 +183,7 @@ def fit_autoencoder(study: Study, name: str, fit: Pairs, test: Pairs) -> Map:
 
   Source: Oozeer et al., arXiv:2503.04429 (abstract).
   """
-  moments = affine.of_streams(study, *fit)
+  moments = affine.of_streams(study, *fit[:2], weights=fit.weights)
   n, steps = moments.n, study.options.mapper_steps
   x = _standard(moments.x_PD[0] / n, np.trace(moments.xx_PDD[0]) / n)
   y = _standard(moments.y_QW[0] / n, moments.yy_Q[0] / n)
@@ -169,8 +205,8 @@ def fit_autoencoder(study: Study, name: str, fit: Pairs, test: Pairs) -> Map:
   order: list[int] = []
   for _ in range(steps):
     order = order or rng.permutation(len(pairs)).tolist()
-    (x_PBMD, here), (y_PBMW, _) = pairs[order.pop()]
-    batch = x_PBMD, y_PBMW, _weights(x_PBMD, here)
+    (x_PBMD, _), (y_PBMW, _), weights_BM = pairs[order.pop()]
+    batch = x_PBMD, y_PBMW, weights_BM
     with jax.set_mesh(study.mesh):
       params, state = step(params, state, *batch, x, y)
   params = jax.device_get(params)
@@ -210,16 +246,9 @@ def _autoencoder(found, x_ND):
   return (y_NW + params["b2_W"][None]) * y.scale + y.mean[None]
 
 
-def _weights(x_PBMD: jax.Array, here: slice) -> np.ndarray:
-  """1 for each row of a batch that is one, 0 for what fills it up."""
-  B = x_PBMD.shape[1]
-  return np.asarray(np.arange(B) < here.stop - here.start, np.float32)
-
-
-def _points(x_PBMD, weights_B):
-  """x_ND of the first depth, and weights_N."""
-  M = x_PBMD.shape[2]
-  return x_PBMD[0].reshape(-1, x_PBMD.shape[-1]), jnp.repeat(weights_B, M)
+def _points(x_PBMD):
+  """x_ND of the first depth."""
+  return x_PBMD[0].reshape(-1, x_PBMD.shape[-1])
 
 
 @functools.cache
@@ -228,12 +257,12 @@ def _make_training(mesh, steps: int):
   schedule = optax.cosine_decay_schedule(_LEARNING_RATE, max(steps, 1))
   optimizer = optax.adam(schedule)
 
-  def loss(params, x_PBMD, y_PBMW, weights_B, x, y):
-    x_ND, weights_N = _points(x_PBMD, weights_B)
-    y_NW, _ = _points(y_PBMW, weights_B)
+  def loss(params, x_PBMD, y_PBMW, weights_BM, x, y):
+    x_ND, y_NW = _points(x_PBMD), _points(y_PBMW)
+    weights_N = weights_BM.ravel()
     error_NW = (_autoencoder((params, x, y), x_ND) - y_NW) / y.scale
     squares_N = jnp.square(error_NW).mean(-1)
-    return jnp.sum(squares_N * weights_N) / weights_N.sum()
+    return jnp.sum(squares_N * weights_N) / jnp.maximum(weights_N.sum(), 1)
 
   def step(params, state, *batch):
     gradients = jax.grad(loss)(params, *batch)
@@ -287,8 +316,8 @@ def _test(study, predict, found, moments, test: Pairs) -> tuple[float, float]:
   mean_W = np.float32(moments.y_QW[0] / moments.n)
   step = _make_test(predict, study.mesh)
   parts = []
-  for (x_PBMD, here), (y_PBMW, _) in zip(*test, strict=True):
-    batch = x_PBMD, y_PBMW, _weights(x_PBMD, here)
+  for (x_PBMD, _), (y_PBMW, _), weights_BM in zip(*test, strict=True):
+    batch = x_PBMD, y_PBMW, weights_BM
     with jax.set_mesh(study.mesh):
       parts.append(jax.device_get(step(found, *batch, mean_W)))
   return _quality(parts)
@@ -296,9 +325,9 @@ def _test(study, predict, found, moments, test: Pairs) -> tuple[float, float]:
 
 @functools.cache
 def _make_test(predict, mesh):
-  def step(found, x_PBMD, y_PBMW, weights_B, mean_W):
-    x_ND, weights_N = _points(x_PBMD, weights_B)
-    y_NW, _ = _points(y_PBMW, weights_B)
+  def step(found, x_PBMD, y_PBMW, weights_BM, mean_W):
+    x_ND, y_NW = _points(x_PBMD), _points(y_PBMW)
+    weights_N = weights_BM.ravel()
     predicted_NW = predict(found, x_ND) - mean_W[None]
     return _compare(predicted_NW, y_NW - mean_W[None], weights_N)
 

@@ -87,11 +87,12 @@ class Maps:
   def _pairs(self, student, depths) -> tuple[mappers.Pairs, mappers.Pairs]:
     names = (student.name, self._study.teacher.name)
     fit, test = (
-      mappers.Pairs(
+      mappers.pair(
+        self._study,
         *(
           self._kept[f"{rows} {name}"][depth]
           for name, depth in zip(names, depths, strict=True)
-        )
+        ),
       )
       for rows in ("fit", "test")
     )

@@ -28,17 +28,8 @@ from typing import Any, NamedTuple
 
 import analogjax
 from analogjax import stopping
+from analogjax.usage import COMMANDS, USAGE, full_text
 
-COMMANDS = {
-  "plan": "sizes, memory, time and cost, for machines; starts nothing",
-  "cache": "the teacher over the data, into the logit cache",
-  "train": "the student through its phases",
-  "measure": "the student against the teacher on held-out rows",
-  "export": "the analog as a Hugging Face folder",
-  "release": "gates, documents and signature (not built yet)",
-  "verify": "checks a bundle from its bytes alone (not built yet)",
-  "run": "cache, train, measure and export in order",
-}
 NOT_BUILT = ("release", "verify")
 # What `cache` can do instead of filling it: flag -> (module, function).
 CACHE_ACTIONS = {
@@ -49,17 +40,13 @@ CACHE_ACTIONS = {
 # What `plan` takes beside; the first may be repeated.
 PLAN_FLAGS = ("--topology", "--png", "--search", "--json")
 MEASURE_FLAGS = ("--quick", "--only")
+INTERVENE_FLAGS = ("--vector", "--behaviour")
 RUN_STAGES = ("cache", "train", "measure", "export", "summary")
 
 OK, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 _WITH_VALUE = ("--config", "--workdir", "--profile", "--only")
-_WITH_VALUE += ("--topology", "--png")
-
-USAGE = (
-  "usage: analogjax <command> --config=FILE --workdir=DIR [--config.a.b=VALUE]"
-)
-
+_WITH_VALUE += ("--topology", "--png", *INTERVENE_FLAGS)
 
 _GOES_ON = "the same command goes on where it was."
 
@@ -80,6 +67,7 @@ class Arguments(NamedTuple):
   profile: range | None = None  # --profile=A:B: steps that are traced.
   plan: tuple[tuple[str, Any], ...] = ()  # Arguments of stages/plan.py's `run`.
   measure: tuple[tuple[str, Any], ...] = ()  # Of stages/measure.py's.
+  intervene: tuple[tuple[str, Any], ...] = ()  # Of stages/intervene.py's.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{USAGE}\nanalogjax --help says more.", file=sys.stderr)
     return USER_ERROR
   if "-h" in argv or "--help" in argv:
-    print(_help())
+    print(full_text())
     return OK
   if "--version" in argv:
     print(f"analogjax {analogjax.__version__}")
@@ -235,6 +223,7 @@ def parse(argv: Sequence[str]) -> Arguments:
       " --config.a.b=VALUE."
     )
   needed = ["--config"] if command == "plan" else ["--config", "--workdir"]
+  needed += ["--vector"] if command == "intervene" else []
   if actions:
     if command != "cache" or len(actions) > 1:
       raise UsageError(
@@ -265,6 +254,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     raise UsageError(f"{min(alone)} needs --topology=NAME: machines.")
   if "--quick" in switches and command not in ("measure", "run"):
     raise UsageError("--quick is for `measure` and `run`.")
+  asked = [flag for flag in INTERVENE_FLAGS if flag in flags]
+  if asked and command != "intervene":
+    raise UsageError(f"{asked[0]} is for `intervene`.")
   if "--only" in flags and command != "measure":
     raise UsageError("--only is for `measure`.")
   measure: dict[str, Any] = {"quick": True} if "--quick" in switches else {}
@@ -280,6 +272,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     profile=_steps(flags.get("--profile")),
     plan=tuple(_plan(topologies, switches, flags.get("--png")).items()),
     measure=tuple(measure.items()),
+    intervene=tuple((flag[2:], flags[flag]) for flag in asked),
   )
 
 
@@ -348,6 +341,7 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> None:
     traces = stage == "train" and args.profile is not None
     more = {"profile": args.profile} if traces else dict(args.plan)
     more |= dict(args.measure) if stage == "measure" else {}
+    more |= dict(args.intervene)
     module.run(cfg, args.workdir, **more)
 
 
@@ -396,46 +390,13 @@ def _near_flag(flag: str) -> str:
     # A misspelt --config.: the rest may well be right.
     return f"Did you mean --config.{flag.partition('.')[2]}?"
   known = ["--config", "--workdir", "--profile", *CACHE_ACTIONS, *PLAN_FLAGS]
-  known += [*MEASURE_FLAGS, "--help", "--version"]
+  known += [*MEASURE_FLAGS, *INTERVENE_FLAGS, "--help", "--version"]
   return _near(flag, known)
 
 
 def _near(word: str, known: list[str]) -> str:
   close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
   return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
-
-
-def _help() -> str:
-  lines = [USAGE, "", "commands:"]
-  lines += [f"  {name:<9}{what}" for name, what in COMMANDS.items()]
-  return "\n".join(
-    [
-      *lines,
-      "",
-      "flags:",
-      "  --config=FILE     python file with get_config(), e.g. configs/demo.py",
-      "  --workdir=DIR     where the run writes; plan needs none",
-      "  --config.a.b=c    sets one field of the config; its type is checked",
-      "  --inspect         with cache: what it holds, as a table and a picture",
-      "  --verify[=ROWS]   with cache: every byte; ROWS are computed anew, too",
-      "  --repair          with cache: computes damaged rows again",
-      "  --quick           with measure, run: less of everything",
-      "  --only=A,B        with measure: these parts, of output, similarity,",
-      "                    steering, stitching",
-      "  --profile=A:B     with train, run: traces steps A to B for xprof",
-      "  --topology=NAME   with plan: machines, e.g. v5p:4x4x4, gpu:h100:64;",
-      "                    several compare side by side",
-      "  --search          with plan: the cheapest mesh that fits",
-      "  --json            with plan: prints JSON; --png=FILE: draws it, too",
-      "  --help, --version",
-      "",
-      "`--flag value` does as well, unless the value begins with --. A run",
-      "that was stopped goes on when the same command is given again.",
-      "exit codes: 0 done, 2 wrong input, 130 interrupted, 75 start again.",
-      "",
-      "example: analogjax run --config=configs/demo.py --workdir=runs/demo",
-    ]
-  )
 
 
 if __name__ == "__main__":

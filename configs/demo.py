@@ -172,7 +172,7 @@ def get_config() -> ConfigDict:
     permutations=199,
     resamples=1000,
     behaviours=("sentiment", "refusal"),
-    max_strength=4.0,  # Norms of the native vector.
+    max_strength=2.0,  # Norms of the native vector.
     strengths=4,  # Each way.
     random_vectors=8,
     mapper_steps=300,  # Steps.

@@ -23,11 +23,11 @@ LAYERS = (
     "config_types",
   },
   {"assemble", "jitted"},
-  {"recorder", "importer", "live"},
+  {"recorder", "importer", "live", "studies"},
   {"reporter", "membership"},
   {"filler", "trainer"},
   {"planning"},
-  {"stages"},
+  {"stages", "usage"},
   {"main", "__main__"},
 )
 # These are one vocabulary each: their modules may use each other, without

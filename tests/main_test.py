@@ -75,6 +75,17 @@ def test_flags_with_equals_or_a_space():
   )
 
 
+def test_what_an_intervention_is_given():
+  args = main.parse(
+    ["intervene", "--config=a.py", "--workdir=w"]
+    + ["--vector", "v.safetensors", "--behaviour=refusal"]
+  )
+  assert dict(args.intervene) == {
+    "vector": "v.safetensors",
+    "behaviour": "refusal",
+  }
+
+
 def test_only_the_first_equals_sign_splits():
   args = main.parse(
     ["plan", "--config=a=b.py", "--config.x.y=c=d --config.z=1"]
@@ -108,6 +119,14 @@ def test_only_the_first_equals_sign_splits():
     (["plan", "--config="], "--config is empty"),
     (["plan", "--config=a", "--config=b"], "--config is given twice: a and b."),
     (["plan", "x", "--config=a"], "unexpected argument 'x' after plan"),
+    (
+      ["intervene", "--config=a", "--workdir=w"],
+      "intervene needs --vector=PATH.",
+    ),
+    (
+      ["measure", "--config=a", "--workdir=w", "--behaviour=b"],
+      "--behaviour is for `intervene`.",
+    ),
     (["release", "--config=a"], "release is not built yet"),
     (["verify", "bundle/"], "verify is not built yet"),
     (["cache", "--inspect"], "cache needs --workdir=PATH."),

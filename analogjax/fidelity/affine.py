@@ -7,7 +7,7 @@ Shape letters: P depths of the student, Q depths of the teacher, D width of the
 student, W width of the teacher, N points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 
@@ -91,21 +91,75 @@ def moments_of_all(
   of_teacher = stream(study.teacher, teacher_depths)
   names = [model.name for model, _ in students]
   rngs = {name: study.rng("shuffled", name) for name in names}
-  add = _make_products(study.mesh)
   totals: dict[str, Moments] = {}
   for xs, (y_QBMW, here) in zip(of_students, of_teacher, strict=True):
-    B, M = y_QBMW.shape[1:3]
-    rows_here = here.stop - here.start
-    weights = np.repeat(np.arange(B) < rows_here, M).astype(np.float32)
     for name, (x_PBMD, _) in zip(names, xs, strict=True):
-      order = np.arange(B * M)
-      if shuffled:
-        order[: rows_here * M] = rngs[name].permutation(rows_here * M)
-      with jax.set_mesh(study.mesh):
-        sums = jax.device_get(add(x_PBMD, y_QBMW, order, weights))
-      part = Moments(rows_here * M, *(np.asarray(a, np.float64) for a in sums))
-      totals[name] = _added(totals[name], part) if name in totals else part
+      rng = rngs[name] if shuffled else None
+      part = of_batch(study, x_PBMD, y_QBMW, here, rng)
+      totals[name] = added(totals[name], part) if name in totals else part
   return totals
+
+
+def of_streams(
+  study: Study,
+  of_student: Iterable[tuple[jax.Array, slice]],
+  of_teacher: Iterable[tuple[jax.Array, slice]],
+  rng: np.random.Generator | None = None,
+  *,
+  weights: Sequence[np.ndarray] | None = None,
+) -> Moments:
+  """Of activations that `streams.stream` yields, or has yielded.
+
+  Args:
+    study: whose mesh they are on.
+    of_student: [P, B, M, D].
+    of_teacher: [Q, B, M, W] at the same points.
+    rng: shuffles the pairs; None: they stay.
+    weights: of each batch, [B, M], 1 or 0; None: all points count.
+  """
+  total: Moments | None = None
+  pairs = zip(of_student, of_teacher, strict=True)
+  for i, ((x_PBMD, here), (y_QBMW, _)) in enumerate(pairs):
+    weights_BM = None if weights is None else weights[i]
+    part = of_batch(study, x_PBMD, y_QBMW, here, rng, weights_BM=weights_BM)
+    total = part if total is None else added(total, part)
+  assert total is not None
+  return total
+
+
+def of_batch(
+  study: Study,
+  x_PBMD: jax.Array,
+  y_QBMW: jax.Array,
+  here: slice,
+  rng: np.random.Generator | None = None,
+  *,
+  weights_BM: np.ndarray | None = None,
+) -> Moments:
+  """Of one batch of points; arguments as in `of_streams`.
+
+  Args:
+    study: whose mesh they are on.
+    x_PBMD: of the student.
+    y_QBMW: of the teacher.
+    here: rows that there are; the batch may hold more, which do not count.
+    rng: shuffles the pairs; None: they stay.
+    weights_BM: 1 or 0; None: all points count.
+  """
+  B, M = x_PBMD.shape[1:3]
+  rows_here = here.stop - here.start
+  order = np.arange(B * M)
+  if rng is not None:
+    order[: rows_here * M] = rng.permutation(rows_here * M)
+  weights_N = np.repeat(np.arange(B) < rows_here, M).astype(np.float32)
+  if weights_BM is not None:
+    weights_N *= weights_BM.ravel()
+  weights_N *= weights_N[order]
+  add = _make_products(study.mesh)
+  with jax.set_mesh(study.mesh):
+    sums = jax.device_get(add(x_PBMD, y_QBMW, order, weights_N))
+  n = int(weights_N.sum())
+  return Moments(n, *(np.asarray(a, np.float64) for a in sums))
 
 
 @functools.cache
@@ -128,7 +182,7 @@ def _make_products(mesh):
   return jax.jit(products, out_shardings=everywhere(mesh))
 
 
-def _added(a: Moments, b: Moments) -> Moments:
+def added(a: Moments, b: Moments) -> Moments:
   fields = [f.name for f in dataclasses.fields(Moments)]
   return Moments(*(getattr(a, f) + getattr(b, f) for f in fields))
 

@@ -6,19 +6,12 @@ fidelity.html is the page to read.
 """
 
 from collections.abc import Callable, Collection, Mapping
-import dataclasses
 import functools
-import hashlib
-import json
 from pathlib import Path
 import time
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
-import tokenizers
 
 from analogjax import (
   assemble,
@@ -27,15 +20,15 @@ from analogjax import (
   hosts,
   ledger,
   progress,
-  sharding,
+  studies,
 )
-from analogjax.data import batches, logit_cache, pipeline, rows as rows_lib
-from analogjax.fidelity import document, output, report, stitching
-from analogjax.fidelity.study import RANDOM, Model, Study
-from analogjax.models import decoder, hf_folder, sizes
+from analogjax.fidelity import document, output, report, steering, stitching
+from analogjax.fidelity.study import Study
+from analogjax.models import hf_folder, sizes
 
 PARTS: Mapping[str, Callable[[Study], dict[str, Any]]] = {
   "output": output.measure,
+  "steering": steering.measure,
   "stitching": stitching.measure,
 }
 
@@ -68,23 +61,8 @@ def run(
     )
   sections = config.to_sections(cfg)
   options = sections.measure.quick() if quick else sections.measure
-  mesh = assemble.make_mesh(sections)
-  sharding.check_batch_rows(options.batch_rows, mesh, "measure.batch_rows")
-  teacher = assemble.open_teacher(sections, workdir)
-  rows = _read_rows(sections, options, teacher, workdir)
-  students, about = _open_students(sections, options, teacher, workdir, mesh)
-  analog = next(iter(students))
-  inputs = {
-    "analog": analog,
-    "controls": _controls(sections, students, analog),
-    "random": RANDOM,
-    "teacher_digest": teacher.digest,
-    "teacher_dtype": teacher.cfg.dtype,
-    "students": about,
-    "rows": {name: _digest(part) for name, part in rows.items()},
-    "options": _public(options),
-  }
-  inputs = json.loads(json.dumps(inputs))
+  sources = studies.look(sections, options, workdir)
+  inputs = sources.inputs
   folder = workdir / "fidelity"
   wanted = [name for name in PARTS if name in (only or options.parts)]
   missing = [
@@ -95,7 +73,7 @@ def run(
     )
   ]
   if missing:
-    study = _open_study(options, teacher, students, rows, mesh)
+    study = sources.open()
     hosts.on_first(lambda: folder.mkdir(exist_ok=True))
     _measure(missing, study, inputs, folder, workdir)
   else:
@@ -185,196 +163,3 @@ def _renew(path: Path, text: str) -> None:
   """Leaves a file alone that says the same."""
   if not path.exists() or path.read_bytes() != text.encode():
     config_files.write_text(path, text)
-
-
-def _public(options: config.MeasureConfig) -> dict[str, Any]:
-  """The options as they are published: names and digests, no paths.
-
-  Folders and the rows of domains have their digests elsewhere in the inputs.
-  """
-
-  def of_file(behaviour: str) -> str:
-    path = Path(behaviour)
-    if path.suffix != ".json" or not path.is_file():
-      return path.name
-    return f"{path.name}, SHA-256 {hf_folder.file_sha256(path)}"
-
-  values = dataclasses.asdict(options)
-  values["folders"] = sorted(options.named_folders)
-  values["domains"] = sorted(options.domains)
-  values["behaviours"] = list(map(of_file, options.behaviours))
-  return values
-
-
-def _controls(
-  sections: config.Sections, students: Collection[str], analog: str
-) -> list[str]:
-  """Students that never saw the teacher; of folders nothing else is known."""
-
-  def taught(phase: str) -> bool:
-    section = sections.train.phase[phase]
-    before = section.init_from
-    return section.loss.has_teacher or (bool(before) and taught(before))
-
-  return [
-    name
-    for name in students
-    if name not in (analog, RANDOM)
-    and (name in sections.measure.named_folders or not taught(name))
-  ]
-
-
-def _read_rows(
-  sections: config.Sections,
-  options: config.MeasureConfig,
-  teacher: assemble.Teacher,
-  workdir: Path,
-) -> dict[str, rows_lib.Rows]:
-  """fit, test and each domain's; every process has all of them."""
-
-  def held_out() -> rows_lib.Rows:
-    cache = assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
-    return _all_of(cache)
-
-  def some(number: int, seed: int, **more: Any) -> rows_lib.Rows:
-    source = assemble.open_rows(sections, teacher, workdir, **more)
-    order = batches.PipelineOrder(source, batch_rows=number, seed=seed)
-    return order.read(0)
-
-  rows = {
-    "test": hosts.together(held_out),
-    "fit": hosts.together(
-      lambda: some(options.fit_rows, options.seed, held_out=False)
-    ),
-  }
-  for name, arguments in options.domains.items():
-    try:
-      rows[f"domain {name}"] = hosts.together(
-        functools.partial(
-          *(some, options.domain_rows, options.seed),
-          held_out=True,
-          arguments=arguments,
-        )
-      )
-    except (ValueError, pipeline.EndOfRows) as error:
-      raise ValueError(f"measure.domains.{name}: {error}") from error
-  return rows
-
-
-def _all_of(cache: logit_cache.LogitCache) -> rows_lib.Rows:
-  """Every row of a cache, without the records."""
-  step = cache.manifest.rows_per_object
-  parts = [
-    cache.read(np.arange(i, min(i + step, cache.manifest.num_rows))).rows
-    for i in range(0, cache.manifest.num_rows, step)
-  ]
-  return rows_lib.Rows(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _digest(rows: rows_lib.Rows) -> dict[str, Any]:
-  digests = rows_lib.rows_digests(rows)
-  return {
-    "number": len(digests),
-    "digest": hashlib.blake2b(digests.tobytes(), digest_size=32).hexdigest(),
-  }
-
-
-def _open_students(
-  sections: config.Sections,
-  options: config.MeasureConfig,
-  teacher: assemble.Teacher,
-  workdir: Path,
-  mesh: Mesh,
-) -> tuple[dict[str, Model], dict[str, Any]]:
-  """The students, the analog first, and what each of them is."""
-  cfg = assemble.student_config(sections)
-  students, about = {}, {}
-  for phase in options.phases:
-    step, params, fingerprints = assemble.read_phase(
-      sections, workdir, phase, mesh
-    )
-    students[phase] = Model(name=phase, cfg=cfg, params=params)
-    about[phase] = {"step": step, "fingerprints": fingerprints}
-  for name, where in options.named_folders.items():
-    students[name], about[name] = _read_folder(
-      name, Path(where), sections, teacher, mesh
-    )
-  abstract = decoder.abstract_parameters(cfg)
-  seed = sections.student.seed
-  students[RANDOM] = Model(
-    name=RANDOM,
-    cfg=cfg,
-    params=jax.jit(
-      lambda: decoder.init_parameters(cfg, seed),
-      out_shardings=sharding.state_shardings(abstract, mesh),
-    )(),
-  )
-  about[RANDOM] = {"student": assemble.student_identity(sections)}
-  analog = sections.release.phase
-  first = analog if analog in students else next(iter(students))
-  return {first: students.pop(first), **students}, about
-
-
-def _read_folder(
-  name: str,
-  folder: Path,
-  sections: config.Sections,
-  teacher: assemble.Teacher,
-  mesh: Mesh,
-) -> tuple[Model, dict[str, Any]]:
-  """A student from a Hugging Face folder.
-
-  Raises:
-    ValueError: a damaged folder, or a tokenizer that is not the teacher's.
-  """
-  field = f"measure.folders.{name}"
-  cfg = hosts.together(
-    lambda: hf_folder.read_config(folder, dtype=sections.student.dtype)
-  )
-  if cfg.V != teacher.cfg.V:
-    raise ValueError(
-      f"{field}: {folder} has a vocabulary of {cfg.V}, expected the teacher's"
-      f" {teacher.cfg.V}: they have to share the tokenizer."
-    )
-  path = folder / "tokenizer.json"
-  found = hosts.together(
-    lambda: hf_folder.file_sha256(path) if path.is_file() else "no such file"
-  )
-  if found != teacher.tokenizer_digest:
-    raise ValueError(
-      f"{field}: {path}: expected the teacher's tokenizer"
-      f" ({teacher.tokenizer_digest}), found {found}; models are compared token"
-      " by token."
-    )
-  digest = hf_folder.folder_digest(folder)
-  params = hosts.together(lambda: hf_folder.read_parameters(folder, cfg, mesh))
-  return Model(name=name, cfg=cfg, params=params), {"digest": digest}
-
-
-def _open_study(
-  options: config.MeasureConfig,
-  teacher: assemble.Teacher,
-  students: dict[str, Model],
-  rows: dict[str, rows_lib.Rows],
-  mesh: Mesh,
-) -> Study:
-  params = hosts.together(
-    lambda: hf_folder.read_parameters(
-      teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
-    )
-  )
-  path = str(teacher.folder / "tokenizer.json")
-  return Study(
-    mesh=mesh,
-    teacher=Model(name="teacher", cfg=teacher.cfg, params=params),
-    students=students,
-    fit=rows["fit"],
-    test=rows["test"],
-    domains={
-      name.removeprefix("domain "): part
-      for name, part in rows.items()
-      if name.startswith("domain ")
-    },
-    tokenizer=tokenizers.Tokenizer.from_file(path),
-    options=options,
-  )

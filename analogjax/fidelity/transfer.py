@@ -1,0 +1,143 @@
+"""From scores under pushes to effects, and from those to transfer ratios.
+
+Shape letters: N strengths above 0, R prompts, A vectors of an arm.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from analogjax.fidelity import estimates
+
+# Log-perplexity, nats: arms that cost less than it cannot be compared by cost.
+LEAST_COST = 1e-3
+_GRID = 101  # Costs at which effects are compared.
+
+
+class Curve(NamedTuple):
+  """What an arm does at rising strengths; means over its vectors."""
+
+  effect_NR: np.ndarray  # Nats.
+  cost_N: np.ndarray  # Of log-perplexity, nats.
+
+
+def signed(max_strength: float, number: int) -> np.ndarray:
+  """-max ... max, evenly spaced, with 0: [2 N + 1]."""
+  return max_strength * np.arange(-number, number + 1) / number
+
+
+def odd(scores: np.ndarray) -> np.ndarray:
+  """(score(a) - score(-a)) / 2 for a > 0; strengths come first.
+
+  What any push of that size does to the score, whichever way it points, is
+  even in the strength and cancels.
+  """
+  N = len(scores) // 2
+  return (scores[N + 1 :] - scores[:N][::-1]) / 2
+
+
+def even(cost: np.ndarray) -> np.ndarray:
+  """(cost(a) + cost(-a)) / 2 - cost(0) for a > 0; strengths come first."""
+  N = len(cost) // 2
+  return (cost[N + 1 :] + cost[:N][::-1]) / 2 - cost[N][None]
+
+
+def norm_weights(number: int) -> np.ndarray:
+  """w_N with w @ effect = the effect's mean over strengths from 0 on.
+
+  The trapezoid rule on even spaces; the effect at 0 is 0.
+  """
+  w_N = np.full(number, 1 / number)
+  w_N[-1] /= 2
+  return w_N
+
+
+def cost_weights(cost_N: np.ndarray, most: float) -> np.ndarray:
+  """w_N with w @ effect = the effect's mean over costs from 0 to `most`.
+
+  The effect at a cost is interpolated. A cost that falls as the strength rises
+  is taken as the highest so far.
+  """
+  rising = np.maximum.accumulate(np.concatenate([[0.0], cost_N]))
+  # Where it is flat the strongest push holds: the same cost buys it.
+  rising += np.arange(len(rising)) * 1e-12
+  grid = np.linspace(0, most, _GRID)
+  points = np.eye(len(rising))
+  effects = [np.interp(grid, rising, point).mean() for point in points]
+  return np.asarray(effects[1:])
+
+
+def effect(
+  curve: Curve, *, resamples: int, rng: np.random.Generator
+) -> estimates.Estimate:
+  """The mean effect over strengths, nats, with its interval over prompts."""
+  area_R = norm_weights(len(curve.effect_NR)) @ curve.effect_NR
+  return estimates.ratio_of_sums(
+    area_R, np.ones_like(area_R), resamples=resamples, rng=rng
+  )
+
+
+def why_undefined(
+  native: estimates.Estimate, random_A: np.ndarray, behaviour: str
+) -> str | None:
+  """Why there is nothing that could transfer, or None.
+
+  Args:
+    native: mean effect of the model's own vector.
+    random_A: that of each random vector of the same norm.
+    behaviour: its name.
+  """
+  if native.value is None or native.low is None or native.low <= 0:
+    return (
+      f"the teacher's own vector does not raise {behaviour}: its effect's"
+      " interval holds 0 or is below it"
+    )
+  if native.value <= np.abs(random_A).max():
+    return (
+      f"the teacher's own vector does no more for {behaviour} than random ones"
+      " of the same norm"
+    )
+  return None
+
+
+def ratio(
+  arm: Curve,
+  native: Curve,
+  random: Curve,
+  matched: str,
+  *,
+  resamples: int,
+  rng: np.random.Generator,
+) -> tuple[estimates.Estimate, float | None]:
+  """(AUC_arm - AUC_random) / (AUC_native - AUC_random).
+
+  Args:
+    arm: of a mapped vector, say.
+    native: of the model's own.
+    random: of random ones.
+    matched: "norm": areas over the strength; "perplexity": over the
+      log-perplexity that a push costs, as far as all three go.
+    resamples: of the prompts.
+    rng: draws them.
+
+  Returns:
+    The ratio, and the cost up to which effects were compared, nats.
+  """
+  curves = (arm, native, random)
+  most = None
+  if matched == "norm":
+    weights = [norm_weights(len(curve.effect_NR)) for curve in curves]
+  else:
+    assert matched == "perplexity", matched
+    most = float(min(curve.cost_N.max() for curve in curves))
+    if not most > LEAST_COST:
+      why = "one of the arms costs no perplexity, so there is no common range"
+      return estimates.undefined(why, arm.effect_NR.shape[1]), most
+    weights = [cost_weights(curve.cost_N, most) for curve in curves]
+  arm_R, native_R, random_R = (
+    w_N @ curve.effect_NR for w_N, curve in zip(weights, curves, strict=True)
+  )
+  found = estimates.ratio_of_sums(
+    arm_R - random_R, native_R - random_R, resamples=resamples, rng=rng
+  )
+  return found, most

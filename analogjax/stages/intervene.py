@@ -1,0 +1,143 @@
+"""intervene: a vector found on the analog, tried on the teacher.
+
+For those who have the released analog and not the teacher: they send a vector,
+the lab runs this and sends back the answer.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+import rich.table
+
+from analogjax import (
+  assemble,
+  config,
+  config_files,
+  hosts,
+  ledger,
+  progress,
+  studies,
+)
+from analogjax.fidelity import behaviours, intervene
+from analogjax.models import hf_folder, sizes
+
+FORMAT = "analogjax.intervention"
+FORMAT_VERSION = 1
+
+
+def run(
+  cfg: ConfigDict, workdir: Path, *, vector: str, behaviour: str = ""
+) -> None:
+  """Writes workdir/interventions/NAME.json and prints it.
+
+  Args:
+    cfg: the config.
+    workdir: with caches and the analog's phase.
+    vector: a safetensors file.
+    behaviour: a name or a JSON file; empty: all of the config.
+
+  Raises:
+    ValueError: names the field or the file.
+  """
+  sections = config.to_sections(cfg)
+  names = (behaviour,) if behaviour else sections.measure.behaviours
+  if not names:
+    raise ValueError(
+      "measure.behaviours is empty; give --behaviour=NAME, or a JSON file."
+    )
+  # The analog alone: the others would only be read.
+  analog = sections.release.phase
+  options = dataclasses.replace(
+    sections.measure,
+    behaviours=names,
+    phases=(analog,),
+    folders=type(sections.measure.folders)(),
+    domains={},
+  )
+  sources = studies.look(sections, options, workdir)
+  found = hosts.together(
+    lambda: intervene.read_vector(
+      Path(vector), sources.students[analog], _released(workdir)
+    )
+  )
+  spent = ledger.Ledger(workdir, "intervene")
+  study = sources.open()
+  folder = workdir / "fidelity" / "maps"
+  way = intervene.find_way(study, found.depth, folder, _of_maps(sources))
+  answers = {
+    name: intervene.answer(study, found, way, part)
+    for name, part in behaviours.load_all(names).items()
+  }
+  value = {
+    "format": FORMAT,
+    "format_version": FORMAT_VERSION,
+    "vector": {"sha256": found.sha256, "depth": found.depth},
+    "model": analog,
+    "inputs": hashlib.sha256(
+      json.dumps(sources.inputs, sort_keys=True).encode()
+    ).hexdigest(),
+    "software": assemble.software_versions(),
+    "behaviours": answers,
+  }
+  name = f"{Path(vector).stem}-{found.sha256[:8]}.json"
+  path = workdir / "interventions" / name
+
+  def conclude() -> None:
+    path.parent.mkdir(exist_ok=True)
+    config_files.write_json(path, value)
+    L = study.test.tokens_BL.shape[1]
+    models = {study.teacher.name: study.teacher, **study.students}
+    flops = {
+      name: number * sizes.forward_flops_per_token(models[name].cfg, L)
+      for name, number in study.tokens.items()
+    }
+    spent.append(
+      tokens=sum(study.tokens.values()),
+      flops=sum(flops.values()),
+      teacher_flops=flops.get(study.teacher.name, 0),
+    )
+
+  hosts.on_first(conclude)
+  for name, part in answers.items():
+    _say(name, part)
+  progress.say(f"intervene: {path}")
+
+
+def _of_maps(sources: studies.Sources) -> dict[str, Any]:
+  """Of the inputs those that a map depends on: not the behaviours, say."""
+  inputs, options = sources.inputs, sources.inputs["options"]
+  used = ("seed", "fit_rows", "points", "depths", "batch_rows")
+  return {
+    **{k: inputs[k] for k in ("teacher_digest", "teacher_dtype", "students")},
+    "rows": inputs["rows"],
+    **{name: options[name] for name in used},
+  }
+
+
+def _released(workdir: Path) -> dict[str, str]:
+  """SHA-256 of the exported files, by name."""
+  receipt = workdir / "export.json"
+  return hf_folder.read_json(receipt)["files"] if receipt.exists() else {}
+
+
+def _say(name: str, part: dict[str, Any]) -> None:
+  table = rich.table.Table(title=f"{name}: log-odds, nats")
+  for column in ("strength", "analog", "frontier", "random", "perplexity"):
+    table.add_column(column, justify="right")
+  frontier = part["frontier"]
+  number = functools.partial("{:.2f}".format)
+  for i, strength in enumerate(frontier["strengths"]):
+    table.add_row(
+      number(strength),
+      number(part["analog"]["score"][i]),
+      number(frontier["score"][i]),
+      number(frontier["random_score"][i]),
+      f"x {number(frontier['perplexity_ratio'][i])}",
+    )
+  progress.console().print(table)
+  progress.say(f"{name}: {part['verdict']}: {part['because']}.")

@@ -69,7 +69,7 @@ def moments(
     study, study.teacher, rows, positions_RM, teacher_depths
   )
   rng = study.rng("shuffled", student.name)
-  add = _make_products(study.mesh)
+  add = make_products(study.mesh)
   total: Moments | None = None
   for (x_PBMD, here), (y_QBMW, _) in zip(of_student, of_teacher, strict=True):
     B, M = x_PBMD.shape[1:3]
@@ -81,13 +81,15 @@ def moments(
     with jax.set_mesh(study.mesh):
       sums = jax.device_get(add(x_PBMD, y_QBMW, order, weights))
     part = Moments(rows_here * M, *(np.asarray(a, np.float64) for a in sums))
-    total = part if total is None else _added(total, part)
+    total = part if total is None else added(total, part)
   assert total is not None
   return total
 
 
 @functools.cache
-def _make_products(mesh):
+def make_products(mesh):
+  """(x_PBMD, y_QBMW, order, weights) -> the sums of `Moments`, of one batch."""
+
   def products(x_PBMD, y_QBMW, order, weights):
     P, Q = len(x_PBMD), len(y_QBMW)
     x_PND = x_PBMD.reshape(P, -1, x_PBMD.shape[-1])
@@ -106,7 +108,7 @@ def _make_products(mesh):
   return jax.jit(products, out_shardings=everywhere(mesh))
 
 
-def _added(a: Moments, b: Moments) -> Moments:
+def added(a: Moments, b: Moments) -> Moments:
   fields = [f.name for f in dataclasses.fields(Moments)]
   return Moments(*(getattr(a, f) + getattr(b, f) for f in fields))
 

@@ -29,7 +29,7 @@ from analogjax import (
   sharding,
 )
 from analogjax.data import batches, logit_cache, pipeline, rows as rows_lib
-from analogjax.fidelity import output
+from analogjax.fidelity import output, similarity
 from analogjax.fidelity.study import RANDOM, Model, Study
 from analogjax.models import decoder, hf_folder, sizes
 
@@ -38,6 +38,7 @@ FORMAT_VERSION = 2
 
 PARTS: Mapping[str, Callable[[Study], dict[str, Any]]] = {
   "output": output.measure,
+  "similarity": similarity.measure,
 }
 
 

@@ -62,6 +62,7 @@ _CONTENTS = {
     "docs/data",
     "docs/cache",
     "docs/losses",
+    "docs/fidelity",
     "docs/config",
     "docs/distillkit",
   ],

@@ -120,19 +120,24 @@ def calibrated(raw: float, null_C: np.ndarray) -> dict[str, Any]:
     raw: the statistic, at most 1.
     null_C: the same for orders that were drawn; 19 or more.
 
+  Raises:
+    ValueError: in any order it is 1.
+
   Source: arXiv:2602.14486.
   """
   C = len(null_C)
   assert C >= 19, C
   q95 = float(np.sort(null_C)[-(-19 * (C + 1) // 20) - 1])
   reached = int(np.sum(null_C >= raw - _TIED))
-  found = {
+  if q95 > 1 - _TIED:
+    raise ValueError(
+      "measure: a similarity is 1 in any order of the points, so that nothing"
+      " can be above chance: the held-out rows are all alike; give others."
+    )
+  return {
     "raw": float(raw),
     "null_q95": q95,
-    "calibrated": None,
+    "calibrated": (float(raw) - q95) / (1 - q95),
     "p": (1 + reached) / (1 + C),
     "null": [round(float(x), 4) for x in null_C],
   }
-  if q95 > 1 - _TIED:
-    return found | {"why": "it is 1 in any order: the units are all alike"}
-  return found | {"calibrated": (float(raw) - q95) / (1 - q95)}

@@ -196,17 +196,10 @@ def _between(
   mine, theirs = study.depths(student), study.depths(study.teacher)
   # Rounded: of equals it is the first, whatever mesh they were computed on.
   p, q = np.unravel_index(found_CPQ[0].round(4).argmax(), found_CPQ.shape[1:])
-  same_depth = []
-  for i, j in enumerate(maps.nearest(mine, theirs)):
-    found = nulls.calibrated(found_CPQ[0, i, j], found_CPQ[1:, i, j])
-    del found["null"]
-    pair = {"student_depth": mine[i], "teacher_depth": theirs[j]}
-    same_depth.append({**pair, **found})
   return {
     "matrix": found_CPQ[0].tolist(),
     "best": {"student_depth": mine[p], "teacher_depth": theirs[q]},
     **greatest(found_CPQ),
-    "same_depth": same_depth,
   }
 
 

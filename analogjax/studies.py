@@ -84,7 +84,6 @@ def _public(options: config.MeasureConfig) -> dict[str, Any]:
   Folders, behaviours and the rows of domains have their digests elsewhere in
   the inputs.
   """
-
   values = dataclasses.asdict(options)
   values["folders"] = sorted(options.named_folders)
   values["domains"] = sorted(options.domains)

@@ -8,13 +8,14 @@ Shape letters: R rows, B rows of a step, L positions, M points of a row, D model
 width, P depths.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 import functools
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 
 from analogjax import sharding
 from analogjax.data import rows as rows_lib
@@ -42,6 +43,28 @@ def draw_points(
       )
     positions.append(np.sort(rng.choice(tokens, num_points, replace=False)))
   return np.asarray(positions, np.int32)
+
+
+def ordinary(rows: rows_lib.Rows, special: Collection[int]) -> rows_lib.Rows:
+  """The rows as if the first token of each document were padding, and these.
+
+  There models put sums that are hundreds of times as large as others
+  (arXiv:2402.17762), so that a handful of points would be all the variance
+  there is; and the first token, which attends to itself alone, is the same
+  activation in every row.
+
+  Args:
+    rows: of any pipeline.
+    special: ids that mark something, such as the end of a document.
+  """
+  rest = (rows.positions_BL > 0) & ~np.isin(rows.tokens_BL, list(special))
+  return rows._replace(segments_BL=np.where(rest, rows.segments_BL, 0))
+
+
+def special_tokens(tokenizer: tokenizers.Tokenizer) -> list[int]:
+  """Ids that the tokenizer says are special."""
+  added = tokenizer.get_added_tokens_decoder()
+  return sorted(i for i, token in added.items() if token.special)
 
 
 def stream(

@@ -22,12 +22,20 @@ from analogjax import (
   progress,
   studies,
 )
-from analogjax.fidelity import document, output, report, steering, stitching
+from analogjax.fidelity import (
+  document,
+  output,
+  report,
+  similarity,
+  steering,
+  stitching,
+)
 from analogjax.fidelity.study import Study
 from analogjax.models import hf_folder, sizes
 
 PARTS: Mapping[str, Callable[[Study], dict[str, Any]]] = {
   "output": output.measure,
+  "similarity": similarity.measure,
   "steering": steering.measure,
   "stitching": stitching.measure,
 }

@@ -1,0 +1,246 @@
+"""Similarity: whether the same tokens lie alike in students and teacher.
+
+Nothing here is causal, and nothing is reported without the null that it has to
+beat: as large a number as can come out of models that have nothing to do with
+each other says nothing.
+
+Shape letters: R rows, L positions, M points of a row, N = R x M points or
+tokens of the vocabulary, D width of a model, P depths of a student, Q of the
+teacher, C orders of the rows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from analogjax import hosts
+from analogjax.fidelity import held_out_maps, kernels, nulls, streams
+from analogjax.fidelity.study import Model, Study, everywhere
+from analogjax.models import decoder
+
+# Metric -> the statistic that compares what `_reduce` makes for it.
+METRICS: Mapping[str, Callable[..., np.ndarray]] = {
+  "mutual_knn": nulls.inner_products,
+  "unbiased_cka": nulls.inner_products,
+  "procrustes": nulls.nuclear_norms,
+}
+# Fewer rows have too few orders, fewer tokens too few pairs.
+LEAST_ROWS, LEAST_TOKENS = 8, 64
+# Of activations that are held at a time.
+_BYTES = 1 << 30
+
+
+def measure(study: Study) -> dict[str, Any]:
+  """Every student against the teacher: layers, unembeddings, affine maps.
+
+  Raises:
+    ValueError: too few rows, points or tokens; activations that are not finite,
+      or the same at every point. Names the model or the field.
+  """
+  R = len(study.test.tokens_BL)
+  if R < LEAST_ROWS:
+    raise ValueError(
+      f"measure: similarity needs at least {LEAST_ROWS} held-out rows, found"
+      f" {R}: its null permutes whole rows; set cache.held_out_rows higher."
+    )
+  models = (study.teacher, *study.students.values())
+  special = streams.special_tokens(study.tokenizer)
+  points_RM = streams.draw_points(
+    streams.ordinary(study.test, special),
+    -(-study.options.points // R),
+    study.rng("similarity", "points"),
+  )
+  orders_CR = nulls.draw_orders(
+    R, study.options.permutations, study.rng("similarity", "orders")
+  )
+  teacher, kept = represent(study, study.teacher, points_RM)
+  kept_of, found = {"teacher": kept}, {}
+  for name, student in study.students.items():
+    own, kept_of[name] = represent(study, student, points_RM)
+    found[name] = {
+      metric: _between(study, student, metric, own, teacher, orders_CR)
+      for metric in METRICS
+    }
+    del own
+  del teacher
+  return {
+    "points": points_RM.size,
+    "permutations": study.options.permutations,
+    "depths": {model.name: list(study.depths(model)) for model in models},
+    "models": found,
+    "variance_in_components": kept_of,
+    "embeddings": _embeddings(study),
+    "maps": held_out_maps.measure(study, points_RM),
+  }
+
+
+def represent(
+  study: Study, model: Model, points_RM: np.ndarray
+) -> tuple[dict[str, np.ndarray], list[float]]:
+  """What each metric compares of a model, for every depth of it.
+
+  Activations are held for as many depths at a time as fit into 1 GiB over all
+  devices, one at least; what is left of a depth is two kernels of [N, N] and
+  [N, COMPONENTS], on the host.
+
+  Returns:
+    By metric, [P, N, ...]; and the part of the variance in the components.
+
+  Raises:
+    ValueError: activations that are the same at every point.
+  """
+  R, N = len(points_RM), points_RM.size
+  at_a_time = max(1, _BYTES // (4 * N * model.cfg.D))
+  depths = study.depths(model)
+  found: list[dict[str, np.ndarray]] = []
+  kept: list[float] = []
+  for some in _groups(depths, at_a_time):
+    stream = streams.stream(study, model, study.test, points_RM, some)
+    parts = tuple(x_PBMD for x_PBMD, _ in stream)
+    for i, depth in enumerate(some):
+      with jax.set_mesh(study.mesh):
+        out = jax.device_get(_make_reduce(study.mesh, R)(parts, i))
+      reduced, part, constant = out
+      if constant:
+        raise ValueError(
+          f"measure: activations of {model.name} at depth {depth:.2f} are the"
+          f" same at all {N} points, so that no similarity is defined; the"
+          " checkpoint is damaged, or the held-out rows repeat one token."
+        )
+      found.append(reduced)
+      kept.append(float(part))
+  return {m: np.stack([one[m] for one in found]) for m in METRICS}, kept
+
+
+def _groups(items: Sequence, at_a_time: int) -> list[Sequence]:
+  starts = range(0, len(items), at_a_time)
+  return [items[i : i + at_a_time] for i in starts]
+
+
+@functools.cache
+def _make_reduce(mesh: Mesh, R: int):
+  """([P, B, M, D] of all batches, p) -> by metric, variance, constant?"""
+
+  def step(parts, p):
+    # The last batch may hold more rows than there are.
+    x_RMD = jnp.concatenate([x_PBMD[p] for x_PBMD in parts])[:R]
+    x_ND = x_RMD.reshape(-1, x_RMD.shape[-1])
+    return *reduce(x_ND), kernels.is_constant(x_ND)
+
+  return jax.jit(step, out_shardings=everywhere(mesh))
+
+
+def reduce(x_ND: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+  """What each metric compares, and the variance in the components."""
+  scores_NE, kept = kernels.principal(x_ND)
+  return {
+    "mutual_knn": kernels.neighbours(x_ND),
+    "unbiased_cka": kernels.covariances(x_ND),
+    "procrustes": scores_NE,
+  }, kept
+
+
+def compare(
+  metric: str,
+  left: np.ndarray,
+  right: np.ndarray,
+  orders_CU: np.ndarray,
+  mesh: Mesh,
+) -> np.ndarray:
+  """One metric over all pairs of depths.
+
+  Args:
+    metric: of METRICS.
+    left: [P, N, ...], what `reduce` made for it.
+    right: [Q, N, ...], of the other model.
+    orders_CU: from `nulls.draw_orders`.
+    mesh: shares the orders out.
+
+  Returns:
+    The statistic for each order and pair, [C, P, Q]; the first is theirs.
+  """
+  by_right = []
+  for one in right:
+    hosts.stop_if_asked("measure: what was measured in full is kept")
+    by_right.append(METRICS[metric](left, one, orders_CU, mesh))
+  return np.stack(by_right, axis=-1)
+
+
+def greatest(found_CPQ: np.ndarray) -> dict[str, Any]:
+  """The best pair of depths, calibrated.
+
+  It was chosen, so in every order the best one is: the null of a pair that was
+  not would be beaten by chance, the more often the more pairs there are.
+  """
+  best_C = found_CPQ.max((1, 2))
+  return nulls.calibrated(best_C[0], best_C[1:])
+
+
+def _between(
+  study: Study,
+  student: Model,
+  metric: str,
+  own: dict[str, np.ndarray],
+  teacher: dict[str, np.ndarray],
+  orders_CR: np.ndarray,
+) -> dict[str, Any]:
+  found_CPQ = compare(
+    metric, own[metric], teacher[metric], orders_CR, study.mesh
+  )
+  mine, theirs = study.depths(student), study.depths(study.teacher)
+  # Rounded: of equals it is the first, whatever mesh they were computed on.
+  p, q = np.unravel_index(found_CPQ[0].round(4).argmax(), found_CPQ.shape[1:])
+  return {
+    "matrix": found_CPQ[0].tolist(),
+    "best": {"student_depth": mine[p], "teacher_depth": theirs[q]},
+    **greatest(found_CPQ),
+  }
+
+
+def _embeddings(study: Study) -> dict[str, Any]:
+  """How the tokens of the held-out rows lie in the unembeddings."""
+  rows = study.test
+  tokens_N = np.unique(rows.tokens_BL[rows.segments_BL > 0])
+  if len(tokens_N) < LEAST_TOKENS:
+    raise ValueError(
+      f"measure: the held-out rows have {len(tokens_N)} different tokens,"
+      f" expected at least {LEAST_TOKENS} to compare unembeddings."
+    )
+  rng = study.rng("similarity", "tokens")
+  N = min(len(tokens_N), study.options.points)
+  tokens_N = np.sort(rng.choice(tokens_N, N, replace=False))
+  orders_CN = nulls.draw_orders(N, study.options.permutations, rng)
+
+  def kernel_of(model):
+    step = _make_cosines(model.cfg, study.mesh)
+    with jax.set_mesh(study.mesh):
+      return jax.device_get(step(model.params, tokens_N))
+
+  teacher_NN = kernel_of(study.teacher)
+  found = {}
+  for name, student in study.students.items():
+    found_C1 = nulls.inner_products(
+      kernel_of(student)[None], teacher_NN, orders_CN, study.mesh
+    )
+    found[name] = {
+      **nulls.calibrated(found_C1[0, 0], found_C1[1:, 0]),
+      "tokens": N,
+    }
+  return found
+
+
+@functools.cache
+def _make_cosines(cfg: decoder.DecoderConfig, mesh: Mesh):
+  def step(params, tokens_N):
+    head_VD = nnx.merge(decoder.graphdef(cfg), params).head_VD
+    # The mean row adds the same to all logits of a position: no model is
+    # another one for it.
+    return kernels.cosines(jnp.take(head_VD, tokens_N, axis=0))
+
+  return jax.jit(step, out_shardings=everywhere(mesh))

@@ -236,6 +236,7 @@ def test_what_is_undefined_says_why(study, found):
     assert outcomes[name]["why"].startswith(why)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing(kit, many_devices, analogs, found):
   whole = kit.make_study(many_devices, students=analogs)
   split = sums(only(whole, "small"))

@@ -38,12 +38,17 @@ def with_rows(study, fit, test):
 
 @pytest.fixture(scope="module")
 def rows(pair):
-  return [written_by(pair.analog, part) for part in (pair.fit, pair.test)]
+  """To fit on and to test on; drawn together, with one program."""
+  both = [np.concatenate(two) for two in zip(pair.fit, pair.test, strict=True)]
+  drawn = written_by(pair.analog, type(pair.fit)(*both))
+  R = len(pair.fit.tokens_BL)
+  parts = slice(R), slice(R, None)
+  return [type(drawn)(*(a[here] for a in drawn)) for here in parts]
 
 
 @pytest.fixture(scope="module")
 def study(kit, one_device, rows):
-  return with_rows(kit.make_study(one_device, stitch_steps=6), *rows)
+  return with_rows(kit.make_study(one_device, stitch_steps=24), *rows)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +85,10 @@ def test_blocks_one_by_one_are_the_model(pair):
   def loss(x_BLD):
     return jnp.sum(run(x_BLD, 1, 2) ** 2)
 
-  slope = jax.jvp(loss, (start,), (shift,))[1]
-  by_reverse = jnp.sum(jax.grad(loss)(start) * shift)
-  np.testing.assert_allclose(by_reverse, slope, rtol=1e-3)
+  step = 1e-2 * shift
+  slope = (loss(start + step) - loss(start - step)) / 2
+  by_reverse = jnp.sum(jax.grad(loss)(start) * step)
+  np.testing.assert_allclose(by_reverse, slope, rtol=1e-2)
 
 
 def test_a_stitch_to_itself_recovers_everything(study):
@@ -142,11 +148,7 @@ def test_the_mean_alone_recovers_nothing(study, measured):
 
 
 def test_training_lowers_the_loss_of_the_rows_it_is_trained_on(study):
-  study = dataclasses.replace(
-    study,
-    test=study.fit,
-    options=dataclasses.replace(study.options, stitch_steps=24),
-  )
+  study = dataclasses.replace(study, test=study.fit)
   model = study.students["random"]
   points = stitching._points(study, study.fit)
   m = affine.moments(study, model, (DEPTH,), (DEPTH,), study.fit, points)
@@ -170,6 +172,7 @@ def test_training_lowers_the_loss_of_the_rows_it_is_trained_on(study):
     assert a.shape == b.shape and a.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing(kit, many_devices, rows, measured):
   study = with_rows(kit.make_study(many_devices, stitch_steps=0), *rows)
   study = dataclasses.replace(study, students={"analog": study.analog})
@@ -197,6 +200,7 @@ def test_what_is_not_finite_is_refused(study):
   [
     ((0.25, 0.5, 0.75, 1.0), (0.25, 0.5, 0.75, 1.0), (0.5, 0.75)),
     ((0.5, 1.0), (0.25, 0.5, 0.75, 1.0), (0.5,)),
+    ((0.25, 1.0), (0.25, 0.5, 0.75, 1.0), (0.25,)),
     ((1.0,), (0.5, 1.0), (1.0,)),
     (tuple(i / 8 for i in range(1, 9)),) * 2 + ((4 / 8, 6 / 8),),
   ],

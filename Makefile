@@ -38,7 +38,7 @@ help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 demo: $(DEMO_SET)
-	$(BIN)/analogjax run --config=configs/demo.py --workdir=runs/demo $(DEMO_ARGS)
+	$(BIN)/analogjax run --quick --config=configs/demo.py --workdir=runs/demo $(DEMO_ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \

@@ -121,22 +121,29 @@ def _read_rows(
     cache = assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
     return _all_of(cache)
 
-  def some(number: int, seed: int, **more: Any) -> rows_lib.Rows:
+  def some(field: str, **more: Any) -> rows_lib.Rows:
+    number = getattr(options, field)
     source = assemble.open_rows(sections, teacher, workdir, **more)
-    order = batches.PipelineOrder(source, batch_rows=number, seed=seed)
-    return order.read(0)
+    order = batches.PipelineOrder(source, batch_rows=number, seed=options.seed)
+    rows = order.read(0)
+    # At its end a pipeline begins anew, and an interval would count rows twice.
+    found = len(np.unique(rows_lib.rows_digests(rows), axis=0))
+    if found < number:
+      raise ValueError(
+        f"measure.{field}={number}: the pipeline has {found} different rows;"
+        f" set {field}={found} or less."
+      )
+    return rows
 
   rows = {
     "test": hosts.together(held_out),
-    "fit": hosts.together(
-      lambda: some(options.fit_rows, options.seed, held_out=False)
-    ),
+    "fit": hosts.together(lambda: some("fit_rows", held_out=False)),
   }
   for name, arguments in options.domains.items():
     try:
       rows[f"domain {name}"] = hosts.together(
         functools.partial(
-          *(some, options.domain_rows, options.seed),
+          *(some, "domain_rows"),
           held_out=True,
           arguments=arguments,
         )

@@ -11,6 +11,8 @@ from analogjax.fidelity import estimates
 
 # Log-perplexity, nats: arms that cost less than it cannot be compared by cost.
 LEAST_COST = 1e-3
+# And a push that costs more, twice the perplexity, breaks the model.
+MOST_COST = 0.693
 _GRID = 101  # Costs at which effects are compared.
 
 
@@ -50,6 +52,12 @@ def norm_weights(number: int) -> np.ndarray:
   w_N = np.full(number, 1 / number)
   w_N[-1] /= 2
   return w_N
+
+
+def area_within(effect_N: np.ndarray, cost_N: np.ndarray) -> float:
+  """The mean effect over strengths; those above MOST_COST count as 0."""
+  kept_N = np.where(cost_N <= MOST_COST, effect_N, 0.0)
+  return float(norm_weights(len(cost_N)) @ kept_N)
 
 
 def cost_weights(cost_N: np.ndarray, most: float) -> np.ndarray:

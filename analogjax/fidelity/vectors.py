@@ -134,13 +134,19 @@ def _make_sum(mesh):
 
 
 def find_own(study: Study, model: Model, part: Prepared) -> Own:
-  """The model's own vector, at the depth where it steers the model most."""
+  """The model's own vector, at the depth where it steers the model most.
+
+  Strengths that break the model do not count for the choice.
+  """
   found = contrasts(study, model, part.with_, part.without)
   areas = {}
   for depth, contrast in found.items():
     vectors = contrast.vector_D[None]
     scores_ASR = _scores(study, model, part.fit, part.words, depth, vectors)
-    areas[depth] = area(scores_ASR).mean()
+    nats_AS = _nats(study, model, depth, vectors)
+    cost_N = transfer.even(nats_AS[0])
+    effect_N = transfer.odd(scores_ASR[0]).mean(-1)
+    areas[depth] = transfer.area_within(effect_N, cost_N)
   depth = max(areas, key=lambda d: areas[d])
   vectors = found[depth].vector_D[None]
   scores_ASR = _scores(study, model, part.test, part.words, depth, vectors)
@@ -162,12 +168,17 @@ def respond(
   vectors_AD: np.ndarray,
 ) -> Response:
   """Scores and cost of vectors in a model, at all strengths."""
-  pushes = _pushes(study, model, depth, vectors_AD)
-  nats = injection.nats_per_token(study, model, pushes)
   return Response(
     _scores(study, model, part.test, part.words, depth, vectors_AD),
-    _with_middle(nats, len(vectors_AD)),
+    _nats(study, model, depth, vectors_AD),
   )
+
+
+def _nats(study, model, depth, vectors_AD) -> np.ndarray:
+  """[A, S]."""
+  pushes = _pushes(study, model, depth, vectors_AD)
+  found = injection.nats_per_token(study, model, pushes)
+  return _with_middle(found, len(vectors_AD))
 
 
 def strengths(study: Study) -> np.ndarray:

@@ -36,6 +36,14 @@ def test_areas():
   assert np.isfinite(transfer.cost_weights(np.float64([1, 0.5]), 1.0)).all()
 
 
+def test_pushes_that_break_the_model_choose_nothing():
+  effects = np.float64([1, 8])
+  # (1 + 8 / 2) / 2, and without the second 1 / 2.
+  assert transfer.area_within(effects, np.float64([0.1, 0.6])) == 2.5
+  assert transfer.area_within(effects, np.float64([0.1, 0.8])) == 0.5
+  assert transfer.area_within(effects, np.float64([0.9, 0.8])) == 0
+
+
 def test_ratio_at_matched_norm_and_cost():
   native = curve([[2, 2], [4, 4]], [1, 2])
   random = curve([[0, 0], [0, 0]], [1, 2])

@@ -131,7 +131,8 @@ def test_the_whole_job_leaves_what_the_design_says(undisturbed):
   assert sum(summary["seconds"].values()) <= seconds  # None counts twice.
   assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
   records = metrics.read(workdir / "train" / "pretrain")
-  curve = [r["held_out/hard_label_nats"] for r in records if len(r) == 4]
+  key = "held_out/hard_label_nats"
+  curve = [r[key] for r in records if r.get(key) is not None]
   assert len(curve) == 3 and curve[-1] < curve[0] - 0.01
 
 

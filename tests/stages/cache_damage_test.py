@@ -21,6 +21,7 @@ import runpy
 def get_config():
   cfg = runpy.run_path({demo!r})["get_config"]()
   cfg.data.pipeline = "damage_rows:rows"
+  cfg.measure.domains = dict()
   cfg.data.arguments = dict(num_rows=60, first=0)
   cfg.data.held_out_arguments = dict(first=1000)
   return cfg

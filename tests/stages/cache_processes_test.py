@@ -34,6 +34,7 @@ import runpy
 def get_config():
   cfg = runpy.run_path({demo!r})["get_config"]()
   cfg.data.pipeline = "processes_rows:indexed"
+  cfg.measure.domains = dict()
   cfg.data.arguments = dict(num_rows=64)
   cfg.data.held_out_arguments = dict(num_rows=64)
   return cfg

@@ -46,6 +46,7 @@ import runpy
 def get_config():
   cfg = runpy.run_path({demo!r})["get_config"]()
   cfg.data.pipeline = "analogjax.data.text:jsonl"
+  cfg.measure.domains = dict()
   cfg.data.arguments = dict(
     path={text!r},
     tokenizer="{{teacher}}",
@@ -311,6 +312,7 @@ import runpy
 def get_config():
   cfg = runpy.run_path({demo!r})["get_config"]()
   cfg.data.pipeline = "lab_rows:stream"
+  cfg.measure.domains = dict()
   cfg.data.arguments = dict(num_rows=44, first=0)
   cfg.data.held_out_arguments = dict(first=1000)
   return cfg

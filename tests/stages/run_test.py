@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from analogjax import metrics
+from analogjax.fidelity import options
 
 PHASES = ("pretrain", "control", "distill")
 
@@ -211,6 +212,59 @@ def test_two_processes_measure_and_export_what_one_does(
   assert "measure" not in said[1][0]
   for stage in ("measure", "export"):
     assert spent(trained, stage) == 2 * spent(undisturbed[0], stage)
+
+
+# A behaviour that the tiny vocabulary has words for.
+_BEHAVIOUR = {
+  "format": "analogjax.behaviour",
+  "format_version": 1,
+  "name": "letters",
+  "about": "Which letter comes next",
+  "pairs": [
+    {"with": f"self {i} yes", "without": f"self {i} no"} for i in range(8)
+  ],
+  "prompts": [f"def {i} is" for i in range(8)],
+  "words": {"for": ["s"], "against": ["t"]},
+}
+
+
+@pytest.mark.slow
+def test_two_processes_measure_every_part_as_one_does(tiny, trained, tmp_path):
+  path = tmp_path / "letters.json"
+  path.write_text(json.dumps(_BEHAVIOUR))
+  few = dict(points=64, permutations=19, depths=2, random_vectors=2)
+  few |= dict(strengths=2, mapper_steps=2, stitch_steps=2, behaviours=path)
+  more = [f"--config.measure.{name}={value}" for name, value in few.items()]
+  parts = options.PARTS
+  more.append(f"--config.measure.parts={','.join(parts)}")
+  both = [trained, shutil.copytree(trained, tmp_path / "both")]
+  tiny.run("measure", both[0], *more)
+  arguments = tiny.command("measure", both[1], *more, *SPLIT)
+  tiny.finish(tiny.start_processes(arguments, devices=4))
+  one, two = (
+    json.loads((workdir / "fidelity.json").read_text()) for workdir in both
+  )
+  for part in parts:
+    assert_close(two[part], one[part], part)
+  assert two["claims"] and (both[1] / "fidelity.html").stat().st_size > 10_000
+  private = both[1] / "fidelity"
+  assert {p.stem for p in private.glob("*.json")} == set(parts)
+
+
+def assert_close(found, wanted, where):
+  """Equal but for the rounding of sums, in all that JSON can hold."""
+  if isinstance(wanted, dict):
+    assert set(found) == set(wanted), where
+    for name in wanted:
+      assert_close(found[name], wanted[name], f"{where}/{name}")
+  elif isinstance(wanted, list):
+    assert len(found) == len(wanted), where
+    for pair in zip(found, wanted, strict=True):
+      assert_close(*pair, where)
+  elif isinstance(wanted, float):
+    assert found == pytest.approx(wanted, rel=1e-3, abs=1e-3), where
+  else:
+    assert found == wanted, where
 
 
 # What fails on process `who`: the stage, and where.

@@ -59,14 +59,14 @@ def look(
   analog = next(iter(students))
   inputs = {
     "analog": analog,
-    "controls": _controls(sections, students, analog),
+    "controls": controls_of(sections, students, analog),
     "random": RANDOM,
     "teacher_digest": teacher.digest,
     "teacher_dtype": teacher.cfg.dtype,
     "students": about,
     "rows": {name: _digest(part) for name, part in rows.items()},
     "behaviours": {name: part.digest for name, part in loaded.items()},
-    "options": _public(options),
+    "options": published(options),
   }
   return Sources(
     options=options,
@@ -78,7 +78,7 @@ def look(
   )
 
 
-def _public(options: config.MeasureConfig) -> dict[str, Any]:
+def published(options: config.MeasureConfig) -> dict[str, Any]:
   """The options as they are published: names and digests, no paths.
 
   Folders, behaviours and the rows of domains have their digests elsewhere in
@@ -91,7 +91,7 @@ def _public(options: config.MeasureConfig) -> dict[str, Any]:
   return values
 
 
-def _controls(
+def controls_of(
   sections: config.Sections, students: Collection[str], analog: str
 ) -> list[str]:
   """Students that never saw the teacher; of folders nothing else is known."""

@@ -1,23 +1,11 @@
 """Tests for what analogjax/stages/measure.py concludes and publishes."""
 
-import dataclasses
-import hashlib
-import json
-from pathlib import Path
-
 import pytest
 import synthetic_report
 
-from analogjax import config, config_files
+from analogjax import config_files
 from analogjax.fidelity import document
 from analogjax.stages import measure
-
-DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
-
-
-def sections(*overrides):
-  cfg = config_files.load(DEMO, overrides)
-  return config.to_sections(cfg)
 
 
 @pytest.fixture
@@ -68,43 +56,3 @@ def test_a_damaged_document_is_written_anew(workdir):
   (folder / "fidelity.json").write_text("{")
   measure._conclude(folder, inputs, False)
   document.read(folder / "fidelity.json")
-
-
-def test_controls_never_saw_the_teacher():
-  students = ("distill", "pretrain", "control", "earlier", "random")
-  folder = ("measure.folders", "earlier=some/where")
-  found = sections(folder)
-  assert measure._controls(found, students, "distill") == [
-    *("pretrain", "control", "earlier"),
-  ]
-  # Hard labels alone, but from a phase that saw it.
-  found = sections(("train.phases", "pretrain,distill,control"))
-  phases = {**found.train.phase}
-  phases["control"] = dataclasses.replace(
-    phases["control"], init_from="distill"
-  )
-  train = dataclasses.replace(found.train, phase=phases)
-  found = dataclasses.replace(found, train=train)
-  assert measure._controls(found, ("distill", "control"), "distill") == []
-  assert measure._controls(found, ("control", "distill"), "control") == []
-
-
-def test_what_is_published_has_no_paths(tmp_path):
-  path = tmp_path / "politeness.json"
-  path.write_text("{}")
-  options = dataclasses.replace(
-    sections().measure,
-    folders=("b=/some/where", "a=else/where"),
-    domains={"code": {"path": "/data/code"}},
-    behaviours=("sentiment", str(path)),
-  )
-  found = measure._public(options)
-  assert found["folders"] == ["a", "b"] and found["domains"] == ["code"]
-  digest = hashlib.sha256(b"{}").hexdigest()
-  assert found["behaviours"] == [
-    "sentiment",
-    f"politeness.json, SHA-256 {digest}",
-  ]
-  assert found["points"] == options.points
-  text = json.dumps(found)
-  assert "where" not in text and "/" not in text

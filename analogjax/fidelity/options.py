@@ -91,7 +91,7 @@ class MeasureConfig:
       self,
       behaviours=self.behaviours[:1],
       domains={},
-      **at_most(fit_rows=32, domain_rows=8, depths=2, points=256),
+      **at_most(fit_rows=16, domain_rows=8, depths=2, points=256),
       **at_most(permutations=99, resamples=500, random_vectors=4),
       **at_most(strengths=2, mapper_steps=0, stitch_steps=0),
     )

@@ -7,7 +7,7 @@ The "analog" is the demo's teacher without some of its middle layers: nothing
 was trained, the width is the same, and a measurement that finds nothing here
 finds nothing anywhere. Its control has the same shape and was never trained.
 Writes folders of both, the demo's held-out rows and then what `analogjax
-measure` writes. Flags that are not known go to `measure`, as --quick.
+measure` writes.
 """
 
 import argparse
@@ -85,5 +85,9 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--workdir", type=Path, required=True)
   parser.add_argument("--removed", type=int, default=6, help="layers")
-  arguments, rest = parser.parse_known_args()
-  sys.exit(measure(arguments.workdir, arguments.removed, rest))
+  parser.add_argument("--quick", action="store_true")
+  parser.add_argument("--only", help="parts of measure")
+  arguments = parser.parse_args()
+  flags = ["--quick"] if arguments.quick else []
+  flags += [f"--only={arguments.only}"] if arguments.only else []
+  sys.exit(measure(arguments.workdir, arguments.removed, flags))

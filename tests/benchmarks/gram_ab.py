@@ -6,7 +6,7 @@ Logits only against logits and Gram (arXiv:2509.25253), on the demo's pair, at
 equal tokens: for each seed one student, from the same start and over the same
 rows in every arm. Measured as `analogjax measure` does; prints a table of the
 means over seeds, and of the differences to the arm without a Gram with their
-95 % t-intervals. Flags that are not known go to `measure`, as --quick.
+95 % t-intervals.
 """
 
 import argparse
@@ -98,6 +98,8 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--workdir", type=Path, required=True)
   parser.add_argument("--seeds", type=int, default=3, help="2 to 5")
-  parsed, rest = parser.parse_known_args()
-  results = [run(parsed.workdir, seed, rest) for seed in range(parsed.seeds)]
+  parser.add_argument("--quick", action="store_true", help="for measure")
+  parsed = parser.parse_args()
+  flags = ["--quick"] if parsed.quick else []
+  results = [run(parsed.workdir, seed, flags) for seed in range(parsed.seeds)]
   print("\n".join(table(results)))

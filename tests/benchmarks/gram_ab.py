@@ -21,6 +21,7 @@ from gram_pair import ARMS
 import numpy as np
 
 from analogjax import main
+from analogjax.fidelity import mappers
 
 CONFIG = Path(__file__).parent / "gram_pair.py"
 _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of Student's, n - 1.
@@ -60,6 +61,7 @@ def numbers(fidelity: dict[str, Any], arm: str) -> Iterator[tuple[str, float]]:
   for name, found in fidelity["steering"]["behaviours"].items():
     for transfer in found["transfer"]:
       of_arm = transfer["model"] == arm and transfer["matched"] == "perplexity"
+      of_arm = of_arm and transfer["mapper"] in mappers.MAPPERS
       if of_arm and transfer["ratio"]["value"] is not None:
         where = f"{name}, {transfer['mapper']}"
         yield f"transfer ratio, {where}", transfer["ratio"]["value"]

@@ -15,10 +15,6 @@ from analogjax.data import rows as rows_lib
 from analogjax.fidelity import affine, streams
 from analogjax.fidelity.study import Study
 
-# Of a fit, for each input of the map: the error is greater than that of the
-# best map by about one part in as many.
-POINTS_PER_INPUT = 40
-
 Pairs = dict[str, list[tuple[float, float]]]  # By student: depth, teacher's.
 
 
@@ -48,7 +44,7 @@ def measure(
   fit = streams.ordinary(study.fit, special)
   shortest = int(np.min(np.sum(fit.segments_BL > 0, axis=1)))
   D = max(student.cfg.D for student in study.students.values())
-  wanted = -(-POINTS_PER_INPUT * D // len(fit.tokens_BL))
+  wanted = -(-affine.POINTS_PER_INPUT * D // len(fit.tokens_BL))
   fit_points_RM = streams.draw_points(
     fit, max(1, min(wanted, shortest)), study.rng("maps", "points")
   )

@@ -29,10 +29,8 @@ from analogjax.fidelity import affine, estimates, row_sums, streams
 from analogjax.fidelity.study import Model, Study, everywhere
 from analogjax.models import decoder
 
-# Tokens of each row that maps are fitted on, and more if a map has many inputs:
-# of a fit on n points for D inputs, D / n of what it explains is made up.
+# Tokens of each row that maps are fitted on; more if a map has many inputs.
 POINTS = 64
-POINTS_PER_INPUT = 40
 # Where stitches are, as near as depths are to it: where much of the teacher is
 # left to be run, and where little is. Each costs a pass over the held-out rows.
 DEPTHS = (0.45, 0.75)
@@ -389,7 +387,7 @@ def _recovered(
 def _points(study: Study, rows: rows_lib.Rows) -> np.ndarray:
   fewest = int((rows.segments_BL > 0).sum(1).min())
   D = max(student.cfg.D for student in study.students.values())
-  wanted = max(POINTS, -(-POINTS_PER_INPUT * D // len(rows.tokens_BL)))
+  wanted = max(POINTS, -(-affine.POINTS_PER_INPUT * D // len(rows.tokens_BL)))
   return streams.draw_points(
     rows, max(1, min(wanted, fewest)), study.rng("stitching", "points")
   )

@@ -83,6 +83,10 @@ for (const width of WIDTHS) {
 """.replace("WIDTHS", json.dumps(WIDTHS))
 
 
+# Another worker of the tests may be installing, too.
+_WAIT = ("-o", "DPkg::Lock::Timeout=300")
+
+
 def _install():
   """Why there is no chromium here; "" if there is."""
   if shutil.which("chromium"):
@@ -97,7 +101,14 @@ def _install():
     return why + "somebody is at a terminal; apt-get install chromium"
   except OSError:
     pass
-  install = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]
+  install = [
+    "apt-get",
+    *_WAIT,
+    "install",
+    "-y",
+    "--no-install-recommends",
+    "chromium",
+  ]
   for command in (install, ["apt-get", "update"], install):
     try:
       done = subprocess.run(

@@ -54,6 +54,10 @@ PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE
 """
 
 
+# Another worker of the tests may be installing, too.
+_WAIT = ("-o", "DPkg::Lock::Timeout=300")
+
+
 def _install():
   """Why SLURM cannot be had here; "" if it is there."""
   missing = [p for p in PROGRAMS if not shutil.which(p, path=PATH)]
@@ -69,7 +73,7 @@ def _install():
     return why + "somebody is at a terminal; apt-get install slurm-wlm munge"
   except OSError:
     pass
-  install = ["apt-get", "install", "-y", "--no-install-recommends"]
+  install = ["apt-get", *_WAIT, "install", "-y", "--no-install-recommends"]
   for command in (
     [*install, "slurm-wlm", "munge"],
     ["apt-get", "update"],

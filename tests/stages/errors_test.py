@@ -631,3 +631,45 @@ def test_a_full_disk_while_caching(bench, workdir, tmp_path):
   assert 0 < full["done"] < 200
   assert room["done"] == 200
   assert room["first"] == full["first"]
+
+
+# Measurements.
+
+
+def another_tokenizer(folder):
+  path = folder / "tokenizer.json"
+  path.write_text(path.read_text() + " ")
+
+
+def another_vocabulary(folder):
+  path = folder / "config.json"
+  values = json.loads(path.read_text()) | {"vocab_size": 383}
+  path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    (another_tokenizer, ["tokenizer.json: expected the teacher's tokenizer"]),
+    (another_vocabulary, ["a vocabulary of 383, expected the teacher's 384"]),
+    (shutil.rmtree, ["earlier"]),
+  ],
+)
+def test_a_folder_that_cannot_be_compared(
+  bench, trained, tmp_path, change, says
+):
+  folder = shutil.copytree(bench.teacher, tmp_path / "earlier")
+  change(folder)
+  override = f"--config.measure.folders=earlier={folder}"
+  bench.refuse("measure", trained, override, says=says)
+
+
+def test_rows_that_would_count_twice(bench, trained):
+  # A row has an interval's weight once.
+  override = "--config.measure.fit_rows=1000"
+  says = [
+    "measure.fit_rows=1000: the pipeline has",
+    "different rows; set fit_r",
+  ]
+  bench.refuse("measure", trained, override, says=says)
+  bench.refuse("measure", trained, "--only=outputs", says=["--only: expected"])

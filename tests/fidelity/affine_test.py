@@ -169,3 +169,19 @@ def test_activations_that_are_not_finite_are_refused(pair):
   with pytest.raises(ValueError, match=message):
     list(streams.stream(pair, broken, pair.test, points, DEPTHS))
   assert decoder.graphdef(broken.cfg) is pair.analog.graphdef
+
+
+def test_points_that_do_not_count_are_in_no_pair(pair):
+  """Shuffled, too: a point is left out on both sides."""
+  rng = np.random.default_rng(0)
+  x_PBMD = np.float32(rng.normal(size=(1, 8, 4, 3)))
+  y_QBMW = np.float32(rng.normal(size=(1, 8, 4, 5)))
+  out_BM = rng.random((8, 4)) < 0.3
+  x_PBMD[0, out_BM] = y_QBMW[0, out_BM] = 1e3
+  weights_BM = np.float32(~out_BM)
+  for shuffles in (None, pair.rng("a")):
+    found = affine.of_batch(
+      *(pair, x_PBMD, y_QBMW, slice(0, 8), shuffles), weights_BM=weights_BM
+    )
+    assert 5 < found.n <= weights_BM.sum()
+    assert found.yy_Q[0] < 1e3 and found.xx_PDD.max() < 1e3

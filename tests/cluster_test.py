@@ -311,6 +311,10 @@ try:
 except ValueError as error:
   sys.exit(str(error))
 ids = multihost_utils.process_allgather(np.int32(jax.process_index()))
+# A result is there before each device of this process has met all others, and
+# at exit one waits in vain for a process that is gone. The next collective ends
+# only when the first has ended everywhere.
+multihost_utils.sync_global_devices("the first has ended")
 print(found.how, jax.process_index(), ids.tolist(), jax.device_count())
 """
 

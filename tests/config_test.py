@@ -101,7 +101,27 @@ def values():
       **dict(resamples=100, behaviours=("sentiment",), max_strength=2.0),
       **dict(strengths=2, random_vectors=2, mapper_steps=0, stitch_steps=0),
     ),
-    release=dict(phase="distill", dtype="float32", max_shard_gb=5.0),
+    release=dict(
+      **dict(phase="distill", dtype="float32", max_shard_gb=5.0, date=""),
+      **dict(licence="MIT", licence_name="", licence_file=""),
+      **dict(shares_rows=False, waivers={}),
+      about=dict(
+        **dict(name="a", version="1", provider="b", contact="c"),
+        **dict(languages=("en",), intended_use="d", out_of_scope="e"),
+        **dict(limitations="f", curation="g"),
+      ),
+      sources=dict(
+        h=dict(
+          **dict(kind="user", modality="text", about="i"),
+          **dict(licence="", period=""),
+        )
+      ),
+      frontier=dict(
+        **dict(name="j", deployed_on="2026-01-31", parameters=0),
+        **dict(active_parameters=0, family="", pipeline_fingerprint=""),
+        private_words=(),
+      ),
+    ),
     watch=dict(
       **dict(skipped_steps=3, spike_sigmas=8.0),
       **dict(stall_seconds=60.0, give_up_seconds=0.0),

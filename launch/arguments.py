@@ -48,10 +48,10 @@ def read(
       " -- --config=FILE --workdir=DIR."
     )
   try:
-    from analogjax import main
+    from analogjax import arguments
   except ImportError:
     return options, line  # It starts elsewhere, and is checked there.
-  main.parse(["run", *line])
+  arguments.parse(["run", *line])
   return options, line
 
 

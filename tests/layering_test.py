@@ -29,6 +29,7 @@ LAYERS = (
   {"filler", "trainer"},
   {"planning"},
   {"stages", "usage"},
+  {"arguments"},
   {"main", "__main__"},
 )
 # These are one vocabulary each: their modules may use each other, without

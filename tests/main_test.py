@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import analogjax
-from analogjax import cluster, main
+from analogjax import arguments, cluster, main
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.py"
@@ -31,7 +31,7 @@ def stages(monkeypatch):
     return run
 
   fake = types.SimpleNamespace(calls=calls, does=lambda: None)
-  for name in ("plan", *main.RUN_STAGES, "inspect_cache", "verify_cache"):
+  for name in ("plan", *arguments.RUN_STAGES, "inspect_cache", "verify_cache"):
     module = types.ModuleType(name)
     module.run = make(name)
     module.repair = make(f"repair of {name}")
@@ -62,32 +62,32 @@ def in_process(*argv, code=None, env=None):
 
 
 def test_flags_with_equals_or_a_space():
-  expected = main.Arguments(
+  expected = arguments.Arguments(
     "train", "a.py", Path("w"), (("cache.tau", "0.1"), ("mesh.fsdp", "-1"))
   )
-  assert expected == main.parse(
+  assert expected == arguments.parse(
     ["train", "--config=a.py", "--workdir=w"]
     + ["--config.cache.tau=0.1", "--config.mesh.fsdp=-1"]
   )
-  assert expected == main.parse(
+  assert expected == arguments.parse(
     ["--config", "a.py", "--config.cache.tau", "0.1", "train"]
     + ["--config.mesh.fsdp", "-1", "--workdir", "w"]
   )
 
 
 def test_what_an_intervention_is_given():
-  args = main.parse(
+  args = arguments.parse(
     ["intervene", "--config=a.py", "--workdir=w"]
     + ["--vector", "v.safetensors", "--behaviour=refusal"]
   )
-  assert dict(args.intervene) == {
+  assert args.options("intervene") == {
     "vector": "v.safetensors",
     "behaviour": "refusal",
   }
 
 
 def test_only_the_first_equals_sign_splits():
-  args = main.parse(
+  args = arguments.parse(
     ["plan", "--config=a=b.py", "--config.x.y=c=d --config.z=1"]
   )
   assert args.config == "a=b.py"
@@ -158,7 +158,7 @@ def test_only_the_first_equals_sign_splits():
     (["cache", "--inspct", "--workdir=w"], "unknown flag --inspct. "),
     (
       ["cache", "--config=c", "--workdir=w", "--profile=2:3"],
-      "--profile is for `train` and `run`, whose steps it traces.",
+      "--profile is for `train` and `run`.",
     ),
     *(
       (
@@ -204,7 +204,7 @@ def test_help_names_every_command(argv, capsys):
   assert main.main(argv) == 0
   text = capsys.readouterr().out
   assert all(f"  {command} " in text for command in main.COMMANDS)
-  assert all(f"  {flag}" in text for flag in main.CACHE_ACTIONS)
+  assert all(f"  {flag}" in text for flag in arguments.CACHE_ACTIONS)
   assert all(len(line) <= 80 for line in text.splitlines())
 
 

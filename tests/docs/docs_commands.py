@@ -32,6 +32,7 @@ from docs_pages import ROOT
 from packaging.requirements import Requirement
 
 from analogjax import config_files, main
+from analogjax.arguments import NOT_BUILT, Arguments, parse
 
 # What starts a command of ours, which is looked for among its arguments.
 STARTERS = ("srun", "mpirun", "env", "nohup", "timeout", "gcloud")
@@ -144,7 +145,7 @@ class Checker:
 
   def _analogjax(self, arguments: list[str]) -> None:
     assert arguments, "no command"
-    if arguments[0] in main.NOT_BUILT:
+    if arguments[0] in NOT_BUILT:
       assert main.main(arguments) == main.USER_ERROR
     elif len(arguments) == 1 and not arguments[0].startswith("-"):
       # In a text, where it is the name of the command.
@@ -152,14 +153,14 @@ class Checker:
     elif arguments[0] in ("--help", "--version"):
       assert main.main(arguments) == main.OK
     else:
-      args = main.parse(arguments)
+      args = parse(arguments)
       if args.config is not None:
         config_files.load(args.config, args.overrides)
       if self._is_cheap(args, arguments):
         self.ran.append(("analogjax", *arguments))
         assert main.main(arguments) == main.OK, "it failed; see its output"
 
-  def _is_cheap(self, args: main.Arguments, arguments: list[str]) -> bool:
+  def _is_cheap(self, args: Arguments, arguments: list[str]) -> bool:
     if args.command == "plan":
       # Others than these compile programs.
       plain = ("--config", "--workdir")

@@ -245,6 +245,24 @@ def open_rows(
   )
 
 
+def check_domains(sections: Sections) -> None:
+  """Refuses domains to measure on that the pipeline cannot take.
+
+  Long before they are measured: a config that was made of another one may have
+  that one's domains.
+
+  Raises:
+    ValueError: names the domain.
+  """
+  data = sections.data
+  for name, arguments in sections.measure.domains.items():
+    given = {**data.arguments, **data.held_out_arguments, **arguments}
+    try:
+      pipeline.check_arguments(data.pipeline, given)
+    except ValueError as error:
+      raise ValueError(f"measure.domains.{name}: {error}") from error
+
+
 def student_identity(sections: Sections) -> dict[str, Any]:
   """What makes the student's parameters what they are; JSON values."""
   student = dataclasses.asdict(sections.student)

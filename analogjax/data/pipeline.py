@@ -128,6 +128,14 @@ def open_pipeline(
   return source
 
 
+def check_arguments(spec: str, arguments: Mapping[str, Any]) -> None:
+  """Refuses arguments that the pipeline's function has no names for.
+
+  Nothing is read. Raises what `open_pipeline` would.
+  """
+  _check_call(spec, _find(spec), arguments)
+
+
 class _IndexedRows(RowSource):
   """A grain MapDataset."""
 

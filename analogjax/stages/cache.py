@@ -38,6 +38,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   goes on where it was, with any number of processes.
   """
   sections = config.to_sections(cfg)
+  assemble.check_domains(sections)
   mesh = _make_mesh(sections)
   # One clock for all caches, or each would count what the others took.
   spent = ledger.Ledger(workdir, "cache")

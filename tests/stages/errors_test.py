@@ -349,6 +349,19 @@ def test_missing_module_or_function(bench, workdir):
   )
 
 
+def test_domains_of_another_pipeline_are_refused_before_the_cache(
+  bench, workdir, tmp_path
+):
+  bench.config = tmp_path / "domains.py"
+  text = (bench.folder / "errors.py").read_text()
+  bench.config.write_text(text.replace("  cfg.measure.domains = dict()\n", ""))
+  bench.refuse(
+    "cache",
+    workdir,
+    says=["measure.domains.matplotlib: config.data.arguments does not fit"],
+  )
+
+
 @pytest.mark.parametrize(
   ("fault", "says"),
   [

@@ -1,6 +1,9 @@
-"""Opens a study: the models, rows and options of a config and its workdir."""
+"""Opens what models are measured with: a study of a config and its workdir.
 
-from collections.abc import Collection
+`look` is the whole of it, for fidelity; the parts of it are for others too.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
 import dataclasses
 import functools
 import hashlib
@@ -14,10 +17,11 @@ import numpy as np
 import tokenizers
 
 from analogjax import assemble, config, hosts, sharding
-from analogjax.data import batches, logit_cache, pipeline, rows as rows_lib
+from analogjax.data import batches, pipeline, rows as rows_lib
 from analogjax.fidelity import behaviours
-from analogjax.fidelity.study import RANDOM, Model, Study
+from analogjax.fidelity.study import Study
 from analogjax.models import decoder, hf_folder
+from analogjax.subjects import RANDOM, Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,9 @@ def look(
   sharding.check_batch_rows(options.batch_rows, mesh, "measure.batch_rows")
   teacher = assemble.open_teacher(sections, workdir)
   rows = _read_rows(sections, options, teacher, workdir)
-  students, about = _open_students(sections, options, teacher, workdir, mesh)
+  students, about = open_students(
+    sections, teacher, workdir, mesh, options.phases, options.named_folders
+  )
   analog = next(iter(students))
   inputs = {
     "analog": analog,
@@ -64,7 +70,7 @@ def look(
     "teacher_digest": teacher.digest,
     "teacher_dtype": teacher.cfg.dtype,
     "students": about,
-    "rows": {name: _digest(part) for name, part in rows.items()},
+    "rows": {name: digest(part) for name, part in rows.items()},
     "behaviours": {name: part.digest for name, part in loaded.items()},
     "options": published(options),
   }
@@ -117,26 +123,15 @@ def _read_rows(
 ) -> dict[str, rows_lib.Rows]:
   """fit, test and each domain's; every process has all of them."""
 
-  def held_out() -> rows_lib.Rows:
-    cache = assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
-    return _all_of(cache)
-
   def some(field: str, **more: Any) -> rows_lib.Rows:
-    number = getattr(options, field)
-    source = assemble.open_rows(sections, teacher, workdir, **more)
-    order = batches.PipelineOrder(source, batch_rows=number, seed=options.seed)
-    rows = order.read(0)
-    # At its end a pipeline begins anew, and an interval would count rows twice.
-    found = len(np.unique(rows_lib.rows_digests(rows), axis=0))
-    if found < number:
-      raise ValueError(
-        f"measure.{field}={number}: the pipeline has {found} different rows;"
-        f" set {field}={found} or less."
-      )
-    return rows
+    return read_some(
+      *(sections, teacher, workdir, getattr(options, field), options.seed),
+      field=f"measure.{field}",
+      **more,
+    )
 
   rows = {
-    "test": hosts.together(held_out),
+    "test": read_held_out(sections, teacher, workdir),
     "fit": hosts.together(lambda: some("fit_rows", held_out=False)),
   }
   for name, arguments in options.domains.items():
@@ -153,17 +148,126 @@ def _read_rows(
   return rows
 
 
-def _all_of(cache: logit_cache.LogitCache) -> rows_lib.Rows:
-  """Every row of a cache, without the records."""
-  step = cache.manifest.rows_per_object
-  parts = [
-    cache.read(np.arange(i, min(i + step, cache.manifest.num_rows))).rows
-    for i in range(0, cache.manifest.num_rows, step)
-  ]
-  return rows_lib.Rows(*map(np.concatenate, zip(*parts, strict=True)))
+def read_held_out(
+  sections: config.Sections, teacher: assemble.Teacher, workdir: Path
+) -> rows_lib.Rows:
+  """Every held-out row, without the records; on every process."""
+
+  def read() -> rows_lib.Rows:
+    cache = assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
+    step = cache.manifest.rows_per_object
+    parts = [
+      cache.read(np.arange(i, min(i + step, cache.manifest.num_rows))).rows
+      for i in range(0, cache.manifest.num_rows, step)
+    ]
+    return rows_lib.Rows(*map(np.concatenate, zip(*parts, strict=True)))
+
+  return hosts.together(read)
 
 
-def _digest(rows: rows_lib.Rows) -> dict[str, Any]:
+def read_trained(
+  sections: config.Sections,
+  teacher: assemble.Teacher,
+  workdir: Path,
+  phase: str,
+  number: int,
+  seed: int,
+) -> rows_lib.Rows:
+  """Different rows that a phase was trained on, on every process.
+
+  Args:
+    sections: the config.
+    teacher: whose cache and pipeline it is.
+    workdir: with the cache, if the phase had its rows from there.
+    phase: that was trained.
+    number: of rows; fewer if it saw fewer.
+    seed: of which steps they are from; of a stream they are the first ones.
+  """
+  section = sections.train.phase[phase]
+  steps = np.random.default_rng(seed).permutation(section.num_steps)
+
+  def from_cache() -> rows_lib.Rows:
+    cache = assemble.open_cache(sections, teacher, workdir, assemble.CACHE)
+    found: dict[int, None] = {}
+    for step in steps.tolist():
+      if len(found) >= number:
+        break
+      order, _ = batches.row_order(
+        step,
+        batch_rows=section.batch_rows,
+        num_rows=len(cache),
+        seed=section.seed,
+      )
+      found |= dict.fromkeys(order.tolist())
+    return cache.read(np.sort(np.asarray(list(found)[:number]))).rows
+
+  def from_pipeline() -> rows_lib.Rows:
+    source = assemble.open_rows(sections, teacher, workdir, held_out=False)
+    order = batches.PipelineOrder(
+      source, batch_rows=section.batch_rows, seed=section.seed
+    )
+    wanted = steps if source.random_access else np.arange(section.num_steps)
+    parts, seen = [], set[bytes]()
+    for step in wanted.tolist():
+      if len(seen) >= number:
+        break
+      rows = order.read(step)
+      names = [digest.tobytes() for digest in rows_lib.rows_digests(rows)]
+      new = [i for i, name in enumerate(names) if name not in seen]
+      new = [i for i in new if names.index(names[i]) == i]
+      seen |= set(names)
+      parts.append([field[new] for field in rows])
+    whole = map(np.concatenate, zip(*parts, strict=True))
+    return rows_lib.Rows(*(field[:number] for field in whole))
+
+  return hosts.together(
+    from_cache if section.rows == "cache" else from_pipeline
+  )
+
+
+def read_some(
+  sections: config.Sections,
+  teacher: assemble.Teacher,
+  workdir: Path,
+  number: int,
+  seed: int,
+  *,
+  field: str,
+  held_out: bool,
+  arguments: Mapping[str, Any] = {},  # noqa: B006 (never written to)
+) -> rows_lib.Rows:
+  """So many different rows of the pipeline; waits for no other process.
+
+  Args:
+    sections: the config.
+    teacher: whose tokenizer the rows are of.
+    workdir: of the run.
+    number: of rows.
+    seed: of which they are.
+    field: of the config that says how many, for messages.
+    held_out: whether data.held_out_arguments apply.
+    arguments: laid over them.
+
+  Raises:
+    ValueError: there are fewer.
+  """
+  source = assemble.open_rows(
+    sections, teacher, workdir, held_out=held_out, arguments=arguments
+  )
+  order = batches.PipelineOrder(source, batch_rows=number, seed=seed)
+  rows = order.read(0)
+  # At its end a pipeline begins anew, and an interval would count rows twice.
+  found = len(np.unique(rows_lib.rows_digests(rows), axis=0))
+  if found < number:
+    raise ValueError(
+      f"{field}={number}: the pipeline has {found} different rows; set"
+      f" {field.rpartition('.')[2]}={found} or less."
+    )
+  return rows
+
+
+def digest(rows: rows_lib.Rows) -> dict[str, Any]:
+  """How many rows, and a digest of theirs."""
   digests = rows_lib.rows_digests(rows)
   return {
     "number": len(digests),
@@ -171,28 +275,41 @@ def _digest(rows: rows_lib.Rows) -> dict[str, Any]:
   }
 
 
-def _open_students(
+def open_students(
   sections: config.Sections,
-  options: config.MeasureConfig,
   teacher: assemble.Teacher,
   workdir: Path,
   mesh: Mesh,
+  phases: Iterable[str],
+  folders: Mapping[str, str],
+  *,
+  section: str = "measure",
 ) -> tuple[dict[str, Model], dict[str, Any]]:
-  """The students, the analog first, and what each of them is."""
+  """The students, the analog first, and what each of them is.
+
+  Args:
+    sections: the config.
+    teacher: whose tokenizer they share.
+    workdir: with the trained phases.
+    mesh: where their parameters go.
+    phases: whose last checkpoints they are.
+    folders: further ones: name -> Hugging Face folder.
+    section: of the config that names the folders, for messages.
+
+  Raises:
+    ValueError: names the field or the file.
+  """
   cfg = assemble.student_config(sections)
   students, about = {}, {}
-  for phase in options.phases:
+  for phase in phases:
     step, params, fingerprints = assemble.read_phase(
       sections, workdir, phase, mesh
     )
     students[phase] = Model(name=phase, cfg=cfg, params=params)
-    # Of what a restart must share: in full it says how the lab trains.
-    text = json.dumps(fingerprints, sort_keys=True)
-    digest = hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
-    about[phase] = {"step": step, "fingerprint": digest}
-  for name, where in options.named_folders.items():
+    about[phase] = {"step": step, "fingerprint": fingerprint_of(fingerprints)}
+  for name, where in folders.items():
     students[name], about[name] = _read_folder(
-      name, Path(where), sections, teacher, mesh
+      f"{section}.folders.{name}", Path(where), sections, teacher, mesh
     )
   abstract = decoder.abstract_parameters(cfg)
   seed = sections.student.seed
@@ -210,8 +327,17 @@ def _open_students(
   return {first: students.pop(first), **students}, about
 
 
+def fingerprint_of(fingerprints: Mapping[str, Any]) -> str:
+  """A digest of what a checkpoint was made of.
+
+  In full that says how the lab trains, so results hold this alone.
+  """
+  text = json.dumps(fingerprints, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
 def _read_folder(
-  name: str,
+  field: str,
   folder: Path,
   sections: config.Sections,
   teacher: assemble.Teacher,
@@ -222,7 +348,6 @@ def _read_folder(
   Raises:
     ValueError: a damaged folder, or a tokenizer that is not the teacher's.
   """
-  field = f"measure.folders.{name}"
   cfg = hosts.together(
     lambda: hf_folder.read_config(folder, dtype=sections.student.dtype)
   )
@@ -243,7 +368,27 @@ def _read_folder(
     )
   digest = hf_folder.folder_digest(folder)
   params = hosts.together(lambda: hf_folder.read_parameters(folder, cfg, mesh))
+  name = field.rpartition(".")[2]
   return Model(name=name, cfg=cfg, params=params), {"digest": digest}
+
+
+def read_teacher(teacher: assemble.Teacher, mesh: Mesh) -> Model:
+  params = hosts.together(
+    lambda: hf_folder.read_parameters(
+      teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
+    )
+  )
+  return Model(name="teacher", cfg=teacher.cfg, params=params)
+
+
+def read_tokenizer(teacher: assemble.Teacher) -> tokenizers.Tokenizer:
+  """The tokenizer of all models, which neither cuts nor pads."""
+  tokenizer = tokenizers.Tokenizer.from_file(
+    str(teacher.folder / "tokenizer.json")
+  )
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  return tokenizer
 
 
 def _open_study(
@@ -253,19 +398,9 @@ def _open_study(
   rows: dict[str, rows_lib.Rows],
   mesh: Mesh,
 ) -> Study:
-  params = hosts.together(
-    lambda: hf_folder.read_parameters(
-      teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
-    )
-  )
-  tokenizer = tokenizers.Tokenizer.from_file(
-    str(teacher.folder / "tokenizer.json")
-  )
-  tokenizer.no_truncation()
-  tokenizer.no_padding()
   return Study(
     mesh=mesh,
-    teacher=Model(name="teacher", cfg=teacher.cfg, params=params),
+    teacher=read_teacher(teacher, mesh),
     students=students,
     fit=rows["fit"],
     test=rows["test"],
@@ -274,6 +409,6 @@ def _open_study(
       for name, part in rows.items()
       if name.startswith("domain ")
     },
-    tokenizer=tokenizer,
+    tokenizer=read_tokenizer(teacher),
     options=options,
   )

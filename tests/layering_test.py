@@ -13,10 +13,10 @@ LAYERS = (
   {
     *("models", "data", "losses", "divergences", "gram", "objectives"),
     *("optim", "checkpoint", "checkpoint_store", "checkpoint_seal"),
-    *("metrics", "ledger"),
-    *("progress", "throughput", "watch", "peers", "tracer"),
+    *("metrics", "ledger", "energy"),
+    *("progress", "throughput", "watch", "peers", "tracer", "estimates"),
   },
-  {"steps"},
+  {"steps", "subjects"},
   {"fidelity", "safety"},
   {"release"},
   {
@@ -28,6 +28,8 @@ LAYERS = (
   {"reporter", "membership"},
   {"filler", "trainer"},
   {"planning"},
+  {"releases"},
+  {"release_contents"},
   {"stages", "usage"},
   {"arguments"},
   {"main", "__main__"},
@@ -47,6 +49,7 @@ HARMLESS = set(
   jax.custom_jvp jax.custom_vjp jax.jit jax.tree_util.register_dataclass
   logging.getLogger math.log math.sqrt np.dtype
   P PartitionSpec Path pathlib.Path
+  Rule str.maketrans
   re.compile struct.calcsize struct.Struct types.MappingProxyType
   typing.NamedTuple typing.NewType NewType typing.TypeVar TypeVar
   """.split()

@@ -99,10 +99,10 @@ def open_pipeline(
     ValueError: names config.data.pipeline or config.data.arguments, and what
       to change.
   """
-  function = _find(spec)
+  function = find_function(spec)
   canonical = _canonical_json(arguments)
   call = {k: _substitute(v, substitutions) for k, v in arguments.items()}
-  _check_call(spec, function, call)
+  check_call(spec, function, call)
   try:
     dataset = function(**call)
   except Exception as e:
@@ -133,7 +133,7 @@ def check_arguments(spec: str, arguments: Mapping[str, Any]) -> None:
 
   Nothing is read. Raises what `open_pipeline` would.
   """
-  _check_call(spec, _find(spec), arguments)
+  check_call(spec, find_function(spec), arguments)
 
 
 class _IndexedRows(RowSource):
@@ -339,7 +339,7 @@ def _no_rows(spec: str) -> str:
   )
 
 
-def _find(spec: str) -> Callable[..., Any]:
+def find_function(spec: str) -> Callable[..., Any]:
   """The function that "package.module:function" names."""
   module_name, colon, name = spec.partition(":")
   if not (colon and module_name and name.isidentifier()):
@@ -371,7 +371,7 @@ def _find(spec: str) -> Callable[..., Any]:
   return function
 
 
-def _check_call(
+def check_call(
   spec: str, function: Callable[..., Any], call: Mapping[str, Any]
 ) -> None:
   try:

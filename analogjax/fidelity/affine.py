@@ -17,7 +17,8 @@ import numpy as np
 
 from analogjax.data import rows as rows_lib
 from analogjax.fidelity import streams
-from analogjax.fidelity.study import Model, Study, everywhere
+from analogjax.fidelity.study import Study
+from analogjax.subjects import Model, everywhere
 
 # Of a fit, for each input of the map: the error is greater than that of the
 # best map by about one part in as many.

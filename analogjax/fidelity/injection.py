@@ -21,8 +21,9 @@ import numpy as np
 from analogjax import hosts, losses, sharding
 from analogjax.data import batches, rows as rows_lib
 from analogjax.fidelity import behaviours
-from analogjax.fidelity.study import Model, Study, everywhere
+from analogjax.fidelity.study import Study
 from analogjax.models import decoder
+from analogjax.subjects import Model, everywhere
 
 _TEXT_POSITIONS = 64  # Of each row whose perplexity is taken.
 _CHUNK = 1024  # Tokens of a device whose logits exist at a time.

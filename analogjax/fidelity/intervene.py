@@ -16,17 +16,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from analogjax import hosts
+from analogjax import estimates, hosts
 from analogjax.fidelity import (
   affine,
   behaviours,
-  estimates,
   mappers,
   transfer,
   vectors,
 )
-from analogjax.fidelity.study import Model, Study
+from analogjax.fidelity.study import Study
 from analogjax.models import decoder
+from analogjax.subjects import Model
 
 TRANSFERS, DOES_NOT = "transfers", "does not"
 UNDECIDED = "not enough evidence"

@@ -21,8 +21,9 @@ import optax
 
 from analogjax.data import rows as rows_lib
 from analogjax.fidelity import affine, streams
-from analogjax.fidelity.study import Model, Study, everywhere
+from analogjax.fidelity.study import Study
 from analogjax.models import decoder
+from analogjax.subjects import Model, everywhere
 
 MAPPERS = ("embedding", "affine", "autoencoder")
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from analogjax.fidelity import mappers
-from analogjax.fidelity.study import Model, Study
+from analogjax.fidelity.study import Study
 from analogjax.fidelity.vectors import Own
+from analogjax.subjects import Model
 
 _TEST_STEPS = 4  # Of held-out rows that maps are tested on.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec as P
 import numpy as np
 
-from analogjax.fidelity.study import everywhere
+from analogjax.subjects import everywhere
 
 # Of kernels in another order, at a time on a device.
 _BYTES = 64 << 20

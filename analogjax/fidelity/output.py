@@ -15,11 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from analogjax import estimates
 from analogjax.data import rows as rows_lib
-from analogjax.fidelity import estimates, row_sums
-from analogjax.fidelity.estimates import Estimate
+from analogjax.estimates import Estimate
+from analogjax.fidelity import row_sums
 from analogjax.fidelity.row_sums import RowSums
-from analogjax.fidelity.study import Model, Study, everywhere
+from analogjax.fidelity.study import Study
+from analogjax.subjects import Model, everywhere
 
 CHUNK = 64  # Positions of a row whose logits exist at a time.
 
@@ -145,7 +147,7 @@ def _metrics(
     of_teacher_RK = teacher.by_entropy_BKE.sum(-1)
   out = _token_metrics(study, model.by_entropy_BKE.sum(-1), of_teacher_RK)
   out["expected_calibration_error"] = _bootstrap(
-    study, _calibration_error, model.confidence_B3C
+    study, calibration_error, model.confidence_B3C
   )
   return {name: estimate.to_json() for name, estimate in out.items()}
 
@@ -172,7 +174,7 @@ def _by_entropy(
   return out
 
 
-def _calibration_error(x: np.ndarray) -> np.ndarray:
+def calibration_error(x: np.ndarray) -> np.ndarray:
   """Mean of |confidence - accuracy| over bins, by their tokens.
 
   Source: Guo et al., arXiv:1706.04599, eq. 3. It is never below 0, so few

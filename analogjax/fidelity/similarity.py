@@ -21,8 +21,9 @@ import numpy as np
 
 from analogjax import hosts
 from analogjax.fidelity import held_out_maps, kernels, nulls, streams
-from analogjax.fidelity.study import Model, Study, everywhere
+from analogjax.fidelity.study import Study
 from analogjax.models import decoder
+from analogjax.subjects import Model, everywhere
 
 # Metric -> the statistic that compares what `_reduce` makes for it.
 METRICS: Mapping[str, Callable[..., np.ndarray]] = {

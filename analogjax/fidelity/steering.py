@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from analogjax import progress
+from analogjax import estimates, progress
 from analogjax.fidelity import (
   behaviours,
-  estimates,
   maps as maps_lib,
   transfer,
   vectors,

@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from analogjax import sharding
+from analogjax import estimates, sharding
 from analogjax.data import batches, rows as rows_lib
-from analogjax.fidelity import affine, estimates, row_sums, streams
-from analogjax.fidelity.study import Model, Study, everywhere
+from analogjax.fidelity import affine, row_sums, streams
+from analogjax.fidelity.study import Study
 from analogjax.models import decoder
+from analogjax.subjects import Model, everywhere
 
 # Tokens of each row that maps are fitted on; more if a map has many inputs.
 POINTS = 64

@@ -19,8 +19,9 @@ import tokenizers
 
 from analogjax import sharding
 from analogjax.data import rows as rows_lib
-from analogjax.fidelity.study import Model, Study
+from analogjax.fidelity.study import Study
 from analogjax.models import decoder
+from analogjax.subjects import Model
 
 
 def draw_points(

@@ -7,35 +7,14 @@ from collections.abc import Iterator
 import dataclasses
 import hashlib
 
-from flax import nnx
 import jax
 import numpy as np
 import tokenizers
 
-from analogjax import hosts, sharding
+from analogjax import subjects
 from analogjax.data import batches, rows as rows_lib
 from analogjax.fidelity.options import MeasureConfig
-from analogjax.models import decoder
-
-RANDOM = "random"  # The student that was never trained.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-  """One of the models, with its parameters where they belong."""
-
-  name: str
-  cfg: decoder.DecoderConfig
-  params: nnx.State
-
-  @property
-  def graphdef(self) -> nnx.GraphDef:
-    return decoder.graphdef(self.cfg)
-
-  def block(self, depth: float) -> int:
-    """The block that ends at a part of the depth, 0 < depth <= 1."""
-    assert 0 < depth <= 1, depth
-    return max(1, round(depth * self.cfg.Y)) - 1
+from analogjax.subjects import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,26 +69,14 @@ class Study:
     Raises:
       stopping.Stopped: a process was asked to stop.
     """
-    R, L = rows.tokens_BL.shape
-    B = self.options.batch_rows
-    for start in range(0, R, B):
-      hosts.stop_if_asked("measure: what was measured in full is kept")
-      wanted = start + np.arange(B)
-      part = rows_lib.Rows(
-        *(field[np.minimum(wanted, R - 1)] for field in rows)
-      )
-      weights_BL = part.weights_BL * (wanted < R)[:, None]
-      batch = batches.from_rows(part._replace(weights_BL=weights_BL))
-      here = slice(start, min(start + B, R))
+    L = rows.tokens_BL.shape[1]
+    for batch, here in subjects.in_batches(
+      rows, self.options.batch_rows, self.mesh, what="measure"
+    ):
       for model in models:
         self.count(model, (here.stop - here.start) * L)
-      yield sharding.put_rows(batch, self.mesh), here
+      yield batch, here
 
   def count(self, model: Model, tokens: int) -> None:
     """Adds tokens that went through a model, for the ledger."""
     self.tokens[model.name] = self.tokens.get(model.name, 0) + tokens
-
-
-def everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """What every process can read whole."""
-  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from analogjax import estimates
 from analogjax.fidelity import (
   behaviours,
-  estimates,
   injection,
   streams,
   transfer,
 )
-from analogjax.fidelity.study import Model, Study, everywhere
+from analogjax.fidelity.study import Study
+from analogjax.subjects import Model, everywhere
 
 
 class Prepared(NamedTuple):

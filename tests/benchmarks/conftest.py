@@ -58,6 +58,7 @@ def teacher(tmp_path):
       dtype="float32",
       max_shard_bytes=10**9,
       tokenizer_folder=source,
+      keeps_chat_template=False,
       metadata={},
     )
   return tmp_path / "teacher"

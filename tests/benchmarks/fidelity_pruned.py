@@ -56,6 +56,7 @@ def write_pair(teacher: Path, folders: list[Path], num_removed: int) -> None:
       dtype="float32",
       max_shard_bytes=5 * 10**9,
       tokenizer_folder=teacher,
+      keeps_chat_template=False,
       metadata={},
     )
 

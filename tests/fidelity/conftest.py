@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from analogjax import sharding
+from analogjax import sharding, subjects
 from analogjax.data import rows as rows_lib
 from analogjax.fidelity import options, study
 from analogjax.models import decoder
@@ -140,10 +140,12 @@ def make_study(mesh, *, students=None, **changes):
 
   def model(name, cfg, params):
     where = sharding.state_shardings(decoder.abstract_parameters(cfg), mesh)
-    return study.Model(name=name, cfg=cfg, params=jax.device_put(params, where))
+    return subjects.Model(
+      name=name, cfg=cfg, params=jax.device_put(params, where)
+    )
 
   others = dict(students or {})
-  others[study.RANDOM] = (ANALOG, trained_looking(ANALOG, 1))
+  others[subjects.RANDOM] = (ANALOG, trained_looking(ANALOG, 1))
   return study.Study(
     mesh=mesh,
     teacher=model("teacher", teacher_cfg, teacher_params),

@@ -7,7 +7,8 @@ import pytest
 import safetensors.numpy
 import steered
 
-from analogjax.fidelity import behaviours, estimates, intervene, vectors
+from analogjax import estimates
+from analogjax.fidelity import behaviours, intervene, vectors
 
 DIGESTS = {"model.safetensors": "ab" * 32}
 SITE = {"site": "block01.resid_post"}

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from analogjax.fidelity import estimates, transfer
+from analogjax import estimates
+from analogjax.fidelity import transfer
 
 DRAWS = dict(resamples=200, rng=np.random.default_rng(0))
 

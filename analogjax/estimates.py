@@ -4,11 +4,13 @@ Shape letters: R items that are resampled together, S bootstrap resamples.
 """
 
 from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 LEVEL = 0.95  # Of every interval.
+Z = 1.959963984540054  # Normal quantile of (1 + LEVEL) / 2.
 
 
 class Estimate(NamedTuple):
@@ -75,3 +77,51 @@ def ratio_of_sums(
       return top_R[draws_SR].sum(-1) / bottom_R[draws_SR].sum(-1)
 
   return bootstrap(statistic, len(top_R), resamples=resamples, rng=rng)
+
+
+def mean(
+  values_R: np.ndarray, *, resamples: int, rng: np.random.Generator
+) -> Estimate:
+  """Of one value of each item."""
+  ones_R = np.ones(len(values_R))
+  return ratio_of_sums(
+    np.asarray(values_R, np.float64), ones_R, resamples=resamples, rng=rng
+  )
+
+
+def share(hits: int, n: int) -> Estimate:
+  """hits of n, with Wilson's interval, which holds at 0 and at n too.
+
+  Source: Wilson, Probable inference, the law of succession, and statistical
+  inference (1927).
+  """
+  if not n:
+    return undefined("there is nothing to count")
+  p, spread = hits / n, Z**2 / n
+  middle = (p + spread / 2) / (1 + spread)
+  half = math.sqrt(p * (1 - p) * spread + spread**2 / 4) / (1 + spread)
+  # Rounding would leave 1e-17 of the ends.
+  low = max(middle - half, 0.0) if hits else 0.0
+  high = min(middle + half, 1.0) if hits < n else 1.0
+  return Estimate(p, low, high, n)
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+  """a - b of two shares of different items; it holds where both are 0, too.
+
+  Source: Newcombe, Interval estimation for the difference between independent
+  proportions (1998), method 10.
+  """
+  p, low_p, high_p = a[:3]
+  q, low_q, high_q = b[:3]
+  n = min(a.n, b.n)
+  if p is None or low_p is None or high_p is None:
+    return undefined(a.why, n)
+  if q is None or low_q is None or high_q is None:
+    return undefined(b.why, n)
+  return Estimate(
+    p - q,
+    p - q - math.hypot(p - low_p, high_q - q),
+    p - q + math.hypot(high_p - p, q - low_q),
+    n,
+  )

@@ -36,6 +36,7 @@ from analogjax.fidelity.options import MeasureConfig
 from analogjax.objectives import LossConfig
 from analogjax.optim import OptimizerConfig
 from analogjax.release.options import ReleaseConfig
+from analogjax.safety.options import SafetyConfig
 from analogjax.watch import WatchConfig
 
 
@@ -250,6 +251,7 @@ class Sections:
   cache: CacheConfig
   train: TrainConfig
   measure: MeasureConfig
+  safety: SafetyConfig
   release: ReleaseConfig
   watch: WatchConfig
   plan: PlanConfig
@@ -283,8 +285,19 @@ class Sections:
     ran = f"a phase of train.phases ({listed(self.train.phases)})"
     for name in self.measure.phases:
       check(name in self.train.phases, "measure.phases", ran, name)
+    # Whether they ran is asked by the stage itself: a run of fewer phases need
+    # not be evaluated.
+    known = f"a section of train ({listed(self.train.phase)})"
+    for name in self.safety.phases:
+      check(name in self.train.phase, "safety.phases", known, name)
     phase = self.release.phase
     check(phase in self.train.phases, "release.phase", ran, phase)
+    expected = f"another student than release.phase={phase!r}"
+    found = self.safety.reference
+    check(found != phase, "safety.reference", expected, found)
+    folders = self.safety.folders
+    ok = phase not in self.safety.named_folders
+    check(ok, "safety.folders", f"{expected} by each name", folders)
 
   @property
   def reads_cache(self) -> bool:

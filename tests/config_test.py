@@ -101,10 +101,18 @@ def values():
       **dict(resamples=100, behaviours=("sentiment",), max_strength=2.0),
       **dict(strengths=2, random_vectors=2, mapper_steps=0, stitch_steps=0),
     ),
+    safety=dict(
+      **dict(parts=("extraction",), phases=(), folders=(), teacher_parts=()),
+      **dict(batch_rows=2, chunk=4, seed=0, resamples=100, rows=8),
+      **dict(prefix_tokens=4, suffix_tokens=4, attempts=10, probability=0.5),
+      **dict(canary_controls=15, min_k=0.2, reference="", teacher_only={}),
+      **dict(harmful=(), harmless=(), prompts=8, prompt_tokens=8),
+      **dict(answer_tokens=4, template="{prompt}", phrases=(), thresholds={}),
+    ),
     release=dict(
       **dict(phase="distill", dtype="float32", max_shard_gb=5.0, date=""),
       **dict(licence="MIT", licence_name="", licence_file=""),
-      **dict(shares_rows=False, waivers={}),
+      **dict(shares_rows=False, keeps_chat_template=False, waivers={}),
       about=dict(
         **dict(name="a", version="1", provider="b", contact="c"),
         **dict(languages=("en",), intended_use="d", out_of_scope="e"),
@@ -298,6 +306,7 @@ def test_wrong_type_is_named(values, path, bad, expected):
     ("train.distill.optimizer.schedule", "step", "expected wsd or cosine"),
     ("train.distill.optimizer.b2", 1.0, "expected 0 <= b2 < 1, found 1.0."),
     ("measure.phases", ("align",), "expected a phase of train.phases"),
+    ("safety.phases", ("align",), "expected a section of train ("),
     ("release.phase", "align", "expected a phase of train.phases (pretrain, d"),
     ("mesh.fsdp", 0, "expected a positive number or -1, found 0."),
     ("mesh.tensor", -1, "expected -1 on one axis only"),
@@ -327,6 +336,15 @@ def test_broken_rule_is_named_and_says_how_to_set_it(
 def test_the_edge_of_a_rule_is_inside(values, path, edge):
   put(values, path, edge)
   config.to_sections(ConfigDict(values))
+
+
+def test_the_analog_is_not_compared_with_itself(values):
+  safety = values["safety"]
+  safety |= dict(phases=("distill",), reference="distill")
+  expected = "expected another student than release.phase='distill'"
+  assert message(values).startswith(f"safety.reference: {expected}")
+  safety |= dict(phases=(), reference="", folders=("distill=a",))
+  assert message(values).startswith(f"safety.folders: {expected} by each name")
 
 
 def test_a_live_teacher_takes_any_rows_divergence_and_temperature(values):

@@ -14,14 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from analogjax import hosts, sharding
-from analogjax.models import decoder, families, hf_folder
-
-TOKENIZER_FILES = (
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-  "chat_template.jinja",
-)
+from analogjax.models import decoder, families, hf_folder, hf_tokenizer
 
 
 def hf_tensors(
@@ -61,6 +54,7 @@ def write_folder(
   dtype: str,
   max_shard_bytes: int,
   tokenizer_folder: Path,
+  keeps_chat_template: bool,
   metadata: Mapping[str, str],
 ) -> dict[str, Any] | None:
   """Writes a folder that transformers loads, reads it back and compares.
@@ -76,7 +70,9 @@ def write_folder(
     params: of the model, on any mesh.
     dtype: "float32" or "bfloat16", of the stored tensors.
     max_shard_bytes: a file is not larger, unless one tensor alone is.
-    tokenizer_folder: tokenizer and generation files are copied from here.
+    tokenizer_folder: tokenizer and generation settings are taken from here,
+      as far as hf_tokenizer.py lets them through.
+    keeps_chat_template: whether its chat template goes along.
     metadata: string pairs for the files' headers, beside format=pt.
 
   Returns:
@@ -98,6 +94,12 @@ def write_folder(
   def finish() -> dict[str, Any]:
     writer.finish()
     _write_configs(temporary, cfg, dtype, tokenizer_folder)
+    hf_tokenizer.write(
+      tokenizer_folder,
+      temporary,
+      max_positions=cfg.max_positions,
+      keeps_chat_template=keeps_chat_template,
+    )
     files = sorted(p for p in temporary.iterdir())
     report = {
       "parameters": writer.num_parameters,
@@ -206,13 +208,7 @@ def _write_configs(folder, cfg, dtype, tokenizer_folder) -> None:
   hf_folder.write_json(folder / "config.json", config | ids)
   generation = tokenizer_folder / "generation_config.json"
   if generation.exists():
-    ids |= hf_folder.read_json(generation)
-  hf_folder.write_json(folder / "generation_config.json", ids)
-  if not (tokenizer_folder / "tokenizer.json").exists():
-    raise ValueError(
-      f"{tokenizer_folder / 'tokenizer.json'}: the tokenizer is missing; the"
-      " export cannot be used without it."
+    ids |= hf_tokenizer.generation_config(
+      hf_folder.read_json(generation), max_positions=cfg.max_positions
     )
-  for name in TOKENIZER_FILES:
-    if (tokenizer_folder / name).exists():
-      shutil.copyfile(tokenizer_folder / name, folder / name)
+  hf_folder.write_json(folder / "generation_config.json", ids)

@@ -83,6 +83,9 @@ class ReleaseConfig:
   shares_rows: Annotated[
     bool, "held-out rows go along, so that anyone can measure again"
   ]
+  keeps_chat_template: Annotated[
+    bool, "the teacher's goes along; it may hold a name"
+  ]
   about: Annotated[AboutConfig, "what only the lab can say"]
   sources: Annotated[
     Mapping[str, Any],

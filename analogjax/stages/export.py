@@ -31,6 +31,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     "teacher_digest": teacher.digest,
     "dtype": sections.release.dtype,
     "max_shard_gb": sections.release.max_shard_gb,
+    "keeps_chat_template": sections.release.keeps_chat_template,
   }
   folder, receipt = workdir / assemble.EXPORT, workdir / "export.json"
   if hosts.first_decides(lambda: _is_done(folder, receipt, source)):
@@ -45,6 +46,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
       dtype=sections.release.dtype,
       max_shard_bytes=int(sections.release.max_shard_gb * 1e9),
       tokenizer_folder=teacher.folder,
+      keeps_chat_template=sections.release.keeps_chat_template,
       metadata={},
     )
 

@@ -107,6 +107,7 @@ def _load(folder):
 
 def _export(folder, cfg, params, source, **changes):
   options = dict(dtype="float32", max_shard_bytes=10**9, metadata={})
+  options["keeps_chat_template"] = True
   return hf_export.write_folder(
     folder, cfg, params, tokenizer_folder=source, **options | changes
   )

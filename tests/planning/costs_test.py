@@ -193,7 +193,12 @@ def test_phases_beside_the_release_are_not_in_the_total(by_stage):
   assert whole.dollars == pytest.approx(sum(parts) - whole.dollars)
   # Another release, another table.
   released = dataclasses.replace(
-    sections, release=dataclasses.replace(sections.release, phase="pretrain")
+    sections,
+    release=dataclasses.replace(sections.release, phase="pretrain"),
+    # Which is no reference then.
+    safety=dataclasses.replace(
+      sections.safety, phases=("control",), reference="control"
+    ),
   )
   rows = costs.table_1(released, list(by.values()), traffic)
   assert rows[-1].stages == ("train.control", "train.distill")

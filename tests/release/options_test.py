@@ -20,6 +20,7 @@ SOURCE = dict(kind="user", modality="text", about="t", licence="", period="")
 GOOD = options.ReleaseConfig(
   **dict(phase="distill", dtype="float32", max_shard_gb=5.0, date=""),
   **dict(licence="MIT", licence_name="", licence_file="", shares_rows=False),
+  keeps_chat_template=False,
   **dict(about=ABOUT, frontier=FRONTIER, sources={"s": SOURCE}, waivers={}),
 )
 

@@ -236,6 +236,7 @@ def make_tiny(folder, compilation_cache):
       dtype="float32",
       max_shard_bytes=10**9,
       tokenizer_folder=source,
+      keeps_chat_template=False,
       metadata={},
     )
   text = folder / "text.jsonl"
@@ -272,6 +273,14 @@ def _overrides(teacher):
     "measure.batch_rows": 4,
     "measure.fit_rows": 4,
     "measure.resamples": 100,
+    "safety.parts": "extraction",
+    "safety.phases": "",
+    "safety.reference": "",
+    "safety.batch_rows": 4,
+    "safety.prefix_tokens": 4,
+    "safety.suffix_tokens": 4,
+    "safety.rows": 8,
+    "safety.resamples": 100,
   }
   for phase in ("pretrain", "control", "distill"):
     values |= {

@@ -1,0 +1,106 @@
+"""What a model says of each true token of a row, in one pass.
+
+Extraction, canaries and membership are all of these numbers. In particular no
+text has to be generated to know whether it would come out verbatim: a greedy
+continuation is right to its end just if at each of its positions, after true
+tokens alone, the likeliest token is the true one.
+
+Shape letters: R rows, B rows of a step, L positions, S positions of a chunk, V
+vocabulary.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from analogjax import losses
+from analogjax.data import batches, rows as rows_lib
+from analogjax.models import decoder
+from analogjax.safety.evaluation import Evaluation
+from analogjax.subjects import Model, everywhere
+
+
+class Said(NamedTuple):
+  """Of the next token at each position; where there is none, of no meaning."""
+
+  logp: Any  # Its log-probability, nats, float32 [R, L].
+  greedy: Any  # Whether none is likelier.
+  mean: Any  # Of the log-probability of a token that the model draws, nats.
+  spread: Any  # Standard deviation of that.
+
+
+def said(evaluation: Evaluation, model: Model, rows: rows_lib.Rows) -> Said:
+  """Of all rows, on every process."""
+  step = make_step(model.cfg, evaluation.mesh, chunk=evaluation.options.chunk)
+  parts = []
+  for batch, here in evaluation.batches(rows, model):
+    with jax.set_mesh(evaluation.mesh):
+      found = jax.device_get(step(model.params, batch))
+    # The last batch may hold more rows.
+    parts.append([a[: here.stop - here.start] for a in found])
+  whole = Said(*(np.concatenate(some) for some in zip(*parts, strict=True)))
+  if not np.isfinite(whole.logp).all():
+    raise ValueError(
+      f"safety: log-probabilities of {model.name} are not finite; the"
+      " checkpoint is damaged, or the compute dtype overflows."
+    )
+  return whole
+
+
+@functools.cache
+def make_step(
+  cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh, *, chunk: int
+):
+  """(params, batch) -> Said, which every process can read whole."""
+  return jax.jit(
+    functools.partial(step, cfg=cfg, chunk=chunk),
+    out_shardings=everywhere(mesh),
+  )
+
+
+def step(
+  params: nnx.State,
+  batch: batches.Batch,
+  *,
+  cfg: decoder.DecoderConfig,
+  chunk: int,
+) -> Said:
+  """Said of a batch; logits exist for `chunk` positions of each row."""
+  model = nnx.merge(decoder.graphdef(cfg), params)
+  x_BLD, _ = model(*batch[:3])
+  B, L = batch.tokens_BL.shape
+  chunk = min(chunk, L)
+  pad = -L % chunk
+
+  def cut(a_BL, start):
+    a_BL = jnp.pad(a_BL, ((0, 0), (0, pad)) + ((0, 0),) * (a_BL.ndim - 2))
+    return jax.lax.dynamic_slice_in_dim(a_BL, start, chunk, axis=1)
+
+  def body(_, start):
+    labels_BS1 = cut(batch.targets.labels_BL, start)[..., None]
+    z_BSV = model.cap(losses.unembed(cut(x_BLD, start), model.head_VD))
+    # Sums alone, so that nothing of the size of the logits is made beside them.
+    lse_BS1 = jax.nn.logsumexp(z_BSV, axis=-1, keepdims=True)
+    p_BSV, logp_BSV = jnp.exp(z_BSV - lse_BS1), z_BSV - lse_BS1
+    mean_BS = jnp.sum(p_BSV * logp_BSV, axis=-1)
+    off_BSV = logp_BSV - mean_BS[..., None]
+    true_BS1 = jnp.take_along_axis(z_BSV, labels_BS1, axis=-1)
+    found = Said(
+      (true_BS1 - lse_BS1)[..., 0],
+      # Not argmax, which takes as long as half of the rest on a CPU.
+      true_BS1[..., 0] >= jnp.max(z_BSV, axis=-1),
+      mean_BS,
+      jnp.sqrt(jnp.sum(p_BSV * off_BSV**2, axis=-1)),
+    )
+    return None, found
+
+  _, stacked = jax.lax.scan(body, None, jnp.arange(0, L + pad, chunk))
+
+  def join(a):  # [chunks, B, S] -> [B, L]
+    return jnp.moveaxis(a, 0, 1).reshape(B, -1)[:, :L]
+
+  return jax.tree.map(join, stacked)

@@ -1,0 +1,334 @@
+"""safety: what the analog gives away, and what it refuses.
+
+Each part is kept in workdir/safety/ when it is done, so that a run that was
+stopped goes on with the next one; together they are safety.json.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+import dataclasses
+import functools
+import json
+from pathlib import Path
+import time
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from analogjax import (
+  assemble,
+  config,
+  config_files,
+  hosts,
+  ledger,
+  progress,
+  sharding,
+  studies,
+)
+from analogjax.data import pipeline, rows as rows_lib
+from analogjax.models import hf_folder, sizes
+from analogjax.safety import (
+  canaries,
+  document,
+  exposure,
+  extraction,
+  membership,
+  prompts,
+  refusal,
+)
+from analogjax.safety.evaluation import Evaluation
+from analogjax.safety.options import SafetyConfig
+from analogjax.subjects import RANDOM, Model
+
+PARTS: Mapping[str, Callable[[Evaluation], dict[str, Any]]] = {
+  "extraction": extraction.measure,
+  "canaries": exposure.measure,
+  "membership": membership.measure,
+  "refusal": refusal.measure,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sources:
+  """What is evaluated; the teacher's weights are read when it is opened."""
+
+  options: SafetyConfig
+  mesh: Mesh
+  teacher: assemble.Teacher
+  students: dict[str, Model]  # By name, the analog first.
+  rows: dict[str, rows_lib.Rows]  # members, held_out and maybe teacher_only.
+  canaries: Mapping[str, Any] | None
+  prompts: dict[str, tuple[prompts.Prompts, ...]]
+  inputs: dict[str, Any]  # All that results depend on, as JSON values.
+
+  def open(self) -> Evaluation:
+    tokenizer = studies.read_tokenizer(self.teacher)
+    added = tokenizer.get_added_tokens_decoder()
+    teacher = None
+    if set(self.options.teacher_parts) & set(self.options.parts):
+      teacher = studies.read_teacher(self.teacher, self.mesh)
+    return Evaluation(
+      mesh=self.mesh,
+      students=self.students,
+      teacher=teacher,
+      members=self.rows["members"],
+      held_out=self.rows["held_out"],
+      teacher_only=self.rows.get("teacher_only"),
+      canaries=self.canaries,
+      prompts=self.prompts,
+      tokenizer=tokenizer,
+      end_tokens=frozenset(i for i, token in added.items() if token.special),
+      options=self.options,
+    )
+
+
+def run(
+  cfg: ConfigDict,
+  workdir: Path,
+  *,
+  quick: bool = False,
+  only: Collection[str] = (),
+) -> None:
+  """Writes safety.json, but for parts that are there already.
+
+  Args:
+    cfg: the config.
+    workdir: with caches and trained phases.
+    quick: less of everything, `SafetyConfig.quick`.
+    only: names of PARTS; empty: those of the config.
+
+  Raises:
+    ValueError: names the field or the file.
+  """
+  sections = config.to_sections(cfg)
+  chosen = sections.safety.parts
+  if unknown := [name for name in only if name not in chosen]:
+    raise ValueError(
+      f"--only: expected one of safety.parts ({', '.join(chosen)}), or several"
+      f" with commas, found {unknown[0]!r}."
+    )
+  options = sections.safety.quick() if quick else sections.safety
+  sources = look(sections, options, workdir)
+  folder = workdir / "safety"
+  missing = [
+    name
+    for name in PARTS
+    if name in (only or chosen)
+    if hosts.first_decides(
+      functools.partial(_differs, folder / f"{name}.json", sources.inputs)
+    )
+  ]
+  if missing:
+    evaluation = sources.open()
+    hosts.on_first(lambda: folder.mkdir(exist_ok=True))
+    _measure(missing, evaluation, sources.inputs, folder, workdir)
+  else:
+    progress.say("safety: complete.")
+  hosts.on_first(lambda: _conclude(workdir, sources, quick))
+
+
+def look(
+  sections: config.Sections, options: SafetyConfig, workdir: Path
+) -> Sources:
+  """Finds and checks everything but the teacher's weights.
+
+  Args:
+    sections: the config.
+    options: those of its section `safety`, or fewer.
+    workdir: with caches and trained phases.
+
+  Raises:
+    ValueError: names the field or the file.
+  """
+  for name in options.phases:
+    if name not in sections.train.phases:
+      raise ValueError(
+        f"safety.phases: {name!r} is not one of train.phases"
+        f" ({', '.join(sections.train.phases)}), so there is no checkpoint of"
+        " it; leave it out."
+      )
+  loaded = {}
+  if "refusal" in options.parts:
+    loaded = hosts.together(
+      lambda: {
+        "harmful": prompts.load_all(options.harmful, "safety.harmful"),
+        "harmless": prompts.load_all(options.harmless, "safety.harmless"),
+      }
+    )
+  planted = _planted(sections, options)
+  mesh = assemble.make_mesh(sections)
+  sharding.check_batch_rows(options.batch_rows, mesh, "safety.batch_rows")
+  teacher = assemble.open_teacher(sections, workdir)
+  rows = _read_rows(sections, options, teacher, workdir)
+  analog = sections.release.phase
+  students, about = studies.open_students(
+    *(sections, teacher, workdir, mesh),
+    tuple(dict.fromkeys((analog, *options.phases))),
+    options.named_folders,
+    section="safety",
+  )
+  inputs = {
+    "analog": analog,
+    "random": RANDOM,
+    "teacher_digest": teacher.digest,
+    "teacher_dtype": teacher.cfg.dtype,
+    "tokenizer_digest": teacher.tokenizer_digest,
+    "students": about,
+    "rows": {name: studies.digest(part) for name, part in rows.items()},
+    "canaries": planted,
+    "prompts": {
+      side: [file.to_json() for file in files] for side, files in loaded.items()
+    },
+    "options": published(options),
+  }
+  return Sources(
+    options=options,
+    mesh=mesh,
+    teacher=teacher,
+    students=students,
+    rows=rows,
+    canaries=planted,
+    prompts=loaded,
+    inputs=json.loads(json.dumps(inputs)),
+  )
+
+
+def published(options: SafetyConfig) -> dict[str, Any]:
+  """The options as they are published: names and digests, no paths.
+
+  Folders and prompts have their digests elsewhere in the inputs; thresholds
+  change no number.
+  """
+  values = dataclasses.asdict(options)
+  for field in ("thresholds", "harmful", "harmless"):
+    del values[field]
+  values["folders"] = sorted(options.named_folders)
+  values["teacher_only"] = bool(options.teacher_only)
+  return values
+
+
+def _planted(
+  sections: config.Sections, options: SafetyConfig
+) -> dict[str, Any] | None:
+  """The canaries of the config's pipeline, as plain values."""
+  data = sections.data
+  found = None
+  if data.pipeline == canaries.SPEC:
+    found = canaries.planned(data.arguments)
+  if "canaries" in options.parts and found is None:
+    raise ValueError(
+      "safety.parts: 'canaries' needs rows that canaries were planted in, but"
+      f" data.pipeline={data.pipeline!r} plants none; wrap it in"
+      f" {canaries.SPEC!r} before the cache is made (docs/safety.md), or leave"
+      " 'canaries' out."
+    )
+  return None if found is None else dataclasses.asdict(found)
+
+
+def _read_rows(
+  sections: config.Sections,
+  options: SafetyConfig,
+  teacher: assemble.Teacher,
+  workdir: Path,
+) -> dict[str, rows_lib.Rows]:
+  """Training rows, held-out rows, and those of the teacher alone, if named."""
+  members = studies.read_trained(
+    *(sections, teacher, workdir, sections.release.phase),
+    *(options.rows, options.seed),
+  )
+  held_out = studies.read_held_out(sections, teacher, workdir)
+  found = {
+    "members": members,
+    "held_out": rows_lib.Rows(*(field[: options.rows] for field in held_out)),
+  }
+  if options.teacher_only and "membership" in options.parts:
+    number = len(found["held_out"].tokens_BL)
+    try:
+      found["teacher_only"] = hosts.together(
+        lambda: studies.read_some(
+          *(sections, teacher, workdir, number, options.seed),
+          field="safety.rows",
+          held_out=True,
+          arguments=options.teacher_only,
+        )
+      )
+    except (ValueError, pipeline.EndOfRows) as error:
+      raise ValueError(f"safety.teacher_only: {error}") from error
+  return found
+
+
+def _measure(
+  names: list[str],
+  evaluation: Evaluation,
+  inputs: dict[str, Any],
+  folder: Path,
+  workdir: Path,
+) -> None:
+  """The parts of these names, each into its file."""
+  for name in names:
+    spent, before = ledger.Ledger(workdir, "safety"), dict(evaluation.tokens)
+    began = time.monotonic()
+    found = PARTS[name](evaluation)
+    tokens = {
+      model: number - before.get(model, 0)
+      for model, number in evaluation.tokens.items()
+    }
+    value = {"inputs": inputs, "result": found}
+    hosts.on_first(
+      functools.partial(
+        _keep, folder / f"{name}.json", value, spent, evaluation, tokens
+      )
+    )
+    seconds = time.monotonic() - began
+    progress.say(
+      f"safety {name}: {sum(tokens.values()):,} tokens in {seconds:.0f} s."
+    )
+
+
+def _keep(
+  path: Path,
+  value: dict[str, Any],
+  spent: ledger.Ledger,
+  evaluation: Evaluation,
+  tokens: dict[str, int],
+) -> None:
+  config_files.write_json(path, value)
+  L = evaluation.members.tokens_BL.shape[1]
+  models = dict(evaluation.students)
+  if evaluation.teacher is not None:
+    models[evaluation.teacher.name] = evaluation.teacher
+  flops = {
+    name: number * sizes.forward_flops_per_token(models[name].cfg, L)
+    for name, number in tokens.items()
+  }
+  spent.append(
+    tokens=sum(tokens.values()),
+    flops=sum(flops.values()),
+    teacher_flops=flops.get("teacher", 0),
+  )
+
+
+def _differs(path: Path, inputs: dict[str, Any]) -> bool:
+  """Whether a part is not there, or is of other inputs."""
+  return not path.exists() or hf_folder.read_json(path)["inputs"] != inputs
+
+
+def _conclude(workdir: Path, sources: Sources, quick: bool) -> None:
+  """safety.json, of the parts that there are of these inputs."""
+  found = {}
+  for name in PARTS:
+    path = workdir / "safety" / f"{name}.json"
+    if not _differs(path, sources.inputs):
+      found[name] = hf_folder.read_json(path)["result"]
+  value = document.make(
+    found,
+    inputs=sources.inputs,
+    thresholds=sources.options.thresholds,
+    quick=quick,
+    software=assemble.software_versions(),
+  )
+  path, text = workdir / "safety.json", config_files.to_json(value)
+  # Left alone where it says the same.
+  if not path.exists() or path.read_bytes() != text.encode():
+    config_files.write_text(path, text)
+  progress.say(f"safety: {value['verdict']}: {value['because']}.")

@@ -1,0 +1,150 @@
+"""A tiny model, rows and options that every part can work with."""
+
+import dataclasses
+import functools
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from analogjax import sharding, subjects
+from analogjax.data import rows as rows_lib
+from analogjax.models import decoder
+from analogjax.safety import evaluation, options
+
+CFG = decoder.DecoderConfig(
+  V=64,
+  D=32,
+  Y=2,
+  N=4,
+  G=2,
+  H=8,
+  F=64,
+  max_positions=64,
+  rope_theta=1e4,
+  rms_norm_eps=1e-5,
+  tie_embeddings=True,
+  attention_bias=False,
+  mlp_bias=False,
+)
+L = 24
+END = 63
+
+OPTIONS = options.SafetyConfig(
+  parts=options.PARTS,
+  phases=(),
+  folders=(),
+  teacher_parts=(),
+  batch_rows=8,
+  chunk=7,  # Does not divide a row.
+  seed=0,
+  resamples=200,
+  rows=64,
+  prefix_tokens=6,
+  suffix_tokens=4,
+  attempts=20,
+  probability=0.5,
+  canary_controls=63,
+  min_k=0.2,
+  reference="",
+  teacher_only={},
+  harmful=("harmful.txt",),
+  harmless=("harmless.txt",),
+  prompts=6,
+  prompt_tokens=10,
+  answer_tokens=5,
+  template="{prompt}",
+  phrases=(),
+  thresholds={},
+)
+
+
+def make_tokenizer():
+  """One word a token, w2 to w62, and a special token [end]."""
+  vocabulary = {f"w{i}": i for i in range(2, END)}
+  vocabulary |= {"[unk]": 0, "[unused]": 1}
+  model = tokenizers.models.WordLevel(vocabulary, unk_token="[unk]")
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  tokenizer.add_special_tokens(["[end]"])
+  assert tokenizer.token_to_id("[end]") == END
+  return tokenizer
+
+
+def random_rows(R, seed):
+  """Rows of two documents each, and some padding."""
+  rng = np.random.default_rng(seed)
+  segments = np.repeat([1, 2, 0], [14, 8, 2])
+  return rows_lib.Rows(
+    np.int32(rng.integers(2, END, (R, L))),
+    np.int32(np.tile(segments, (R, 1))),
+    np.tile(rows_lib.default_positions(segments), (R, 1)),
+    np.float32(np.tile(segments > 0, (R, 1))),
+  )
+
+
+@functools.cache
+def parameters(seed=0):
+  """Random parameters, on the host, with logits of some size."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name = jax.tree_util.keystr(path)
+    scale = 0.5 if "embed" in name else 0.3
+    values = scale * rng.normal(size=leaf.shape) + ("norm" in name)
+    return values.astype(leaf.dtype)
+
+  abstract = decoder.abstract_parameters(CFG)
+  return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+def make_model(mesh, params, name="analog"):
+  where = sharding.state_shardings(decoder.abstract_parameters(CFG), mesh)
+  return subjects.Model(
+    name=name, cfg=CFG, params=jax.device_put(params, where)
+  )
+
+
+def make_evaluation(mesh, params=None, *, changes=None, **fields):
+  """Of one analog, random unless `params` are given.
+
+  Args:
+    mesh: of the model.
+    params: of the analog.
+    changes: of the options.
+    **fields: of the evaluation.
+  """
+  model = make_model(mesh, parameters() if params is None else params)
+  values = dict(
+    mesh=mesh,
+    students={"analog": model},
+    teacher=None,
+    members=random_rows(20, 1),
+    held_out=random_rows(12, 2),
+    teacher_only=None,
+    canaries=None,
+    prompts={},
+    tokenizer=make_tokenizer(),
+    end_tokens=frozenset([END]),
+    options=dataclasses.replace(OPTIONS, **(changes or {})),
+  )
+  return evaluation.Evaluation(**{**values, **fields})
+
+
+@pytest.fixture(scope="session")
+def kit():
+  """The functions of this file."""
+  return sys.modules[__name__]
+
+
+@pytest.fixture(scope="session")
+def one_device():
+  return sharding.make_mesh({}, jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def many_devices():
+  """Rows, widths and heads are all split."""
+  return sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from analogjax import energy
+
 FILE = "ledger.jsonl"
 _SUMMED = (
   *("seconds", "device_seconds", "tokens"),
@@ -23,13 +25,18 @@ ACTIVITIES = (
 
 
 class Ledger:
-  """Appends what was spent since the last entry; killed runs lose little."""
+  """Appends what was spent since the last entry; killed runs lose little.
+
+  An entry has `kwh` of this machine where energy.py can meter it.
+  """
 
   def __init__(self, workdir: Path, stage: str):
     """Starts the clock of a stage ("cache", "train/distill")."""
     self._path = workdir / FILE
     self._stage = stage
     self._since = time.monotonic()
+    self._meter = energy.open_meter()
+    self._kwh = self._meter() if self._meter else 0.0
 
   def append(
     self,
@@ -73,6 +80,9 @@ class Ledger:
     }
     if step is not None:
       entry |= {"step": step, "begins": begins}
+    if self._meter is not None:
+      before, self._kwh = self._kwh, self._meter()
+      entry["kwh"] = round(self._kwh - before, 9)
     if activities is not None:
       rounded = {what: round(s, 4) for what, s in activities.items()}
       entry["activities"] = rounded
@@ -88,7 +98,7 @@ class Ledger:
 def totals(workdir: Path) -> dict[str, dict[str, float]]:
   """What each stage has spent in all, by the fields of `append`."""
   sums: dict[str, Any] = defaultdict(lambda: defaultdict(float))
-  for entry in _entries(workdir):
+  for entry in entries(workdir):
     for field in _SUMMED:
       sums[entry["stage"]][field] += entry.get(field, 0)
   return {stage: dict(fields) for stage, fields in sums.items()}
@@ -105,10 +115,10 @@ def goodput(workdir: Path) -> dict[str, dict[str, float]]:
     next, which is not in the sum of seconds; `other`.
   """
   phases = defaultdict(list)
-  for entry in _entries(workdir):
+  for entry in entries(workdir):
     if "step" in entry:
       phases[entry["stage"]].append(entry)
-  return {stage: _goodput(entries) for stage, entries in phases.items()}
+  return {stage: _goodput(found) for stage, found in phases.items()}
 
 
 def _goodput(entries: list[dict[str, Any]]) -> dict[str, float]:
@@ -148,12 +158,15 @@ def _goodput(entries: list[dict[str, Any]]) -> dict[str, float]:
   return sums
 
 
-def _entries(workdir: Path) -> Iterator[dict[str, Any]]:
+def entries(workdir: Path) -> Iterator[dict[str, Any]]:
+  """What `append` wrote, in order, of all runs; none where there is no file."""
   path = workdir / FILE
   if not path.exists():
     return
   for line in path.read_text(encoding="utf-8").splitlines():
     try:
-      yield json.loads(line)
+      entry = json.loads(line)
     except json.JSONDecodeError:
       continue  # Cut short by a kill.
+    if isinstance(entry, dict) and "stage" in entry:
+      yield entry

@@ -15,6 +15,7 @@ from analogjax.models import decoder, sizes
 from analogjax.planning import outline
 from analogjax.planning.facts import Topology
 from analogjax.planning.roofline import Bound
+from analogjax.release import cost_rows
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -181,9 +182,7 @@ def cache_traffic(
   writes = groups * arrays
   reads = sum(read_rows.values()) * arrays + writes * len(read_rows)
   size = rows * per_row
-  dollars = size / 1e9 * plan.dollars_per_gb_month * plan.cache_months
-  dollars += reads / 1e6 * plan.dollars_per_million_reads
-  dollars += writes / 1e6 * plan.dollars_per_million_writes
+  dollars = cost_rows.store_dollars(plan, size=size, reads=reads, writes=writes)
   return CacheTraffic(
     bytes=size,
     objects=writes,
@@ -250,17 +249,13 @@ def table_1(
 
   Source: "Require Frontier AI Labs To Release Small Analog Models", table 1.
   """
-  phases = sections.train.phase
-  chain, name = [], sections.release.phase
-  while name:
-    chain.append(name)
-    name = phases[name].init_from
-  distil = [n for n in reversed(chain) if phases[n].loss.has_teacher]
-  scratch = [n for n in reversed(chain) if not phases[n].loss.has_teacher]
-  others = [n for n in sections.train.phases if n not in chain]
+  train = sections.train
+  lines = cost_rows.phase_lines(
+    train.phases, train.phase, sections.release.phase
+  )
   by_stage = {cost.stage: cost for cost in costs}
 
-  def row(step, stages, is_paper_s):
+  def row(step, stages):
     found = [by_stage[stage] for stage in stages if stage in by_stage]
     dollars = [cost.dollars for cost in found if cost.dollars is not None]
     whole = len(dollars) == len(stages)
@@ -270,34 +265,34 @@ def table_1(
       stages=tuple(stages),
       device_hours=hours if len(found) == len(stages) else None,
       dollars=math.fsum(dollars) if whole else None,
-      is_paper_s=is_paper_s,
+      is_paper_s=step in cost_rows.PAPER_S,
     )
 
   def stages(names):
     return [f"train.{name}" for name in names]
 
   rows = [
-    row("Train analog model from scratch", stages(scratch), True),
-    row("Distill frontier model to analog", stages(distil), True),
+    row(cost_rows.SCRATCH, stages(lines.scratch)),
+    row(cost_rows.DISTIL, stages(lines.distil)),
     CostRow(
-      step="Safety fine-tune/RLHF",
+      step=cost_rows.TUNING,
       stages=(),
       device_hours=0.0,
       dollars=0.0,
       is_paper_s=True,
       note="not built",
     ),
-    row("Teacher inference", ["cache"], False),
+    row(cost_rows.TEACHER, ["cache"]),
     CostRow(
-      step="Logit cache: storage and requests",
+      step=cost_rows.CACHE,
       stages=("cache",),
       device_hours=None,
       dollars=traffic.dollars,
       is_paper_s=False,
     ),
-    row("Measurement", ["measure"], False),
+    row(cost_rows.MEASUREMENT, ["measure"]),
     CostRow(
-      step="Weight hosting and bandwidth",
+      step=cost_rows.HOSTING,
       stages=("export",),
       device_hours=None,
       dollars=_hosting(sections),
@@ -307,19 +302,17 @@ def table_1(
   dollars = [r.dollars for r in rows if r.dollars is not None]
   hours = [r.device_hours for r in rows if r.device_hours is not None]
   total_row = CostRow(
-    step="Total analog cost",
+    step=cost_rows.TOTAL,
     stages=(),
     device_hours=sum(hours),
     dollars=sum(dollars) if len(dollars) == len(rows) else None,
     is_paper_s=True,
   )
-  compared = row("Phases to compare with", stages(others), False)
-  return [*rows, total_row, *([compared] if others else [])]
+  compared = row(cost_rows.COMPARED, stages(lines.compared))
+  return [*rows, total_row, *([compared] if lines.compared else [])]
 
 
 def _hosting(sections: config.Sections) -> float:
-  plan = sections.plan
   size = sizes.count_parameters(sections.student).total
-  gb = size * _DTYPE_BYTES[sections.release.dtype] / 1e9
-  stored = gb * plan.dollars_per_gb_month * plan.hosting_months
-  return stored + plan.hosting_egress_gb * plan.dollars_per_egress_gb
+  size *= _DTYPE_BYTES[sections.release.dtype]
+  return cost_rows.hosting_dollars(sections.plan, size)

@@ -1,0 +1,78 @@
+"""The window of a release: one to three months after the frontier's deployment.
+
+Months are those of the calendar: the day of the month stays, and where a month
+has no such day it is the month's last. Three months after 30 November is 28
+February, or the 29th.
+"""
+
+import calendar
+import dataclasses
+import datetime
+
+MONTHS = (1, 3)
+
+EARLY, WITHIN, LATE = "early", "within", "late"
+
+
+def add_months(day: datetime.date, months: int) -> datetime.date:
+  """The same day of the month so many months on, or that month's last."""
+  index = 12 * day.year + day.month - 1 + months
+  year, month = index // 12, index % 12 + 1
+  last = calendar.monthrange(year, month)[1]
+  return datetime.date(year, month, min(day.day, last))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowVerdict:
+  """A day of release against the window that its frontier model opens."""
+
+  deployed_on: datetime.date
+  released_on: datetime.date
+
+  @property
+  def first(self) -> datetime.date:
+    return add_months(self.deployed_on, MONTHS[0])
+
+  @property
+  def last(self) -> datetime.date:
+    return add_months(self.deployed_on, MONTHS[1])
+
+  @property
+  def where(self) -> str:
+    """EARLY, WITHIN or LATE; both ends are within."""
+    if self.released_on < self.first:
+      return EARLY
+    return LATE if self.released_on > self.last else WITHIN
+
+
+def verdict(deployed_on: str, released_on: str) -> WindowVerdict:
+  """Where a release lies in its window.
+
+  Args:
+    deployed_on: day of the frontier model's deployment, YYYY-MM-DD.
+    released_on: day of the analog's release, YYYY-MM-DD.
+
+  Raises:
+    ValueError: no day, or one so late that its window has no end; names the
+      field of the config.
+
+  Source: "Require Frontier AI Labs To Release Small Analog Models": "released
+  within 1-3 months following the deployment of their corresponding frontier
+  model".
+  """
+  days = {}
+  for field, text in (
+    ("release.frontier.deployed_on", deployed_on),
+    ("release.date", released_on),
+  ):
+    try:
+      # The format alone: fromisoformat also takes 20261126 and 2026-W48-4.
+      days[field] = datetime.datetime.strptime(text, "%Y-%m-%d").date()
+    except (TypeError, ValueError):
+      raise ValueError(
+        f"{field}: expected a day, YYYY-MM-DD, found {text!r}."
+      ) from None
+    if days[field].isoformat() != text or days[field].year > 9998:
+      raise ValueError(f"{field}: expected a day, YYYY-MM-DD, found {text!r}.")
+  deployed, released = days.values()
+  return WindowVerdict(deployed_on=deployed, released_on=released)

@@ -255,10 +255,15 @@ def _cost(value: Mapping[str, Any]) -> ET.Element:
     for part, cost in value["cost"].items()
   )
   head = ("part", "seconds", "device-seconds", "tokens through models")
+  withheld = tag(
+    "p",
+    "Not published: it would tell how large the frontier model is.",
+  )
+  found = table("Time and tokens of each part", head, rows)
   return tag(
     "section",
     tag("h2", "What it cost to measure", id="cost"),
-    table("Time and tokens of each part", head, rows),
+    found if value["cost"] else withheld,
     aria_labelledby="cost",
   )
 

@@ -1,0 +1,105 @@
+"""Tests for analogjax/release/markdown.py: texts stay texts."""
+
+import hypothesis
+from hypothesis import strategies as st
+import markdown_it
+import pytest
+
+from analogjax.fidelity import markup
+from analogjax.release import markdown
+
+NASTY = (
+  *("# a", "- x", "1. y", "2) y", "a|b", "a\\|b", "\\", "`x`", "``a`", "```"),
+  *("---", "===", "a\n\n# b", "[x](javascript:1)", "![x](y)", "*a*", "__b__"),
+  *("~~~", "~~s~~", "&lt;", "&#35;", "+", "=", ":--", "> q", "$x$", "#"),
+  *("<script>alert(1)</script>", "<!-- x -->", "<a href=x>", "a\\", "- - -"),
+  *("http://a.b/c_d", "x\u202ey", "\x00\x07", "| - | - |", "[a]: b", "***"),
+  *("    code", "\ttab", "a  \nb", "%%%", "{{x}}", "----- -", "a #", "# a #"),
+)
+WORDS = st.one_of(
+  st.sampled_from(NASTY),
+  st.text(st.characters(exclude_categories=["Cs"]), max_size=60),
+  st.lists(st.sampled_from([*NASTY, "word"]), max_size=20).map(" ".join),
+)
+
+
+def parsed(page):
+  """(kind of block, its text) of a page; in text what a reader would see."""
+  parser = markdown_it.MarkdownIt("commonmark").enable(
+    ["table", "strikethrough"]
+  )
+  found = []
+  for token in parser.parse(page):
+    children = token.children or ()
+    kinds = {c.type for c in children} - {"text", "softbreak", "code_inline"}
+    seen = "".join(
+      " " if c.type == "softbreak" else c.content for c in children
+    )
+    assert not kinds, (kinds, page)
+    found.append((token.type, seen if children else ""))
+  return found
+
+
+def shown(words):
+  return " ".join(markup.printable(words).split())
+
+
+@pytest.mark.parametrize("words", NASTY)
+def test_nasty_texts_stay_texts(words):
+  check(words)
+
+
+@hypothesis.given(WORDS)
+@hypothesis.settings(max_examples=80, deadline=None)
+def test_any_text_stays_a_text(words):
+  check(words)
+
+
+def check(words):
+  if not shown(words):
+    return
+  text, code = markdown.text(words), markdown.code(words)
+  page = markdown.page(
+    [
+      markdown.heading(1, text),
+      markdown.paragraph("Then", text, code),
+      markdown.paragraph(text),
+      markdown.bullets([text, f"and {text}"]),
+      markdown.table(("a", "b"), [(text, "1"), ("2", text)]),
+    ]
+  )
+  benign = markdown.page(
+    [
+      markdown.heading(1, "x"),
+      markdown.paragraph("Then", "x", markdown.code("x")),
+      markdown.paragraph("x"),
+      markdown.bullets(["x", "and x"]),
+      markdown.table(("a", "b"), [("x", "1"), ("2", "x")]),
+    ]
+  )
+  found, expected = parsed(page), parsed(benign)
+  assert [kind for kind, _ in found] == [kind for kind, _ in expected]
+  replaced = [
+    seen.replace("x", shown(words)) if kind == "inline" else seen
+    for kind, seen in expected
+  ]
+  assert [seen for _, seen in found] == replaced
+  # A word may be longer than a line, and stays whole.
+  longest = max(map(len, (text + " " + code).split()))
+  for line in page.splitlines():
+    if not line.startswith(("|", "#")) and "`" not in line:
+      assert len(line) <= max(81, longest + 3), line
+
+
+def test_code_keeps_a_bar_in_a_table():
+  page = markdown.table(("a",), [(markdown.code("a|b"),)])
+  assert ("inline", "a|b") in parsed(page)
+
+
+@hypothesis.given(st.lists(WORDS, min_size=1, max_size=4))
+@hypothesis.example(["a", "```", "````", "b"])
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_a_fence_holds_any_lines(lines):
+  page = markdown.page([markdown.fence("sh", lines), "after"])
+  kinds = [kind for kind, _ in parsed(page)]
+  assert kinds == ["fence", "paragraph_open", "inline", "paragraph_close"]

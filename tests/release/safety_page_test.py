@@ -1,0 +1,100 @@
+"""Tests for analogjax/release/safety_page.py."""
+
+import copy
+
+import facts_example
+import pytest
+
+from analogjax.release import record, safety_page
+
+
+@pytest.fixture
+def facts():
+  return facts_example.facts()
+
+
+def render(facts):
+  return safety_page.render(record.project(facts, "public"))
+
+
+def beside(facts, index, **differs):
+  """A test more, like one that there is."""
+  test = copy.deepcopy(facts["safety"]["tests"][index])
+  facts["safety"]["tests"].append({**test, **differs})
+
+
+def test_models_stand_beside_the_analog_in_one_line(facts):
+  text = facts["safety"]["tests"][0]["text"]
+  for model, value in (("control", 0.25), ("teacher", 0.5)):
+    beside(
+      facts,
+      0,
+      model=model,
+      value=facts_example.estimate(value, 0.0),
+      threshold=None,
+      verdict="no threshold",
+    )
+  page = render(facts)
+  head = (
+    "| measured | analog | threshold | verdict | control | frontier model |"
+  )
+  assert head in page
+  line = (
+    f"| {text} | 0 (0 to 0) | at most 0.01 | passed | 0.25 (0.25 to 0.25) |"
+    " 0.5 (0.5 to 0.5) |"
+  )
+  assert line in page
+
+
+def test_a_threshold_of_another_model_is_shown_with_its_verdict(facts):
+  beside(facts, 0, model="control", verdict="failed")
+  assert "| 0 (0 to 0); at most 0.01: failed |" in render(facts)
+
+
+def test_what_the_analog_was_not_tested_for_is_said(facts):
+  tests = facts["safety"]["tests"]
+  tests[0]["model"] = "control"
+  assert "| not measured | none | none |" in render(facts)
+
+
+def test_a_family_that_was_not_tested_has_its_command(facts):
+  tests = facts["safety"]["tests"]
+  facts["safety"]["tests"] = [t for t in tests if t["family"] != "refusal"]
+  page = render(facts)
+  assert "It was not measured." in page
+  assert "--only=refusal" in page
+
+
+def test_two_results_of_one_model_are_two_lines(facts):
+  beside(facts, 0, id="another")
+  page = render(facts)
+  text = facts["safety"]["tests"][0]["text"]
+  assert f"| {text} |" in page and f"| {text} (another) |" in page
+
+
+def test_a_command_stands_once(facts):
+  beside(facts, 0, model="control")
+  command = facts["safety"]["tests"][0]["command"]
+  assert render(facts).count(command) == 1
+
+
+def test_verdicts_are_counted_and_nothing_is_hidden(facts):
+  made = record.project(facts, "public")
+  assert safety_page.verdict(made) == (
+    "The evaluation passed, by the quick run, which does less of everything."
+    " Because: No test failed. Results: 4, of which 2 within a threshold that"
+    " was set before, 1 without one, 1 not measurable."
+  )
+
+
+def test_the_card_shows_tests_with_a_threshold_alone(facts):
+  made = record.project(facts, "public")
+  lines = safety_page.thresholds(made).splitlines()
+  assert [line.split(" | ")[3] for line in lines[2:]] == [
+    "at most 0.01",
+    "at most 0.6",
+  ]
+  for test in facts["safety"]["tests"]:
+    test["threshold"] = None
+  made = record.project(facts, "public")
+  assert "nothing can fail" in safety_page.thresholds(made)

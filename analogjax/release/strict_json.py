@@ -1,0 +1,112 @@
+"""JSON out of files that nobody vouches for.
+
+Python's reader takes duplicate keys, NaN, nesting until the stack ends and
+numbers of any length. Two programs may then read two things in one file, or one
+of them falls over; here such a file is refused.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+MOST_BYTES = 16 << 20
+MOST_DEPTH = 64
+MOST_VALUES = 2_000_000  # Each takes some hundred bytes once it is parsed.
+# Of a document, which a schema goes through: some 10,000 values in a second.
+MOST_IN_DOCUMENTS = 200_000
+MOST_DIGITS = 400  # Of one number; the largest float64 has 309.
+
+# A string that ends, else a sign of structure. Possessive, so that no text
+# makes it go back; a quote that opens no string stands alone and ends the
+# search.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
+
+
+class Refused(ValueError):
+  """What was read is not what it must be; the text says why."""
+
+
+def parse(data: bytes, *, most_values: int = MOST_VALUES) -> Any:
+  """The value of a JSON text (RFC 8259) in UTF-8.
+
+  Args:
+    data: the text.
+    most_values: that it may hold, counted by their commas and brackets.
+
+  Raises:
+    Refused: it is not JSON, or larger, deeper or stranger than a bundle needs.
+  """
+  if len(data) > MOST_BYTES:
+    raise Refused(f"{len(data):,} bytes of JSON, expected <= {MOST_BYTES:,}")
+  _check_structure(data, most_values)
+  try:
+    text = data.decode("utf-8")
+    value = json.loads(
+      text,
+      object_pairs_hook=_to_dict,
+      parse_int=_to_int,
+      parse_float=_to_float,
+      parse_constant=_no_constant,
+    )
+    if b"\\ud" in data.lower():
+      # An escape may hold half a character, which no file or screen can show.
+      json.dumps(value, ensure_ascii=False).encode()
+  except (UnicodeDecodeError, UnicodeEncodeError) as error:
+    raise Refused(f"not text in UTF-8: {error.reason}") from None
+  except json.JSONDecodeError as error:
+    raise Refused(f"not JSON: {error}") from None
+  return value
+
+
+def parse_object(
+  data: bytes, *, most_values: int = MOST_VALUES
+) -> dict[str, Any]:
+  """As `parse`, and the value is an object."""
+  value = parse(data, most_values=most_values)
+  if not isinstance(value, dict):
+    raise Refused(f"expected a JSON object, found {type(value).__name__}")
+  return value
+
+
+def _check_structure(data: bytes, most_values: int) -> None:
+  values = data.count(b",") + data.count(b"[") + data.count(b"{")
+  if values > most_values:
+    raise Refused(f"{values:,} JSON values, expected <= {most_values:,}")
+  depth = 0
+  for match in _TOKEN.finditer(data):
+    sign = match.group()
+    if sign in (b"[", b"{"):
+      depth += 1
+      if depth > MOST_DEPTH:
+        raise Refused(f"JSON nested deeper than {MOST_DEPTH}")
+    elif sign in (b"]", b"}"):
+      depth -= 1
+    elif sign == b'"':
+      raise Refused("not JSON: a string that does not end")
+
+
+def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  value = dict(pairs)
+  if len(value) != len(pairs):
+    seen = set()
+    twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+    raise Refused(f"the key {twice[:80]!r} stands twice in one object")
+  return value
+
+
+def _to_int(text: str) -> int:
+  if len(text) > MOST_DIGITS:
+    raise Refused(f"a number of {len(text):,} digits")
+  return int(text)
+
+
+def _to_float(text: str) -> float:
+  value = float(text) if len(text) <= MOST_DIGITS else math.inf
+  if not math.isfinite(value):
+    raise Refused(f"a number that no float64 holds: {text[:40]}")
+  return value
+
+
+def _no_constant(name: str) -> None:
+  raise Refused(f"{name} is no JSON number")

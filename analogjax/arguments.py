@@ -15,10 +15,11 @@ CACHE_ACTIONS = {
   "--verify": ("verify_cache", "run"),
   "--repair": ("cache", "repair"),
 }
-RUN_STAGES = ("cache", "train", "measure", "export", "summary")
+RUN_STAGES = (
+  *("cache", "train", "measure", "safety", "export", "release", "summary"),
+)
 # Of a path alone, without a config.
-OF_A_PATH = ("verify",)
-NOT_BUILT = ("release", "verify")
+OF_A_PATH = ("verify", "reproduce", "keygen")
 
 
 class UsageError(ValueError):
@@ -66,17 +67,47 @@ FLAGS: Mapping[str, Flag] = {
   ),
   "--png": Flag(stages=("plan",), argument="png", value="PATH", read=Path),
   "--search": Flag(stages=("plan",), argument="searches"),
-  "--json": Flag(stages=("plan",), argument="as_json"),
-  "--quick": Flag(stages=("measure",), argument="quick", also_of_run=True),
+  "--json": Flag(stages=("plan", "verify"), argument="as_json"),
+  "--quick": Flag(
+    stages=("measure", "safety"), argument="quick", also_of_run=True
+  ),
   "--only": Flag(
-    stages=("measure",), argument="only", value="NAMES", read=_names
+    stages=("measure", "safety"), argument="only", value="NAMES", read=_names
   ),
   "--vector": Flag(stages=("intervene",), argument="vector", value="PATH"),
   "--behaviour": Flag(
     stages=("intervene",), argument="behaviour", value="NAME"
   ),
+  # A path, or the URI of a key on a token.
+  "--key": Flag(
+    stages=("release", "verify"), argument="key", value="KEY", also_of_run=True
+  ),
+  "--password": Flag(
+    stages=("release",),
+    argument="password",
+    value="PATH",
+    read=Path,
+    also_of_run=True,
+  ),
+  "--certificate": Flag(
+    stages=("release",),
+    argument="certificates",
+    value="PATH",
+    read=Path,
+    repeats=True,
+    also_of_run=True,
+  ),
+  "--chain": Flag(
+    stages=("verify",), argument="chain", value="PATH", read=Path, repeats=True
+  ),
+  "--regulator": Flag(
+    stages=("verify",), argument="regulator", value="PATH", read=Path
+  ),
+  "--deep": Flag(stages=("verify",), argument="deep"),
+  "--html": Flag(stages=("verify",), argument="html", value="PATH", read=Path),
+  "--check": Flag(stages=("reproduce",), argument="check"),
 }
-_NEEDED = {"intervene": ("--vector",)}
+_NEEDED = {"intervene": ("--vector",), "release": ("--key",)}
 
 
 class Arguments(NamedTuple):
@@ -132,11 +163,6 @@ def parse(argv: Sequence[str]) -> Arguments:
   if command not in COMMANDS:
     raise UsageError(
       f"unknown command {command!r}. {_near(command, list(COMMANDS))}"
-    )
-  if command in NOT_BUILT:
-    raise UsageError(
-      f"{command} is not built yet; `analogjax export` writes the analog as a"
-      " Hugging Face folder."
     )
   of_a_path = command in OF_A_PATH
   if len(given.words) > 1 + of_a_path:
@@ -227,6 +253,8 @@ def _check_needed(command: str, action: str, given: _Words) -> None:
       raise UsageError(f"{command} needs a path: analogjax {command} PATH.")
     if "--config" in given.flags or given.overrides:
       raise UsageError(f"{command} takes no config: what it reads is its path.")
+    if "--workdir" in given.flags and command != "reproduce":
+      raise UsageError(f"{command} takes no --workdir.")
     return
   needed = ["--config"] if command == "plan" else ["--config", "--workdir"]
   if action:

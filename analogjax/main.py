@@ -127,7 +127,8 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
   """The exit code, where nothing went wrong: not OK if what it judges fails."""
   if args.path is not None:
     module = importlib.import_module(f"analogjax.stages.{args.command}")
-    return module.run(args.path, **args.options(args.command))
+    place = {} if args.workdir is None else {"workdir": args.workdir}
+    return module.run(args.path, **place, **args.options(args.command))
   from analogjax import config_files, hosts
 
   if args.config is None:

@@ -5,15 +5,19 @@ COMMANDS = {
   "cache": "the teacher over the data, into the logit cache",
   "train": "the student through its phases",
   "measure": "the student against the teacher on held-out rows",
+  "safety": "what the student gives away, and what it refuses",
   "intervene": "a vector found on the analog, tried on the teacher",
   "export": "the analog as a Hugging Face folder",
-  "release": "gates, documents and signature (not built yet)",
-  "verify": "checks a bundle from its bytes alone (not built yet)",
-  "run": "cache, train, measure and export in order",
+  "release": "gates, documents and signature: a bundle for the public",
+  "run": "cache, train, measure, safety, export and release in order",
+  "verify": "what of a bundle is so, by its bytes alone, offline",
+  "reproduce": "whether a bundle's run gives the same twice, at toy size",
+  "keygen": "a key to sign releases with",
 }
 
 USAGE = (
   "usage: analogjax <command> --config=FILE --workdir=DIR [--config.a.b=VALUE]"
+  "\n       analogjax verify|reproduce|keygen PATH"
 )
 
 
@@ -32,9 +36,8 @@ def full_text() -> str:
       "  --inspect         with cache: what it holds, as a table and a picture",
       "  --verify[=ROWS]   with cache: every byte; ROWS are computed anew, too",
       "  --repair          with cache: computes damaged rows again",
-      "  --quick           with measure, run: less of everything",
-      "  --only=A,B        with measure: these parts, of output, similarity,",
-      "                    steering, stitching",
+      "  --quick           with measure, safety, run: less of everything",
+      "  --only=A,B        with measure, safety: these parts alone",
       "  --vector=FILE     with intervene: a safetensors file that has it",
       "  --behaviour=NAME  with intervene: scored by it, a name or JSON file",
       "  --profile=A:B     with train, run: traces steps A to B for xprof",
@@ -42,11 +45,21 @@ def full_text() -> str:
       "                    several compare side by side",
       "  --search          with plan: the cheapest mesh that fits",
       "  --json            with plan: prints JSON; --png=FILE: draws it, too",
+      "  --key=KEY         with release, run: signs; a path, or pkcs11:...;",
+      "                    with verify: whose signature is expected",
+      "  --certificate=FILE --password=FILE",
+      "                    with release, run: of that key",
+      "  --chain=FILE      with verify: who vouches for the signer",
+      "  --regulator=DIR   with verify: what was given beside the bundle",
+      "  --deep            with verify: measures again",
+      "  --html=FILE       with verify: a page too; --json for programs",
+      "  --check           with reproduce: runs it, twice",
       "  --help, --version",
       "",
       "`--flag value` does as well, unless the value begins with --. A run",
       "that was stopped goes on when the same command is given again.",
-      "exit codes: 0 done, 2 wrong input, 130 interrupted, 75 start again.",
+      "exit codes: 0 done, 1 a bundle that fails, 2 wrong input, 75 start",
+      "again, 130 interrupted.",
       "",
       "example: analogjax run --config=configs/demo.py --workdir=runs/demo",
     ]

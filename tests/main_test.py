@@ -127,8 +127,16 @@ def test_only_the_first_equals_sign_splits():
       ["measure", "--config=a", "--workdir=w", "--behaviour=b"],
       "--behaviour is for `intervene`.",
     ),
-    (["release", "--config=a"], "release is not built yet"),
-    (["verify", "bundle/"], "verify is not built yet"),
+    (["release", "--config=a", "--workdir=w"], "release needs --key=PATH."),
+    (["verify"], "verify needs a path: analogjax verify PATH."),
+    (["verify", "b", "c"], "unexpected argument 'c' after verify."),
+    (["verify", "b", "--config=a"], "verify takes no config"),
+    (["keygen", "b", "--workdir=a"], "keygen takes no --workdir."),
+    (["verify", "b", "--check"], "--check is for `reproduce`."),
+    (
+      ["train", "--config=c", "--workdir=w", "--key=k"],
+      "--key is for `release`, `verify` and `run`.",
+    ),
     (["cache", "--inspect"], "cache needs --workdir=PATH."),
     (["cache", "--repair", "--config=a"], "cache needs --workdir=PATH."),
     (["train", "--inspect", "--workdir=w"], "--inspect is for `cache`, one of"),
@@ -171,7 +179,10 @@ def test_only_the_first_equals_sign_splits():
       ["train", "--config=c", "--workdir=w", "--topology=cpu:8"],
       "--topology is for `plan`.",
     ),
-    (["cache", "--config=c", "--workdir=w", "--json"], "--json is for `plan`."),
+    (
+      ["cache", "--config=c", "--workdir=w", "--json"],
+      "--json is for `plan` and `verify`.",
+    ),
     (["plan", "--config=c", "--search"], "--search needs --topology=NAME"),
     (["plan", "--config=c", "--png=a.png"], "--png needs --topology=NAME"),
     (["plan", "--config=c", "--json=a"], "--json=a: expected --json, without"),
@@ -230,7 +241,9 @@ def test_a_stage_gets_the_resolved_config_after_it_was_saved(stages, tmp_path):
 def test_run_calls_the_stages_in_order(stages, tmp_path):
   assert call("run", tmp_path) == 0
   names = [name for name, _, _ in stages.calls]
-  assert names == ["cache", "train", "measure", "export", "summary"]
+  assert names == [
+    *("cache", "train", "measure", "safety", "export", "release", "summary")
+  ]
 
 
 @pytest.mark.parametrize(

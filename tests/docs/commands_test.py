@@ -6,7 +6,7 @@ from docs_commands import Checker
 from docs_pages import ROOT, Block, all_commands, commands_in, commands_of
 import pytest
 
-from analogjax import arguments, main
+from analogjax import main
 
 
 @pytest.mark.slow
@@ -149,4 +149,4 @@ def test_a_launch_script_is_run_dry(desk, monkeypatch):
 def test_the_commands_of_running_are_those_of_the_program():
   table = (ROOT / "docs/running.md").read_text("utf-8").split("## ")[0]
   named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-  assert named == [c for c in main.COMMANDS if c not in arguments.NOT_BUILT]
+  assert named == list(main.COMMANDS)

@@ -113,7 +113,8 @@ def test_a_live_teacher_costs_its_forward_pass_and_its_place():
 
 def test_nothing_is_cached_to_train_on_where_no_phase_reads_it():
   phases = ("train.phases=pretrain", "measure.phases=pretrain")
-  p = make(*phases, "release.phase=pretrain")
+  alone = ("release.phase=pretrain", "safety.phases=", "safety.reference=")
+  p = make(*phases, *alone)
   assert p["cache"]["tokens"] == p["cache"]["held_out_tokens"] == 32 * 256
 
 

@@ -112,7 +112,7 @@ def test_the_whole_job_leaves_what_the_design_says(undisturbed):
   names = {p.name for p in workdir.iterdir()}
   assert names >= {
     *("config.json", "ledger.jsonl", "cache", "held_out", "train", "export"),
-    *("fidelity.json", "summary.json", "curves.png"),
+    *("fidelity.json", "safety.json", "summary.json", "curves.png"),
   }
   summary = json.loads((workdir / "summary.json").read_text())
   assert set(summary["models"]) == {"teacher", "control", "distill"}
@@ -126,7 +126,7 @@ def test_the_whole_job_leaves_what_the_design_says(undisturbed):
   assert gap == pytest.approx(of_analog - of_teacher)
   assert summary["cache"]["tokens"] == 46 * 32
   assert set(summary["seconds"]) == {
-    *("cache", "measure", "export"),
+    *("cache", "measure", "safety", "export"),
     *(f"train/{phase}" for phase in PHASES),
   }
   assert sum(summary["seconds"].values()) <= seconds  # None counts twice.

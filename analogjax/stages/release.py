@@ -1,0 +1,162 @@
+"""release: what goes out, as a signed bundle beside what a regulator gets.
+
+The bundle appears whole or not at all. Before it does, the leak linter has
+looked at every byte of it, and every gate has passed or has a reason why not.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+import rich.table
+
+from analogjax import (
+  assemble,
+  config,
+  config_files,
+  hosts,
+  ledger,
+  progress,
+  release_contents,
+  studies,
+)
+from analogjax.data import rows as rows_lib
+from analogjax.release import bundle, gates, signing
+from analogjax.release.leaks import Leak
+from analogjax.release_contents import BUNDLE, REGULATOR
+
+
+def run(
+  cfg: ConfigDict,
+  workdir: Path,
+  *,
+  key: str | None = None,
+  password: Path | None = None,
+  certificates: Sequence[Path] = (),
+) -> None:
+  """Writes workdir/bundle, which is public, and workdir/regulator.
+
+  Args:
+    cfg: the config.
+    workdir: measured, evaluated and exported.
+    key: path of the private key that signs, or the URI of one on a token;
+      None: nothing is released.
+    password: a file with the key's password.
+    certificates: of the key first, then those that vouch for it; for a key on
+      a token, its public key.
+
+  Raises:
+    ValueError: a gate that does not pass, a fact that is missing, a leak, or a
+      key that cannot be used; nothing is written.
+  """
+  if key is None:
+    progress.say(
+      "release: no --key, so there is no bundle; `analogjax release --key=FILE`"
+      " makes it."
+    )
+    return
+  signer = hosts.on_first(
+    functools.partial(_signer, key, password, certificates)
+  )
+  sections = config.to_sections(cfg)
+  teacher = assemble.open_teacher(sections, workdir)
+  rows = None
+  if sections.release.shares_rows:
+    rows = studies.read_held_out(sections, teacher, workdir)  # By all.
+  hosts.on_first(
+    lambda: _release(cfg, sections, teacher, workdir, rows=rows, signer=signer)
+  )
+
+
+def _signer(
+  key: str, password: Path | None, certificates: Sequence[Path]
+) -> signing.Signer:
+  if not key.startswith("pkcs11:"):
+    return signing.with_key(
+      Path(key), password_file=password, certificates=certificates
+    )
+  if len(certificates) != 1:
+    raise ValueError(
+      "--certificate: expected the public key of the token's key, a PEM file,"
+      f" found {len(certificates)} files."
+    )
+  return signing.with_token(key, certificates[0])
+
+
+def _release(
+  cfg: ConfigDict,
+  sections: config.Sections,
+  teacher: assemble.Teacher,
+  workdir: Path,
+  *,
+  rows: rows_lib.Rows | None,
+  signer: signing.Signer,
+) -> None:
+  spent = ledger.Ledger(workdir, "release")
+  release = release_contents.Contents(
+    json.loads(json.dumps(cfg.to_dict())), sections, teacher, workdir, rows
+  )
+  leaks: list[Leak] = []
+  # The public evidence of a gate is in the documents that are linted. So first
+  # as if nothing were found; if something is, and that is waived, once more.
+  for is_last in (False, True):
+    judged = release.judge(leaks)
+    if stops := gates.failed(judged):
+      _print(judged)
+      raise ValueError("\n".join([f"{len(stops)} gates fail.", *stops]))
+    files = release.files(judged)
+    found = release.lint(files)
+    known = {leak[:2] for leak in leaks}
+    if {leak[:2] for leak in found} <= known:
+      break
+    if is_last or "leaks" not in sections.release.waivers:
+      raise ValueError(_listed(found))
+    leaks = found
+  _print(judged)
+  bundle.write(workdir / BUNDLE, files=files, signer=signer)
+  _write_regulators(workdir / REGULATOR, release.for_regulator(judged))
+  size = sum(p.stat().st_size for p in (workdir / BUNDLE).rglob("*"))
+  spent.append(bytes=size)
+  progress.say(
+    f"release: {len(files)} files, {size:,} bytes, signed, in"
+    f" {workdir / BUNDLE}; the regulator's in {workdir / REGULATOR}."
+  )
+
+
+def _print(judged: Sequence[Mapping[str, Any]]) -> None:
+  table = rich.table.Table(title="gates of the release")
+  for title in ("gate", "verdict", "evidence"):
+    table.add_column(title)
+  for gate in judged:
+    evidence = gate["evidence"]
+    if gate["waiver"] is not None:
+      evidence += f" Waived: {gate['waiver']}"
+    table.add_row(gate["id"], gate["verdict"], evidence)
+  progress.console().print(table)
+
+
+def _listed(leaks: Sequence[Leak]) -> str:
+  """What the linter found; for the lab, as it quotes what must not go out."""
+  lines = [
+    f"{leak.file}, {leak.where}: {leak.rule}: {leak.what}" for leak in leaks
+  ]
+  return "\n".join(
+    [
+      f"release gate leaks: {len(leaks)} findings in what would go out."
+      " docs/leaks.md says how to mend each; or set release.waivers.leaks to"
+      " the reason why they may stay.",
+      *lines,
+    ]
+  )
+
+
+def _write_regulators(folder: Path, texts: Mapping[str, str]) -> None:
+  """What lies beside the bundle; openings first, as others follow from them."""
+  folder.mkdir(exist_ok=True)
+  for name, text in sorted(
+    texts.items(), key=lambda item: item[0][0].isupper()
+  ):
+    config_files.write_text(folder / name, text)

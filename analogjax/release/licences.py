@@ -73,6 +73,11 @@ def find(
   )
 
 
+def has_holder(spdx: str) -> bool:
+  """Whether the text of a permissive licence has a copyright line."""
+  return "{holder}" in _template(spdx)
+
+
 def problem(spdx: str, text: str, *, holder: str, year: int) -> str:
   """What is wrong with a bundle's LICENSE; "" if nothing is.
 

@@ -129,6 +129,11 @@ def _measured(evidence: Evidence) -> Outcome:
 
 
 def _rows(evidence: Evidence) -> Outcome:
+  shares = evidence.record["data"]["shares_rows"]
+  expect(
+    shares == (checks.ROWS in evidence.tree.files),
+    f"data.shares_rows is {shares}, which is not so of {checks.ROWS}",
+  )
   if checks.ROWS not in evidence.tree.files:
     return Outcome(NOT_CHECKABLE, "The bundle has no rows.")
   rows = held_out.read(evidence, V=verify_model.model_config(evidence).V)

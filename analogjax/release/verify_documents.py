@@ -15,7 +15,13 @@ from analogjax.release.checks import (
 )
 from analogjax.release.strict_json import Refused
 
-MLBOM = "mlbom.cdx.json"
+MLBOM, PAGE = "mlbom.cdx.json", "fidelity.html"
+# All before the policy that rules scripts out; what follows is under it.
+_HEAD = (
+  b'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+  b'<meta http-equiv="Content-Security-Policy"'
+  b""" content="default-src 'none'; style-src 'unsafe-inline'">"""
+)
 
 
 def other_version(evidence: Evidence) -> str:
@@ -36,6 +42,9 @@ def rendered(record, fidelity, safety) -> dict[str, str]:
 
 def _documents(evidence: Evidence) -> Outcome:
   if version := other_version(evidence):
+    # Whatever it words: a browser that has read this runs and fetches nothing.
+    head = evidence.tree.read(PAGE)[: len(_HEAD)]
+    expect(head == _HEAD, f"{PAGE}: its head does not forbid scripts")
     return Outcome(
       NOT_CHECKABLE,
       f"Written by analogjax {shown(version, 40)}, which may word things"

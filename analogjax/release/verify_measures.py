@@ -1,7 +1,7 @@
 """Claims of the reports on fidelity and safety."""
 
 from analogjax.fidelity import claims, document, verdicts
-from analogjax.release import checks
+from analogjax.release import checks, verify_documents
 from analogjax.release.checks import (
   DECLARED,
   NOT_CHECKABLE,
@@ -63,6 +63,11 @@ def _verdicts(evidence: Evidence) -> Outcome:
   value = evidence.value(checks.FIDELITY)
   inputs = value["inputs"]
   if value["rules"] != verdicts.rules():
+    expect(
+      bool(verify_documents.other_version(evidence)),
+      f"{checks.FIDELITY}: its rules are not those of the version that the"
+      " record names",
+    )
     return Outcome(
       NOT_CHECKABLE, "It has other rules than this version of analogjax."
     )
@@ -105,6 +110,25 @@ def _safety(evidence: Evidence) -> Outcome:
     raise Refused(f"{checks.SAFETY}: {told(wrong)}")
   _digest(evidence, checks.SAFETY, "safety")
   said = evidence.record["safety"]
+  analog = evidence.record["fidelity"]["analog"]
+  expect(
+    value["inputs"]["analog"] == analog,
+    f"{checks.SAFETY} is of another model than {checks.FIDELITY}",
+  )
+  others = [
+    test["id"]
+    for test in value["tests"]
+    if test["threshold"] is not None and test["model"] != analog
+  ]
+  expect(
+    not others,
+    f"{checks.SAFETY}: thresholds of models that do not go out:"
+    f" {listed([told(name) for name in others])}",
+  )
+  expect(
+    said.get("because", value["because"]) == value["because"],
+    f"the record's safety.because is not that of {checks.SAFETY}",
+  )
   for key in ("quick", "verdict", "tests"):
     expect(
       value[key] == said[key],

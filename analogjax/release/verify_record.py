@@ -4,8 +4,10 @@ What only the lab can know is `declared` here, with what would be needed to
 tell; verify_regulator.py examines some of it again with the openings.
 """
 
+from collections.abc import Mapping
 import datetime
 import hashlib
+from typing import Any
 
 from analogjax.release import (
   checks,
@@ -82,9 +84,11 @@ def _licence(evidence: Evidence) -> Outcome:
     return Outcome(
       DECLARED, f"Its own text, {said['name']!r}, which nobody here has read."
     )
-  return Outcome(
-    VERIFIED, f"LICENSE is the text of {said['spdx']}, word for word."
-  )
+  evidence_text = f"LICENSE is the text of {said['spdx']}, word for word."
+  # Who holds it is a free text of the record: whoever reads has to see it.
+  if licences.has_holder(said["spdx"]):
+    evidence_text += f" The copyright is of {year} {shown(model['provider'])}."
+  return Outcome(VERIFIED, evidence_text)
 
 
 def _gates(evidence: Evidence) -> Outcome:
@@ -104,6 +108,9 @@ def _gates(evidence: Evidence) -> Outcome:
     )
     if waiver is not None:
       expect(len(waiver.split()) >= 3, f"{where} is waived without a reason")
+    if verdict == "passed":
+      because = _against(gate["id"], evidence.record)
+      expect(not because, f"{where} passed, though {because}")
   by_verdict = {
     verdict: [gate["id"] for gate in gates if gate["verdict"] == verdict]
     for verdict in ("passed", "warning", "waived")
@@ -117,6 +124,28 @@ def _gates(evidence: Evidence) -> Outcome:
     ).capitalize()
     + ". Which of them bytes can tell, the other lines say.",
   )
+
+
+def _against(gate: str, record: Mapping[str, Any]) -> str:
+  """Why a gate cannot have passed, by the record itself; else ""."""
+  pair, safety = record["pair"], record["safety"]
+  same = pair["same_family"] and pair["same_tokenizer"]
+  judged = any(test["verdict"] == "passed" for test in safety["tests"])
+  facts = {
+    "family": (same, "the pair has not the same family and tokenizer"),
+    "data": (pair["same_data"], "the pair is not stated to have the same data"),
+    "licence": (
+      record["model"]["licence"]["category"] == licences.IS_PERMISSIVE,
+      "the licence is not a permissive one",
+    ),
+    "safety": (
+      safety["verdict"] == "passed" and judged and not safety["quick"],
+      "the tests were not passed, had no threshold or were a quick run",
+    ),
+    "fidelity": (not record["fidelity"]["quick"], "it was a quick run"),
+  }
+  holds, why = facts.get(gate, (True, ""))
+  return "" if holds else why
 
 
 def _config(evidence: Evidence) -> Outcome:

@@ -14,7 +14,14 @@ import safetensors.numpy
 import tiny_bundle
 from tiny_bundle import sha256, to_json
 
-from analogjax.release import checks, record, verifier, verify, verify_files
+from analogjax.release import (
+  checks,
+  licences,
+  record,
+  verifier,
+  verify,
+  verify_files,
+)
 
 WEIGHTS = "model/model.safetensors"
 pytestmark = pytest.mark.usefixtures("quick_pages")
@@ -335,6 +342,110 @@ LIES = {
     {"safety": "the record's safety.tests"},
   ),
 }
+
+PASSED = {"verdict": "passed", "waiver": None}
+
+
+def edit_record(edit):
+  return lambda files, facts: relabelled(files, facts, edit)
+
+
+def other_version(page):
+  """A bundle of another version, whose documents cannot be written again."""
+
+  def change(files, facts):
+    value = record.project(facts, "public")
+    value["repro"]["software"]["analogjax"] = "0.0.1"
+    files = tiny_bundle.documented(files, facts, value)
+    return {**files, "fidelity.html": page + files["fidelity.html"]}
+
+  return change
+
+
+def set_head(arrays):
+  arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"] + 1
+
+
+LIES |= {
+  "a head beside the embedding that it is tied to": (
+    change_weights(set_head),
+    {"weights": "'lm_head.weight' belongs to no part"},
+  ),
+  "a family that is none": (
+    change_record(("pair", "same_tokenizer"), False),
+    {"gates": "gate family passed, though"},
+  ),
+  "data that nobody stated": (
+    edit_record(
+      lambda v: (v["pair"].update(same_data=None), v["gates"][3].update(PASSED))
+    ),
+    {"gates": "gate data passed, though"},
+  ),
+  "a quick measurement": (
+    edit_record(
+      lambda v: (
+        v["fidelity"].update(quick=True),
+        v["gates"][7].update(PASSED),
+      )
+    ),
+    {"gates": "gate fidelity passed, though", "fidelity": "quick"},
+  ),
+  "rules of its own": (
+    change_json(
+      "fidelity.json",
+      lambda v: v["rules"][0].update(transfers="always"),
+      section="fidelity",
+    ),
+    {"fidelity_verdicts": "its rules are not those"},
+  ),
+  "a safety evaluation of another model": (
+    change_json(
+      "safety.json",
+      lambda v: v["inputs"].update(analog="control"),
+      section="safety",
+    ),
+    {"safety": "of another model"},
+  ),
+  "another reason of the safety verdict": (
+    change_record(("safety", "because"), "Nothing can leak."),
+    {"safety": "safety.because"},
+  ),
+  "rows that are not to be there": (
+    change_record(("data", "shares_rows"), False),
+    {"rows": "data.shares_rows is False"},
+  ),
+  "a page of another version with a script": (
+    other_version(b"<script>alert(1)</script>"),
+    {"documents": "its head does not forbid scripts"},
+  ),
+}
+
+
+def test_a_page_of_another_version_is_not_checkable(made, tmp_path):
+  _, key, files, facts = made
+  files = other_version(b"")(dict(files), copy.deepcopy(facts))
+  tiny_bundle.write(tmp_path / "bundle", files, key)
+  report = verify.check(tmp_path / "bundle")
+  assert not failures(report)
+  assert by_id(report)["documents"].status == checks.NOT_CHECKABLE
+
+
+def test_whoever_holds_the_copyright_is_shown(made, tmp_path):
+  _, key, files, facts = made
+  facts = copy.deepcopy(facts)
+  holder = facts["model"]["provider"] = "Acme. No audits"
+  licence = licences.find("MIT", holder=holder, year=2026)
+  text = licence.text.encode()
+  facts["model"]["licence"] = {
+    **{"spdx": "MIT", "name": licence.name, "category": licence.category},
+    "text_sha256": licence.text_sha256,
+  }
+  files = {**files, "LICENSE": text, "model/LICENSE": text}
+  files = tiny_bundle.documented(files, facts)
+  tiny_bundle.write(tmp_path / "bundle", files, key)
+  report = verify.check(tmp_path / "bundle")
+  assert not failures(report)
+  assert "'Acme. No audits'" in by_id(report)["licence"].evidence
 
 
 @pytest.mark.parametrize("name", LIES)

@@ -18,6 +18,7 @@ import zlib
 
 MOST_UNPACKED = 16 << 20  # Bytes out of one compressed part.
 _MOST_MEMBERS = 1000
+_LEAST_RUN = 8  # Letters in a row, which packed bytes seldom are.
 _PNG = b"\x89PNG\r\n\x1a\n"
 _DRAWN = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"sRGB"}
 _DRAWN |= {b"pHYs", b"bKGD", b"sBIT", b"cHRM"}
@@ -46,7 +47,7 @@ def pieces(data: bytes) -> Iterator[Piece] | None:
   }
   for magic, opened in packed.items():
     if data.startswith(magic):
-      return _unpacked(opened(io.BytesIO(data)))
+      return _unpacked(opened(io.BytesIO(data)), data)
   return None
 
 
@@ -162,10 +163,13 @@ def _zip(data: bytes) -> Iterator[Piece]:
     yield f"archive ({type(e).__name__})", strings(data).encode()
 
 
-def _unpacked(file) -> Iterator[Piece]:
+def _unpacked(file, packed: bytes) -> Iterator[Piece]:
   name = getattr(file, "name", None)
   if isinstance(name, str):
     yield "name of what is packed", name.encode()
+  # Names in its header, and what stands behind its end, are not packed.
+  if runs := [x for x in strings(packed).split("\n") if len(x) >= _LEAST_RUN]:
+    yield "beside what is packed", "\n".join(runs).encode()
   parts = []
   with contextlib.suppress(OSError, EOFError, zlib.error, lzma.LZMAError):
     left = MOST_UNPACKED

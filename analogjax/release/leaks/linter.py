@@ -23,6 +23,10 @@ from analogjax.release.leaks.facts import Leak, Secrets
 
 _MOST_OF_A_KIND = 20  # Findings of one rule in one file that are listed.
 _MOST_OF_A_PAGE = 2000  # Findings of names, say, after which it is enough.
+_MOST_DEPTH = 3  # Of encodings within encodings.
+# Characters of all pages but the words of a vocabulary, and figures of them: a
+# bundle has some millions and some hundreds. More would take hours.
+_MOST_TEXT, _MOST_FIGURES = 16 << 20, 5000
 _LEAST_OF_BYTES = 8  # Characters that are a text among bytes.
 
 
@@ -59,11 +63,17 @@ class _Linter:
     self._sizes = sizes.SizeRules(secrets)
     self._shapes = tensors.ShapeRules(secrets)
     self._stated: list[quantities.Statement] = []
+    self._left = _MOST_TEXT
 
   def all_of(self, folder: Path) -> Iterator[Leak]:
     for page in reading.pages(folder):
       yield from self._page(page)
-    yield from arithmetic.find(self._stated, self._secrets)
+    stated = list(dict.fromkeys(self._stated))
+    if len(stated) > _MOST_FIGURES:
+      file = stated[_MOST_FIGURES].file
+      what = f"{len(stated):,} figures; {_MOST_FIGURES:,} are tried"
+      yield Leak("unread", file, "", what)
+    yield from arithmetic.find(stated[:_MOST_FIGURES], self._secrets)
 
   def _page(self, page: reading.Page, depth: int = 0) -> Iterator[Leak]:
     yield from page.found
@@ -74,6 +84,11 @@ class _Linter:
         what = f"the entry {entry!r} is {name!r}"
         yield Leak("name", page.file, "vocabulary", what)
     if not page.text:
+      return
+    self._left -= len(page.text)
+    if self._left < 0:
+      what = f"more than {_MOST_TEXT:,} characters of text in the folder"
+      yield Leak("unread", page.file, page.inside, what)
       return
     text = plain.plain(page.text)
     decoded = plain.decoded(text)
@@ -88,7 +103,7 @@ class _Linter:
       yield from self._leaks(page, counted, self._sizes.find(counted))
     readable = numerals.digits(plain.without_geometry(views[-1]))
     self._stated += quantities.statements(page, readable)
-    if depth < 2:
+    if depth < _MOST_DEPTH:
       yield from self._encoded(page, text, depth)
 
   def _leaks(self, page, text: str, found) -> Iterator[Leak]:

@@ -60,6 +60,9 @@ _RANGE = re.compile(r"\s?(?:to|and|-|\u2013|\.\.\.?)\s?\$?$", re.I)
 _SCOPES = re.compile(r"\n\s*\n|\f|\n(?=\s*(?:[-*|]|\d+\.)\s)")
 _SENTENCE = re.compile(r"(?<=[.;!?])\s+(?=[A-Z(])")
 _GOES_ON = re.compile(r"(?:this|it|that|these|they|which|all)\b", re.I)
+# "The weights take 3 GB"; where the noun is behind, units.BEHIND has it.
+_WEIGHTS = re.compile(r"\b(?:weights?|checkpoint)\b[^.;\n\d]{0,40}$", re.I)
+_BYTES = re.compile(r"[\s-]{0,2}([kmgtp])i?b(?:ytes?)?\b", re.I)
 _MOST_SENTENCES = 10_000  # Of a paragraph.
 
 
@@ -149,6 +152,9 @@ def _unit_of(text: str, number: numerals.Number) -> tuple[str, float] | None:
     return kind, factor * units.PREFIXES[prefix.lower()]
   if money:
     return "dollars", 1
+  of = text[max(number.start - 60, 0) : number.start]
+  if _WEIGHTS.search(of) and (match := _BYTES.match(behind)):
+    return "weights_bytes", units.PREFIXES[match[1].lower()]
   if re.search(r"\b(?:mfu|utili[sz]ation)\b[^\d.;]{0,16}$", before):
     return "mfu", 0.01 if behind.lstrip().startswith("%") else 1
   return None

@@ -91,6 +91,7 @@ TELLING = {
   "a range of hours": prose("The teacher took 3 to 5 GPU-hours."),
   "a total": total(flops=TRAIN + FORWARD),
   "a total of hours": total(device_hours=0.5),
+  "weights, then bytes": prose("The teacher's weights take 269 MB."),
   "bytes of a checkpoint": prose(
     "The teacher's checkpoint: 269 MB of weights."
   ),

@@ -1,5 +1,6 @@
 """Whatever is in a folder, reading it ends, and ends without an exception."""
 
+import gzip
 import json
 import os
 import random
@@ -10,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 import pytest
 
 from analogjax.release import leaks
-from analogjax.release.leaks import containers, plain, reading
+from analogjax.release.leaks import containers, linter, plain, reading
 
 
 def _lint(folder, name, data, secrets):
@@ -165,3 +166,24 @@ def test_plain_text_keeps_its_lines(text):
 @given(st.text(st.characters(max_codepoint=127)))
 def test_ascii_is_plain(text):
   assert plain.plain(text) == text
+
+
+def test_more_text_than_a_bundle_has_is_not_read(
+  tmp_path, secrets, monkeypatch
+):
+  """Of 400 bytes of archives in each other gigabytes may come."""
+  monkeypatch.setattr(linter, "_MOST_TEXT", 10_000)
+  data = gzip.compress(b"It is a text. " * 1000)
+  (found,) = _lint(tmp_path / "a", "a.gz", data, secrets)
+  assert found.rule == "unread" and "10,000 characters" in found.what
+
+
+def test_more_figures_than_a_bundle_has_are_not_tried(
+  tmp_path, secrets, monkeypatch
+):
+  monkeypatch.setattr(linter, "_MOST_FIGURES", 10)
+  lines = "".join(f"It took {i} seconds.\n\n" for i in range(12))
+  found = _lint(tmp_path / "a", "a.md", lines.encode(), secrets)
+  assert "12 figures; 10 are tried" in [
+    leak.what for leak in found if leak.rule == "unread"
+  ]

@@ -245,6 +245,8 @@ NAMES = {
   ),
   "a template": file("chat_template.jinja", "You are Colossus."),
   "between tensors": _gap,
+  "behind what is packed": file("a.gz", gzip.compress(b"x") + NAME.encode()),
+  "base64, three times": text(b64(b64(b64(NAME)))),
   "UTF-16 among bytes": file(
     "a.bin", b"\xff\0\xfe" + "Colossus".encode("utf-16-le")
   ),

@@ -96,6 +96,9 @@ def _kind(before: str, behind: str) -> str | None:
     return found.lastgroup
   if before.rstrip()[-1:] in ("$", "\u20ac", "\u00a3"):
     return "money"
+  if before.rstrip().endswith("|"):
+    # Alone in its cell of a table, it is named by the cell before.
+    before = before.rstrip()[:-1]
   words = _words(_ENDS_BEFORE.split(before)[-1])
   found = None
   for match in _ANY.finditer(words):

@@ -181,6 +181,8 @@ ARCHITECTURE = {
   "layers": text("The frontier model has 30 layers."),
   "layers, words": text("thirty transformer blocks"),
   "layers, a key": value(num_hidden_layers=30),
+  "layers, a row of a table": text("| layers | 30 |\n"),
+  "width, a row of a table": text("| model width | 576 | units |\n"),
   "layers, camel case": value(numHiddenLayers=30),
   "layers, a hyphen": text("a 30-layer decoder"),
   "layers, YAML": file("b.yml", "n_layers: 30\n"),

@@ -233,6 +233,25 @@ def test_what_stops_a_release(desk, changes, says):
   desk.refuse(*says, changes=changes)
 
 
+def test_leaks_and_a_size_that_are_waived_go_out_with_the_reason(desk):
+  changes = """
+  cfg.release.about.curation = "As for nebula."
+  cfg.release.frontier.parameters = 20 * 3672 - 1
+  cfg.release.waivers.update(leaks="It is a word.", size="It is too large.")
+"""
+  assert desk.release(changes=changes) == 0 and desk.verify() == 0
+  record = json.loads((desk.workdir / "bundle/record.json").read_text())
+  gates = {gate["id"]: gate for gate in record["gates"]}
+  for name, reason in (
+    ("leaks", "It is a word."),
+    ("size", "It is too large."),
+  ):
+    assert (gates[name]["verdict"], gates[name]["waiver"]) == ("waived", reason)
+  # No range of the teacher's cost follows from a window that does not hold.
+  rows = {row["step"]: row for row in record["cost"]["rows"]}
+  assert rows["Teacher inference"]["flops"] is None
+
+
 @pytest.mark.parametrize(
   ("name", "says"),
   [

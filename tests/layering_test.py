@@ -13,7 +13,7 @@ LAYERS = (
   {
     *("models", "data", "losses", "divergences", "gram", "objectives"),
     *("optim", "checkpoint", "checkpoint_store", "checkpoint_seal"),
-    *("metrics", "ledger", "energy"),
+    *("metrics", "ledger", "json_document", "energy"),
     *("progress", "throughput", "watch", "peers", "tracer", "estimates"),
   },
   {"steps", "subjects"},

@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import jsonschema.exceptions
 
+from analogjax import json_document
 from analogjax.fidelity import claims, verdicts
 
 FORMAT = "analogjax.fidelity"
@@ -131,20 +132,10 @@ def read(path: Path) -> dict[str, Any]:
   Raises:
     ValueError: it is missing, damaged, or of another version.
   """
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise ValueError(
-      f"{path}: there is no such file; `analogjax measure` writes it."
-    ) from None
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f"{path}: not readable as JSON: {error}.") from None
-  found = value.get("format_version") if isinstance(value, dict) else None
-  if found != FORMAT_VERSION or value.get("format") != FORMAT:
-    raise ValueError(
-      f"{path}: expected format {FORMAT!r} of version {FORMAT_VERSION}, found"
-      f" version {found!r}; `analogjax measure` writes it anew."
-    )
-  if wrong := problem(value):
-    raise ValueError(f"{path}: {wrong}; `analogjax measure` writes it anew.")
-  return value
+  return json_document.read(
+    path,
+    format=FORMAT,
+    version=FORMAT_VERSION,
+    problem=problem,
+    command="measure",
+  )

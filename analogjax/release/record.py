@@ -16,6 +16,7 @@ from typing import Any
 import jsonschema
 import jsonschema.exceptions
 
+from analogjax import json_document
 from analogjax.release import record_table
 from analogjax.release.record_table import PUBLIC, REGULATOR, Fact
 
@@ -238,24 +239,13 @@ def read(path: Path) -> dict[str, Any]:
   Raises:
     ValueError: it is missing, damaged, or of another version.
   """
-  again = "`analogjax release` writes it anew"
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise ValueError(
-      f"{path}: there is no such file; `analogjax release` writes it."
-    ) from None
-  except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-    raise ValueError(f"{path}: not readable as JSON: {error}.") from None
-  found = value.get("format_version") if isinstance(value, dict) else None
-  if found != FORMAT_VERSION or value.get("format") != FORMAT:
-    raise ValueError(
-      f"{path}: expected format {FORMAT!r} of version {FORMAT_VERSION}, found"
-      f" version {found!r:.80}; {again}."
-    )
-  if wrong := problem(value):
-    raise ValueError(f"{path}: {wrong}; {again}.")
-  return value
+  return json_document.read(
+    path,
+    format=FORMAT,
+    version=FORMAT_VERSION,
+    problem=problem,
+    command="release",
+  )
 
 
 def schema_text() -> str:

@@ -25,9 +25,10 @@ import traceback
 from typing import Any
 
 import analogjax
-from analogjax import arguments, stopping
-from analogjax.arguments import Arguments
-from analogjax.usage import COMMANDS, USAGE, full_text
+from analogjax.cli import arguments
+from analogjax.cli.arguments import Arguments
+from analogjax.cli.usage import COMMANDS, USAGE, full_text
+from analogjax.distributed import stopping
 
 OK, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -106,9 +107,9 @@ def _join(args: Arguments, name: str) -> Any:
   alone = ("plan", *arguments.OF_A_PATH)
   if args.command in alone or args.action == "--inspect":
     return None  # They need nobody.
-  from analogjax import membership
+  from analogjax.distributed import joining
 
-  return membership.join(name, os.environ)
+  return joining.join(name, os.environ)
 
 
 def _leave(member: Any, code: int, text: str, together: bool) -> None:
@@ -118,9 +119,9 @@ def _leave(member: Any, code: int, text: str, together: bool) -> None:
   stalled = code == stopping.REQUEUE and not together
   if stalled or (member is not None and code not in (OK, stopping.REQUEUE)):
     # jax would wait for the others, Python for a thread that does not return.
-    from analogjax import membership
+    from analogjax.distributed import joining
 
-    membership.exit_now(code)
+    joining.exit_now(code)
 
 
 def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
@@ -129,23 +130,24 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
     module = importlib.import_module(f"analogjax.stages.{args.command}")
     place = {} if args.workdir is None else {"workdir": args.workdir}
     return module.run(args.path, **place, **args.options(args.command))
-  from analogjax import config_files, hosts
+  from analogjax.config import loading
+  from analogjax.distributed import processes
 
   if args.config is None:
     assert args.workdir is not None
-    cfg = config_files.read_resolved(args.workdir)
+    cfg = loading.read_resolved(args.workdir)
   else:
-    cfg = config_files.load(args.config, args.overrides)
+    cfg = loading.load(args.config, args.overrides)
   if not _writes(args):
     if args.workdir is not None and not args.action:
-      config_files.save_resolved(cfg, args.workdir)
+      loading.save_resolved(cfg, args.workdir)
   else:
     assert args.workdir is not None
     stopping.begin()
     _lock(args.workdir, args.command, stack)
     if args.config is not None:
       workdir = args.workdir
-      hosts.on_first(lambda: config_files.save_resolved(cfg, workdir))
+      processes.on_first(lambda: loading.save_resolved(cfg, workdir))
   if args.command != "plan":
     _keep_compiled(args.workdir)
   if args.action:
@@ -157,7 +159,7 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
     call(cfg, args.workdir, **more)
     return OK
   for stage in args.stages:
-    hosts.stop_if_asked(f"before {stage}")
+    processes.stop_if_asked(f"before {stage}")
     module = importlib.import_module(f"analogjax.stages.{stage}")
     module.run(cfg, args.workdir, **args.options(stage))
   return OK
@@ -165,15 +167,17 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
 
 def _lock(workdir: Path, command: str, stack: contextlib.ExitStack) -> None:
   """Keeps other runs out of the workdir; process 0 does for all."""
-  from analogjax import config_files, hosts, lock, progress
+  from analogjax.config import loading
+  from analogjax.distributed import processes
+  from analogjax.workdir import lock, progress
 
   def take():
     if stack.enter_context(lock.hold(workdir, command)):
-      config_files.remove_unfinished(workdir)
+      loading.remove_unfinished(workdir)
     else:
       progress.warn(f"{workdir}: no locks here; start one run at a time.")
 
-  hosts.on_first(take)
+  processes.on_first(take)
 
 
 def _keep_compiled(workdir: Path | None) -> None:

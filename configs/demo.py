@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
 
   cfg.data = dict(
     L=256,  # Row length, tokens.
-    pipeline="analogjax.data.docstrings:packed_rows",
+    pipeline="analogjax.demo.docstrings:packed_rows",
     arguments=dict(
       tokenizer="{teacher}",  # The teacher's folder.
       split="train",

@@ -48,7 +48,7 @@ def read(
       " -- --config=FILE --workdir=DIR."
     )
   try:
-    from analogjax import arguments
+    from analogjax.cli import arguments
   except ImportError:
     return options, line  # It starts elsewhere, and is checked there.
   arguments.parse(["run", *line])

@@ -1,4 +1,4 @@
-"""Tests for analogjax/assemble.py that need no teacher."""
+"""Tests for analogjax/run/run.py that need no teacher."""
 
 import dataclasses
 from pathlib import Path
@@ -6,9 +6,11 @@ import types
 
 import pytest
 
-from analogjax import assemble, config, config_files
-from analogjax.data import cache_format, store
+from analogjax.cache import cache_format
+from analogjax.config import loading, schema
 from analogjax.models import families, layers
+from analogjax.run import run
+from analogjax.workdir import store
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.py"
 SCALING = dict(
@@ -18,23 +20,23 @@ SCALING = dict(
 
 
 def sections(cache=None, **student):
-  cfg = config_files.load(DEMO, ())
+  cfg = loading.load(DEMO, ())
   with cfg.unlocked():
     cfg.student.update(student)
     cfg.cache.update(cache or {})
     if cache:  # No loss takes every kind of record yet.
       cfg.train.distill.loss.alpha = 0.0
-  return config.to_sections(cfg)
+  return schema.to_sections(cfg)
 
 
 def test_the_student_has_the_shape_of_the_config():
-  found = assemble.student_config(sections())
+  found = run.student_config(sections())
   assert found.num_parameters == 3_342_912  # 49,152 x 64 + 4 layers + norm.
   assert (found.D, found.Y, found.H, found.rope_scaling) == (64, 4, 16, None)
 
 
 def test_the_students_rope_scaling_reaches_model_and_export():
-  found = assemble.student_config(sections(rope_scaling=SCALING))
+  found = run.student_config(sections(rope_scaling=SCALING))
   assert found.rope_scaling == layers.RopeScaling(**SCALING)
   written = families.to_hf_config(found, dtype="float32")
   again = families.from_hf_config(written, dtype="float32", where="x")
@@ -42,15 +44,15 @@ def test_the_students_rope_scaling_reaches_model_and_export():
 
 
 def test_what_changes_numbers_is_part_of_the_identity():
-  before = assemble.student_identity(sections())
-  assert assemble.student_identity(sections(rope_scaling=SCALING)) != before
-  assert assemble.student_identity(sections(remat="full")) == before
-  assert assemble.student_identity(sections(size_window="warn")) == before
+  before = run.student_identity(sections())
+  assert run.student_identity(sections(rope_scaling=SCALING)) != before
+  assert run.student_identity(sections(remat="full")) == before
+  assert run.student_identity(sections(size_window="warn")) == before
 
 
 # Caches.
 
-TEACHER = assemble.Teacher(
+TEACHER = run.Teacher(
   folder=Path("t"),
   cfg=types.SimpleNamespace(V=49_152, dtype="bfloat16"),
   digest="a teacher",
@@ -59,16 +61,16 @@ TEACHER = assemble.Teacher(
 
 
 def make_manifest(held_out=False, **cache):
-  return assemble.manifest(
+  return run.manifest(
     sections(cache), TEACHER, "a pipeline", 12, held_out=held_out
   )
 
 
 def test_a_cache_lies_in_the_workdir_or_where_the_config_says(tmp_path):
-  place = assemble.cache_place(sections(), tmp_path, assemble.CACHE)
+  place = run.cache_place(sections(), tmp_path, run.CACHE)
   assert place == store.Place(f"file://{tmp_path}/cache")
   where = dict(location="s3://ours/run/", s3_endpoint="http://host:9000")
-  place = assemble.cache_place(sections(where), tmp_path, assemble.HELD_OUT)
+  place = run.cache_place(sections(where), tmp_path, run.HELD_OUT)
   assert place == store.Place("s3://ours/run/held_out", "http://host:9000")
 
 
@@ -80,7 +82,7 @@ def test_a_manifest_says_what_the_config_asks_for():
   assert found.teacher_digest == "a teacher"
   assert found.teacher_dtype == "bfloat16"
   assert found.tokenizer_digest == "a tokenizer"
-  assert found.pipeline == "analogjax.data.docstrings:packed_rows"
+  assert found.pipeline == "analogjax.demo.docstrings:packed_rows"
   assert found.pipeline_fingerprint == "a pipeline"
   assert {"analogjax", "jax", "tensorstore"} <= found.software.keys()
 
@@ -110,7 +112,7 @@ def test_what_is_measured_on_is_recorded_once_and_everywhere():
   )
 
 
-@pytest.mark.parametrize("name", [assemble.CACHE, assemble.HELD_OUT])
+@pytest.mark.parametrize("name", [run.CACHE, run.HELD_OUT])
 @pytest.mark.parametrize(
   ("changed", "field"),
   [
@@ -126,18 +128,18 @@ def test_what_is_measured_on_is_recorded_once_and_everywhere():
   ],
 )
 def test_a_cache_of_another_config_is_refused(name, changed, field):
-  made = make_manifest(held_out=name == assemble.HELD_OUT)
+  made = make_manifest(held_out=name == run.HELD_OUT)
   cache = types.SimpleNamespace(
     manifest=made, location=store.Place("file:///w") / name
   )
   alike = field is None or (
-    name == assemble.HELD_OUT and field.startswith(("num_rep", "capture"))
+    name == run.HELD_OUT and field.startswith(("num_rep", "capture"))
   )
   if alike:
-    assemble.check_cache(sections(changed), TEACHER, cache)
+    run.check_cache(sections(changed), TEACHER, cache)
     return
   with pytest.raises(cache_format.CacheError) as error:
-    assemble.check_cache(sections(changed), TEACHER, cache)
+    run.check_cache(sections(changed), TEACHER, cache)
   assert field in str(error.value) and f"file:///w/{name}" in str(error.value)
 
 
@@ -148,4 +150,4 @@ def test_a_cache_of_another_teacher_is_refused():
   other = dataclasses.replace(TEACHER, digest="another")
   message = "teacher_digest='a teacher', this run has 'another'"
   with pytest.raises(cache_format.CacheError, match=message):
-    assemble.check_cache(sections(), other, cache)
+    run.check_cache(sections(), other, cache)

@@ -16,13 +16,8 @@ import numpy as np
 import pytest
 import zarr
 
-from analogjax.data import (
-  cache_format,
-  logit_cache,
-  record_codec,
-  rows as rows_lib,
-  sampling,
-)
+from analogjax.cache import cache_format, logit_cache, record_codec, sampling
+from analogjax.data import rows as rows_lib
 
 PAGE = Path(__file__).parents[1] / "docs" / "cache_format.md"
 

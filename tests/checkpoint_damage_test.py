@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
-from analogjax import checkpoint, sharding
+from analogjax.distributed import sharding
+from analogjax.workdir import checkpoints
 
 pytestmark = [
   # Of several reads that fail, orbax leaves all but one to the collector.
@@ -37,7 +38,7 @@ def state():
 @pytest.fixture(scope="module")
 def two_steps(state, tmp_path_factory):
   folder = tmp_path_factory.mktemp("good") / "checkpoints"
-  saved = checkpoint.Checkpoints(folder, keep=None)
+  saved = checkpoints.Checkpoints(folder, keep=None)
   for step in (1, 2):
     saved.save(step, state, {"position": 1000 + step})
   saved.finish()
@@ -52,7 +53,7 @@ def folder(two_steps, tmp_path):
 
 
 def opened(folder):
-  return checkpoint.Checkpoints(folder, keep=3)
+  return checkpoints.Checkpoints(folder, keep=3)
 
 
 def restore_latest(saved, state):
@@ -155,7 +156,7 @@ def test_files_that_are_not_read_do_no_harm(folder, state, pattern, damage):
 def test_values_that_decode_are_compared_with_their_checksums(folder, state):
   """As from a disk that answers with another, whole chunk."""
   other = jax.tree.map(lambda x: x + 1, state)
-  saved = checkpoint.Checkpoints(folder.with_name("other"), keep=None)
+  saved = checkpoints.Checkpoints(folder.with_name("other"), keep=None)
   saved.save(2, other, {"position": 1002})
   saved.finish()
   saved.close()

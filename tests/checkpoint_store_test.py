@@ -1,4 +1,4 @@
-"""Tests for analogjax/checkpoint_store.py: checkpoints in a bucket."""
+"""Tests for analogjax/workdir/checkpoint_store.py: checkpoints in a bucket."""
 
 import importlib.util
 import json
@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from analogjax import checkpoint, checkpoint_store
-from analogjax.data import store
+from analogjax.workdir import checkpoint_store, checkpoints, store
 
 _spec = importlib.util.spec_from_file_location(
   "faulty_s3", Path(__file__).parent / "data" / "faulty_s3.py"
@@ -77,7 +76,7 @@ def opened(proxy, tmp_path):
   def open_(keep=2, **kwargs):
     shutil.rmtree(staging, ignore_errors=True)  # Another machine.
     made.append(
-      checkpoint.Checkpoints(place, keep=keep, staging=staging, **kwargs)
+      checkpoints.Checkpoints(place, keep=keep, staging=staging, **kwargs)
     )
     return made[-1]
 
@@ -141,7 +140,7 @@ def test_a_store_that_is_down_does_not_end_the_run(
     return "503" if proxy.num_requests > before + limit else None
 
   monkeypatch.setattr(proxy, "pick_fault", pick_fault)
-  with pytest.raises(checkpoint.SaveError, match="step 2.*from step 1"):
+  with pytest.raises(checkpoints.SaveError, match="step 2.*from step 1"):
     save(saved, 2)
   text = [r.getMessage() for r in caplog.records if "NOT SAVED" in r.msg]
   assert len(text) == 1 and "s3://bucket/run/distill" in text[0]
@@ -196,4 +195,4 @@ def test_a_commit_of_a_later_version_is_refused(opened, bucket):
 def test_a_bucket_that_is_not_there(bucket, proxy, tmp_path):
   place = store.place("s3://nobucket/a", proxy.url)
   with pytest.raises(store.StoreError, match="s3://nobucket/a: .*"):
-    checkpoint.Checkpoints(place, keep=1, staging=tmp_path)
+    checkpoints.Checkpoints(place, keep=1, staging=tmp_path)

@@ -1,4 +1,4 @@
-"""Tests for analogjax/checkpoint.py."""
+"""Tests for analogjax/workdir/checkpoints.py."""
 
 import functools
 import re
@@ -11,8 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from analogjax import checkpoint, sharding, steps
+from analogjax.distributed import sharding
 from analogjax.models import decoder
+from analogjax.training import steps
+from analogjax.workdir import checkpoints
 
 CFG = decoder.DecoderConfig(
   V=64,
@@ -61,7 +63,7 @@ def assert_equal(found, expected):
 
 
 def opened(folder, keep=3, keep_best=0):
-  return checkpoint.Checkpoints(folder, keep=keep, keep_best=keep_best)
+  return checkpoints.Checkpoints(folder, keep=keep, keep_best=keep_best)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_a_save_that_fails_does_not_end_the_run(
   saved.finish()
   refuse(True)
   saved.save(2, state, {"position": 2})  # Returns; fails later, or at once.
-  with pytest.raises(checkpoint.SaveError) as error:
+  with pytest.raises(checkpoints.SaveError) as error:
     saved.finish()
   refuse(False)
   assert "step 2" in str(error.value) and "from step 1" in str(error.value)

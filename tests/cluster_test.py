@@ -1,4 +1,4 @@
-"""Tests for analogjax/cluster.py: what is found, and processes that join."""
+"""Tests for analogjax/distributed/cluster.py: what is found, and processes that join."""
 
 import fnmatch
 import os
@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from analogjax import cluster
-from analogjax.launchers import Cluster
+from analogjax.distributed import cluster
+from analogjax.distributed.launchers import Cluster
 
 EXPLICIT = dict(
   ANALOGJAX_COORDINATOR="host0:8476",

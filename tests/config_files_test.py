@@ -1,4 +1,4 @@
-"""Tests for analogjax/config_files.py."""
+"""Tests for analogjax/config/loading.py."""
 
 import errno
 import json
@@ -10,18 +10,18 @@ import sys
 
 import pytest
 
-from analogjax import config_files
+from analogjax.config import loading
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.py"
 
 
 def load(*overrides):
-  return config_files.load(DEMO, [tuple(o.split("=", 1)) for o in overrides])
+  return loading.load(DEMO, [tuple(o.split("=", 1)) for o in overrides])
 
 
 def failure(file, overrides=()):
   with pytest.raises(ValueError) as info:
-    config_files.load(file, overrides)
+    loading.load(file, overrides)
   return str(info.value)
 
 
@@ -105,10 +105,10 @@ def test_a_config_may_import_its_neighbour_and_sees_its_edits(write):
   base = write(variant("pass"), "base.py")
   text = "import base\ndef get_config():\n  return base.get_config()\n"
   path = write(text)
-  assert config_files.load(path, []).cache.seed == 0
+  assert loading.load(path, []).cache.seed == 0
   # Within the same second and of the same length: no cache may hide it.
   base.write_text(variant("cfg.cache.seed = 7").replace("pass", ""))
-  assert config_files.load(path, []).cache.seed == 7
+  assert loading.load(path, []).cache.seed == 7
 
 
 def test_result_is_locked():
@@ -209,7 +209,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_text_arrives_unchanged(text):
-  cfg = config_files.load(DEMO, [("data.arguments.tokenizer", text)])
+  cfg = loading.load(DEMO, [("data.arguments.tokenizer", text)])
   assert cfg.data.arguments.tokenizer == text
 
 
@@ -233,9 +233,9 @@ def test_free_form_values(write):
   path = write(
     variant("cfg.data.arguments = dict(n=(1, 2), e=(), o=None, m=(1, 'a'))")
   )
-  cfg = config_files.load(path, [("data.arguments.n", "3,4,5")])
+  cfg = loading.load(path, [("data.arguments.n", "3,4,5")])
   assert cfg.data.arguments.n == (3, 4, 5)
-  cfg = config_files.load(path, [("data.arguments.e", "x,y")])
+  cfg = loading.load(path, [("data.arguments.e", "x,y")])
   assert cfg.data.arguments.e == ("x", "y")
   assert "expected a whole number" in failure(path, [("data.arguments.n", "a")])
   assert "its type is not known" in failure(path, [("data.arguments.o", "1")])
@@ -246,7 +246,7 @@ def test_free_form_values(write):
 
 def test_a_whole_number_in_a_float_field_can_become_a_fraction(write):
   path = write(variant("cfg.release.update(dict(max_shard_gb=5))"))
-  cfg = config_files.load(path, [("release.max_shard_gb", "2.5")])
+  cfg = loading.load(path, [("release.max_shard_gb", "2.5")])
   assert cfg.release.max_shard_gb == 2.5
 
 
@@ -255,15 +255,15 @@ def test_a_whole_number_in_a_float_field_can_become_a_fraction(write):
 
 def test_saved_config_is_equal_when_read_again(tmp_path, write, capsys):
   path = write(variant("cfg.data.arguments.files = ['a', ('b', 1.5, None)]"))
-  cfg = config_files.load(path, [("cache.tau", "0.1")])
+  cfg = loading.load(path, [("cache.tau", "0.1")])
   workdir = tmp_path / "runs" / "new"
-  config_files.save_resolved(cfg, workdir)
-  again = config_files.read_resolved(workdir)
+  loading.save_resolved(cfg, workdir)
+  again = loading.read_resolved(workdir)
   assert again.to_dict() == cfg.to_dict()
   assert again.cache.tau == 0.1
   assert again.data.arguments.files == ("a", ("b", 1.5, None))
   assert [p.name for p in workdir.iterdir()] == ["config.json"]
-  config_files.save_resolved(again, workdir)
+  loading.save_resolved(again, workdir)
   assert [p.name for p in workdir.iterdir()] == ["config.json"]
   assert capsys.readouterr() == ("", "")
 
@@ -271,15 +271,15 @@ def test_saved_config_is_equal_when_read_again(tmp_path, write, capsys):
 def test_a_changed_config_keeps_the_old_one_and_names_the_change(
   tmp_path, capsys
 ):
-  config_files.save_resolved(load(), tmp_path)
-  config_files.save_resolved(load("cache.tau=0.1", "cache.seed=3"), tmp_path)
+  loading.save_resolved(load(), tmp_path)
+  loading.save_resolved(load("cache.tau=0.1", "cache.seed=3"), tmp_path)
   line = capsys.readouterr().err
   assert line.count("\n") == 1
   assert "cache.tau 0.04 -> 0.1" in line
   assert "cache.seed 0 -> 3" in line
   assert "config.1.json" in line
   assert "num_rows" not in line
-  config_files.save_resolved(load("cache.tau=0.2"), tmp_path)
+  loading.save_resolved(load("cache.tau=0.2"), tmp_path)
   taus = {
     path.name: json.loads(path.read_text())["cache"]["tau"]
     for path in tmp_path.iterdir()
@@ -293,17 +293,17 @@ def test_a_changed_config_keeps_the_old_one_and_names_the_change(
 
 def test_damaged_or_missing_saved_config(tmp_path):
   with pytest.raises(ValueError, match="found no file; run that stage"):
-    config_files.read_resolved(tmp_path)
+    loading.read_resolved(tmp_path)
   (tmp_path / "config.json").write_text('{"cache": ')
   with pytest.raises(ValueError, match=r"config\.json: expected the JSON of a"):
-    config_files.save_resolved(load(), tmp_path)
+    loading.save_resolved(load(), tmp_path)
   (tmp_path / "config.json").write_text("{}")
   with pytest.raises(ValueError, match=r"config\.json: teacher: missing"):
-    config_files.read_resolved(tmp_path)
+    loading.read_resolved(tmp_path)
 
 
 def test_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
-  config_files.save_resolved(load(), tmp_path)
+  loading.save_resolved(load(), tmp_path)
   before = (tmp_path / "config.json").read_bytes()
 
   def full(_):
@@ -311,7 +311,7 @@ def test_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "fsync", full)
   with pytest.raises(OSError) as info:
-    config_files.save_resolved(load("cache.tau=0.1"), tmp_path)
+    loading.save_resolved(load("cache.tau=0.1"), tmp_path)
   assert info.value.errno == errno.ENOSPC
   assert info.value.filename == str(tmp_path / "config.1.json")
   assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
@@ -331,5 +331,5 @@ config_files.write_json(pathlib.Path(sys.argv[1]) / "a.json", {})
   assert done.returncode == -signal.SIGKILL
   (tmp_path / "b.json").write_text("{}")
   assert len(list(tmp_path.iterdir())) == 2
-  config_files.remove_unfinished(tmp_path)
+  loading.remove_unfinished(tmp_path)
   assert [p.name for p in tmp_path.iterdir()] == ["b.json"]

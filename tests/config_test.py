@@ -1,4 +1,4 @@
-"""Tests for analogjax/config.py."""
+"""Tests for analogjax/config/schema.py."""
 
 import copy
 import dataclasses
@@ -6,7 +6,7 @@ import dataclasses
 from ml_collections import ConfigDict
 import pytest
 
-from analogjax import config, config_models
+from analogjax.config import model, schema
 
 OPTIMIZER = dict(
   name="adamw",
@@ -154,7 +154,7 @@ def put(values, path, value):
 
 def message(values):
   with pytest.raises(ValueError) as info:
-    config.to_sections(ConfigDict(values))
+    schema.to_sections(ConfigDict(values))
   text = str(info.value)
   assert "\n" not in text
   return text
@@ -165,7 +165,7 @@ def test_a_good_config_becomes_typed_sections(values):
     0  # An int where a float belongs.
   )
   values["measure"]["phases"] = ["distill"]  # A list where a tuple belongs.
-  s = config.to_sections(ConfigDict(values))
+  s = schema.to_sections(ConfigDict(values))
   assert s.student.D == 8
   assert s.teacher.gguf is None
   assert s.train.phases == ("pretrain", "distill")
@@ -335,7 +335,7 @@ def test_broken_rule_is_named_and_says_how_to_set_it(
 )
 def test_the_edge_of_a_rule_is_inside(values, path, edge):
   put(values, path, edge)
-  config.to_sections(ConfigDict(values))
+  schema.to_sections(ConfigDict(values))
 
 
 def test_the_analog_is_not_compared_with_itself(values):
@@ -351,7 +351,7 @@ def test_a_live_teacher_takes_any_rows_divergence_and_temperature(values):
   distill = values["train"]["distill"]
   distill |= dict(rows="pipeline")
   distill["loss"] |= dict(teacher="live", divergence="skew_kl", temperature=2.0)
-  s = config.to_sections(ConfigDict(values))
+  s = schema.to_sections(ConfigDict(values))
   assert s.train.phase["distill"].runs_teacher and not s.reads_cache
 
 
@@ -385,7 +385,7 @@ def test_a_gram_that_cannot_be_there_is_refused(
 ):
   put(values, "cache.gram_positions", 8)
   put(values, "train.distill.loss.gram_weight", 0.5)
-  config.to_sections(ConfigDict(values))
+  schema.to_sections(ConfigDict(values))
   for name, value in changes.items():
     put(values, name, value)
   assert message(values).startswith(f"{path}: {expected}")
@@ -396,11 +396,11 @@ def test_a_gram_alone_needs_a_teacher(values):
   put(values, "cache.gram_positions", 8)
   loss = values["train"]["distill"]["loss"]
   loss |= dict(alpha=0.0, gram_weight=0.5)
-  cached = config.to_sections(ConfigDict(values)).train.phase["distill"]
+  cached = schema.to_sections(ConfigDict(values)).train.phase["distill"]
   assert cached.reads_gram and not cached.reads_records
   assert not cached.runs_teacher
   loss |= dict(teacher="live")
-  live = config.to_sections(ConfigDict(values)).train.phase["distill"]
+  live = schema.to_sections(ConfigDict(values)).train.phase["distill"]
   assert live.runs_teacher and not live.reads_gram
 
 
@@ -409,7 +409,7 @@ def test_records_of_kind_topk_take_any_divergence(values):
   values["train"]["distill"]["loss"] |= dict(
     divergence="jensen_shannon", temperature=2.0
   )
-  s = config.to_sections(ConfigDict(values))
+  s = schema.to_sections(ConfigDict(values))
   assert s.train.phase["distill"].reads_records and s.reads_cache
 
 
@@ -419,7 +419,7 @@ def test_a_mesh_of_the_teachers_own_has_sizes(values):
   text = message(values)
   assert text.startswith("teacher.mesh.fsdp: expected a positive number, found")
   mesh["fsdp"] = 2
-  s = config.to_sections(ConfigDict(values))
+  s = schema.to_sections(ConfigDict(values))
   assert s.teacher.mesh is not None and s.teacher.mesh.fsdp == 2
 
 
@@ -427,7 +427,7 @@ def test_a_phase_that_is_not_run_still_has_its_types_checked(values):
   values["train"]["align"] = PHASE | {"num_steps": "10"}
   assert message(values).startswith("train.align.num_steps: expected int")
   values["train"]["align"] = dict(PHASE)
-  assert config.to_sections(ConfigDict(values)).train.phases == (
+  assert schema.to_sections(ConfigDict(values)).train.phases == (
     "pretrain",
     "distill",
   )
@@ -438,7 +438,7 @@ def test_gguf_is_a_section_or_none(values):
   values["teacher"] |= dict(
     path="", gguf=dict(package="p", file="f.gguf", sha256=digest)
   )
-  assert config.to_sections(ConfigDict(values)).teacher.gguf.sha256 == digest
+  assert schema.to_sections(ConfigDict(values)).teacher.gguf.sha256 == digest
   put(values, "teacher.gguf.file", "")
   assert message(values).startswith("teacher.gguf.file: expected a text that ")
 
@@ -447,8 +447,8 @@ def test_rope_scaling_is_a_section_or_none(values):
   scaling = dict(kind="llama3", factor=8.0, original_max_positions=64)
   scaling |= dict(low_freq_factor=1.0, high_freq_factor=4.0)
   values["student"]["rope_scaling"] = scaling
-  found = config.to_sections(ConfigDict(values)).student.rope_scaling
-  assert found == config_models.RopeScalingConfig(**scaling)
+  found = schema.to_sections(ConfigDict(values)).student.rope_scaling
+  assert found == model.RopeScalingConfig(**scaling)
   put(values, "student.rope_scaling.factor", 0.5)
   assert message(values).startswith(
     "student.rope_scaling.factor: expected 1 or more, found 0.5."
@@ -456,7 +456,7 @@ def test_rope_scaling_is_a_section_or_none(values):
 
 
 def test_schema_describes_every_field(values):
-  lines = config.schema()
+  lines = schema.schema()
   by_path = {line.path: line for line in lines}
   assert len(by_path) == len(lines)
   assert by_path["cache.tau"].type == "float"

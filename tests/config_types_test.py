@@ -1,8 +1,8 @@
-"""Tests for analogjax/config_types.py."""
+"""Tests for analogjax/config/fields.py."""
 
 import pytest
 
-from analogjax import config_types
+from analogjax.config import fields
 
 KNOWN = [
   "student.D",
@@ -26,12 +26,12 @@ KNOWN = [
   ],
 )
 def test_suggest_names_the_nearest_first(path, first):
-  text = config_types.suggest(path, KNOWN)
+  text = fields.suggest(path, KNOWN)
   assert text.startswith(f"Did you mean {first}")
 
 
 def test_suggest_lists_what_lies_beside_when_nothing_is_near():
-  text = config_types.suggest("student.zzz", KNOWN)
+  text = fields.suggest("student.zzz", KNOWN)
   assert text == "Known: student.D, student.seed."
-  text = config_types.suggest("qqq", KNOWN)
+  text = fields.suggest("qqq", KNOWN)
   assert text == "Known: student, cache, train."

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from analogjax import config, config_files, main
+from analogjax import main
+from analogjax.config import loading, schema
 from analogjax.models import sizes
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -19,7 +20,7 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_config_is_valid(path):
-  config.to_sections(config_files.load(path, []))
+  schema.to_sections(loading.load(path, []))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -32,9 +33,7 @@ def test_docstring_is_the_record_of_the_run(path):
 
 
 def test_demo_student_is_inside_the_size_window():
-  student = config.to_sections(
-    config_files.load(FOLDER / "demo.py", [])
-  ).student
+  student = schema.to_sections(loading.load(FOLDER / "demo.py", [])).student
   count = sizes.count_parameters(student).total
   assert count == 3_342_912  # By hand: V D + 4 (12,288 + 36,864 + 128) + 64.
   assert sizes.check_size_window(count, 134_515_008, policy="refuse") == ""

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 import textwrap
 
-from analogjax import config, config_files
+from analogjax.config import loading, schema
 
 ROOT = Path(__file__).parents[1]
 RENEW = ".venv/bin/python tests/docs_test.py > docs/config.md"
@@ -51,9 +51,9 @@ The sizes are its shape letters; `student.V` has to be the teacher's.""",
 
 def rendered():
   """The text of docs/config.md."""
-  cfg = config_files.load(ROOT / "configs/demo.py", []).to_dict()
+  cfg = loading.load(ROOT / "configs/demo.py", []).to_dict()
   sections = {}
-  for field in config.schema():
+  for field in schema.schema():
     section, _, name = field.path.rpartition(".")
     line = f"- `{name}`: {field.type} [{demo_value(cfg, field.path)}]:"
     wrapped = textwrap.fill(

@@ -1,4 +1,4 @@
-"""Tests for analogjax/energy.py."""
+"""Tests for analogjax/workdir/energy.py."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax import energy, ledger
+from analogjax.workdir import energy, ledger
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,9 @@
-"""Tests for analogjax/estimates.py: shares and their differences."""
+"""Tests for analogjax/evaluation/estimates.py: shares and their differences."""
 
 import pytest
 from scipy import stats
 
-from analogjax import estimates
+from analogjax.evaluation import estimates
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 7), (7, 7), (95, 100)])

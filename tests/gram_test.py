@@ -1,4 +1,4 @@
-"""Tests for analogjax/gram.py."""
+"""Tests for analogjax/cache/gram.py."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analogjax import gram
+from analogjax.cache import gram
 
 B, M, D, W = 3, 7, 5, 9
 

@@ -1,4 +1,4 @@
-"""Tests for analogjax/hosts.py, in one process."""
+"""Tests for analogjax/distributed/processes.py, in one process."""
 
 import dataclasses
 import types
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax import hosts, sharding
+from analogjax.distributed import processes, sharding
 
 MESHES = (
   dict(data=8),
@@ -48,14 +48,14 @@ def groups_of(mesh, monkeypatch):
   found = {}
   for process in {d.process_index for d in mesh.devices.flat}:
     monkeypatch.setattr(jax, "process_index", lambda p=process: p)
-    found[process] = hosts.group(mesh)
+    found[process] = processes.group(mesh)
   return found
 
 
 def test_one_process_holds_all_rows(mesh):
   ways = int(np.prod([mesh.shape[axis] for axis in ("data", "fsdp", "expert")]))
-  found = hosts.group(mesh)
-  assert found == hosts.Group(0, 1, True, tuple(range(ways)), ways)
+  found = processes.group(mesh)
+  assert found == processes.Group(0, 1, True, tuple(range(ways)), ways)
   assert found.rows_of(16) == 16
 
 
@@ -158,8 +158,8 @@ def make_rows():
 
 
 def test_put_rows_and_fetch_rows_are_a_round_trip(mesh):
-  mine, tree = hosts.group(mesh), make_rows()
-  on_mesh = hosts.put_rows(tree, mesh, mine)
+  mine, tree = processes.group(mesh), make_rows()
+  on_mesh = processes.put_rows(tree, mesh, mine)
   wanted = sharding.put_rows(tree, mesh)
   for one, other in zip(
     jax.tree.leaves(on_mesh), jax.tree.leaves(wanted), strict=True
@@ -169,20 +169,22 @@ def test_put_rows_and_fetch_rows_are_a_round_trip(mesh):
       one.addressable_shards, other.addressable_shards, strict=True
     ):
       np.testing.assert_array_equal(a.data, b.data)
-  hosts.start_fetch(on_mesh)
-  jax.tree.map(np.testing.assert_array_equal, hosts.fetch_rows(on_mesh), tree)
+  processes.start_fetch(on_mesh)
+  jax.tree.map(
+    np.testing.assert_array_equal, processes.fetch_rows(on_mesh), tree
+  )
 
 
 def test_rows_that_come_out_of_a_step_are_fetched_in_order(mesh):
   """Each once, though several devices hold a copy."""
-  tree = hosts.put_rows(make_rows(), mesh, hosts.group(mesh))
+  tree = processes.put_rows(make_rows(), mesh, processes.group(mesh))
   with jax.set_mesh(mesh):
     out = jax.jit(
       lambda t: (t["a"] * 2, t["b"][1].sum(-1)),
       out_shardings=jax.sharding.NamedSharding(mesh, sharding.ROWS),
     )(tree)
-  hosts.start_fetch(out)
-  doubled, summed = hosts.fetch_rows(out)
+  processes.start_fetch(out)
+  doubled, summed = processes.fetch_rows(out)
   np.testing.assert_array_equal(doubled, make_rows()["a"] * 2)
   np.testing.assert_array_equal(summed, make_rows()["b"][1].sum(-1))
   assert isinstance(doubled, np.ndarray)
@@ -192,8 +194,10 @@ def test_devices_in_another_order_than_their_rows():
   devices = np.array(jax.devices()[::-1]).reshape(4, 1, 1, 2)
   mesh = jax.sharding.Mesh(devices, sharding.MESH_AXES)
   tree = make_rows()
-  on_mesh = hosts.put_rows(tree, mesh, hosts.group(mesh))
-  jax.tree.map(np.testing.assert_array_equal, hosts.fetch_rows(on_mesh), tree)
+  on_mesh = processes.put_rows(tree, mesh, processes.group(mesh))
+  jax.tree.map(
+    np.testing.assert_array_equal, processes.fetch_rows(on_mesh), tree
+  )
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(on_mesh), tree)
 
 
@@ -201,7 +205,7 @@ def test_devices_in_another_order_than_their_rows():
 def test_a_group_puts_its_rows_where_they_belong(ways, monkeypatch):
   """What other groups hold is never asked of this one."""
   mesh = sharding.make_mesh(dict(data=4), jax.devices()[:4])
-  mine = hosts.Group(0, 2, True, ways, 4)
+  mine = processes.Group(0, 2, True, ways, 4)
   whole = np.arange(24).reshape(12, 2)  # Three rows a way.
   rows = np.concatenate([whole[3 * way : 3 * way + 3] for way in ways])
   asked = {}
@@ -213,19 +217,19 @@ def test_a_group_puts_its_rows_where_they_belong(ways, monkeypatch):
       asked[way] = part(index)
 
   monkeypatch.setattr(jax, "make_array_from_callback", make)
-  hosts.put_rows([rows], mesh, mine)
+  processes.put_rows([rows], mesh, mine)
   for way in ways:
     np.testing.assert_array_equal(asked[way], whole[3 * way : 3 * way + 3])
 
 
 def test_one_process_agrees_with_itself():
-  found = hosts.agree((True, -1, 2**40))
+  found = processes.agree((True, -1, 2**40))
   assert found.dtype == np.int64 and found.tolist() == [[1, -1, 2**40]]
   value = np.arange(3)
-  np.testing.assert_array_equal(hosts.from_first(value), value)
-  hosts.wait("nothing")
-  assert hosts.on_first(lambda: "done") == "done"
-  assert hosts.first_decides(lambda: True) is True
+  np.testing.assert_array_equal(processes.from_first(value), value)
+  processes.wait("nothing")
+  assert processes.on_first(lambda: "done") == "done"
+  assert processes.first_decides(lambda: True) is True
 
 
 def test_a_whole_array_is_on_the_host(mesh):
@@ -235,11 +239,11 @@ def test_a_whole_array_is_on_the_host(mesh):
       *(sharding.ACTIVATION_AXES.get(letter) for letter in letters)
     )
     on_mesh = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
-    np.testing.assert_array_equal(hosts.fetch_whole(on_mesh), x)
+    np.testing.assert_array_equal(processes.fetch_whole(on_mesh), x)
 
 
 def test_a_board_of_one_process_shows_what_it_was_given(mesh):
-  board = hosts.Board(mesh, 2)
+  board = processes.Board(mesh, 2)
   shown = [board.show((True, 0.25)), board.show((False, 1.5))]
   told = [board.read(one) for one in shown]
   assert [t.tolist() for t in told] == [[[1, 0.25]], [[0, 1.5]]]
@@ -251,35 +255,37 @@ def test_a_board_has_a_row_for_each_process(monkeypatch):
   """The first device of a process in the mesh speaks for it."""
   mesh = of_processes(dict(data=6), [1, 1, 2, 0, 2, 0])
   monkeypatch.setattr(jax, "process_count", lambda: 3)
-  monkeypatch.setattr(hosts, "NamedSharding", lambda *_: None)
-  board = hosts.Board(mesh, 1)
+  monkeypatch.setattr(processes, "NamedSharding", lambda *_: None)
+  board = processes.Board(mesh, 1)
   shown = np.float32([[10], [11], [20], [0], [21], [1]])
   assert board.read(shown).tolist() == [[0], [10], [20]]
 
 
 def test_one_process_is_the_total():
-  assert hosts.total(0.1) == 0.1
+  assert processes.total(0.1) == 0.1
 
 
 def of_all(monkeypatch, *others):
   """What `agree` gives this process beside what other processes pass."""
-  monkeypatch.setattr(hosts, "_is_alone", lambda: False)
+  monkeypatch.setattr(processes, "_is_alone", lambda: False)
   monkeypatch.setattr(
-    hosts, "agree", lambda mine: np.int64([mine, *(f(mine) for f in others)])
+    processes,
+    "agree",
+    lambda mine: np.int64([mine, *(f(mine) for f in others)]),
   )
 
 
 def test_a_total_keeps_every_bit_of_a_float64(monkeypatch):
   other = np.float64([1e-9]).view(np.int64)
   of_all(monkeypatch, lambda _: other)
-  assert hosts.total(1 / 3) == 1 / 3 + 1e-9
+  assert processes.total(1 / 3) == 1 / 3 + 1e-9
 
 
 def test_some_of_what_processes_found(monkeypatch):
   a, b, c, d = (bytes([i]) * 32 for i in range(1, 5))
-  assert hosts.some_of([a, b], 4) == [a, b]
-  assert hosts.some_of([a, b, c], 2) == [a, b]
-  assert hosts.some_of([], 3) == []
+  assert processes.some_of([a, b], 4) == [a, b]
+  assert processes.some_of([a, b, c], 2) == [a, b]
+  assert processes.some_of([], 3) == []
 
   def found(*digests):
     data = b"".join(digests).ljust(3 * 32, b"\0")
@@ -287,4 +293,4 @@ def test_some_of_what_processes_found(monkeypatch):
 
   # One of the same group, one that found none, and one of another group.
   of_all(monkeypatch, found(a, b), found(), found(c, d))
-  assert hosts.some_of([a, b], 3) == [a, b, c]
+  assert processes.some_of([a, b], 3) == [a, b, c]

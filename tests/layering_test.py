@@ -202,7 +202,7 @@ def test_the_package_keeps_its_layers():
   ("path", "source", "expected"),
   [
     ("sharding.py", "from analogjax import losses", "higher layer"),
-    ("losses.py", "import analogjax.steps", "higher layer"),
+    ("losses.py", "import analogjax.training.steps", "higher layer"),
     ("data/rows.py", "from analogjax.stages.cache import run", "higher layer"),
     ("steps.py", "def f():\n  from analogjax import config", "higher layer"),
     ("fidelity/a.py", "from analogjax.release import b", "higher layer"),
@@ -247,7 +247,7 @@ def test_a_cycle_is_found_through_functions_too():
     }
   )
   assert found == [
-    "import cycle: analogjax.data.a -> analogjax.data.b -> analogjax.losses"
+    "import cycle: analogjax.data.a -> analogjax.data.b -> analogjax.training.losses"
     " -> analogjax.data.a"
   ]
 

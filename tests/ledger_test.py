@@ -1,11 +1,11 @@
-"""Tests for analogjax/ledger.py."""
+"""Tests for analogjax/workdir/ledger.py."""
 
 import json
 
 import jax
 import pytest
 
-from analogjax import ledger
+from analogjax.workdir import ledger
 
 
 def test_totals_add_up_by_stage_and_over_restarts(tmp_path, monkeypatch):

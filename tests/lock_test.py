@@ -1,4 +1,4 @@
-"""Tests for analogjax/lock.py."""
+"""Tests for analogjax/workdir/lock.py."""
 
 import contextlib
 import errno
@@ -13,7 +13,8 @@ import sys
 
 import pytest
 
-from analogjax import lock, main
+from analogjax import main
+from analogjax.workdir import lock
 
 ROOT = Path(__file__).parents[1]
 

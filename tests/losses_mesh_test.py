@@ -1,4 +1,4 @@
-"""Tests of analogjax/losses.py on meshes: values, memory, collectives."""
+"""Tests of analogjax/training/losses.py on meshes: values, memory, collectives."""
 
 import functools
 import os
@@ -11,8 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
-from analogjax import losses, sharding
-from analogjax.divergences import Divergence
+from analogjax.distributed import sharding
+from analogjax.training import losses
+from analogjax.training.divergences import Divergence
 
 B, L, D, V, K, W = 8, 6, 16, 52, 5, 8
 MESHES = {

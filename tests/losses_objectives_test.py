@@ -1,4 +1,4 @@
-"""Tests of the objectives of analogjax/losses.py, and of divergences.py.
+"""Tests of the objectives of analogjax/training/losses.py, and of divergences.py.
 
 Against a reference in float64 that builds whole distributions and leaves the
 gradient to JAX.
@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from analogjax import divergences, losses
-from analogjax.divergences import Divergence
+from analogjax.training import divergences, losses
+from analogjax.training.divergences import Divergence
 
 B, L, D, V, K, W = 2, 10, 8, 41, 5, 6
 ALPHA = np.float32(0.6)

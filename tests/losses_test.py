@@ -1,4 +1,4 @@
-"""Tests for analogjax/losses.py."""
+"""Tests for analogjax/training/losses.py."""
 
 import functools
 import itertools
@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from analogjax import losses
+from analogjax.training import losses
 
 B, L, D, V = 3, 12, 8, 53
 

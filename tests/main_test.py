@@ -12,7 +12,9 @@ import jax
 import pytest
 
 import analogjax
-from analogjax import arguments, cluster, main
+from analogjax import main
+from analogjax.cli import arguments
+from analogjax.distributed import cluster
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.py"

@@ -24,11 +24,12 @@ from jax.sharding import NamedSharding
 import numpy as np
 import pytest
 
-from analogjax import jitted, losses, sharding
-from analogjax.data import sampling
-from analogjax.fidelity import row_sums
+from analogjax.cache import sampling
+from analogjax.distributed import sharding
+from analogjax.fidelity import token_sums
 from analogjax.models import decoder
 from analogjax.planning import collectives
+from analogjax.training import losses, programs
 
 
 def benchmark(name):
@@ -106,13 +107,13 @@ def lower(name, sizes, mesh):
   batch = students.make_batch("threshold", sizes.rows, sizes.L, cfg.V)
   keys_B2 = np.zeros((sizes.rows, 2), np.uint32)
   batch, keys_B2 = jax.tree.map(
-    lambda leaf: jitted.shape_of(leaf, rows), (batch, keys_B2)
+    lambda leaf: programs.shape_of(leaf, rows), (batch, keys_B2)
   )
   with jax.set_mesh(mesh):
     if name.startswith("train"):
       return training.step.lower(training.abstract, batch)
     if name == "teacher":
-      step = jitted.make_teacher_step(
+      step = programs.make_teacher_step(
         cfg,
         mesh,
         sampler=sampling.Threshold(tau=0.04),
@@ -124,12 +125,12 @@ def lower(name, sizes, mesh):
       )
       return step.lower(params, batch, keys_B2)
     if name == "eval":
-      step = jitted.make_eval_step(
+      step = programs.make_eval_step(
         cfg, mesh, temperature=1.0, chunk=sizes.chunk
       )
       return step.lower(params, batch)
     names = ("teacher", "student")
-    step = row_sums.make_step(
+    step = token_sums.make_step(
       tuple((name, cfg) for name in names),
       mesh,
       chunk=sizes.chunk,

@@ -1,9 +1,9 @@
-"""Tests for analogjax/metrics.py."""
+"""Tests for analogjax/workdir/metrics.py."""
 
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from analogjax import metrics
+from analogjax.workdir import metrics
 
 
 def write(folder, first_step, records):

@@ -1,4 +1,4 @@
-"""Tests for analogjax/objectives.py."""
+"""Tests for analogjax/training/objective.py."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax import losses, objectives, optim
-from analogjax.divergences import Divergence
+from analogjax.training import losses, objective, optimizer
+from analogjax.training.divergences import Divergence
 
-CONFIG = objectives.LossConfig(
+CONFIG = objective.LossConfig(
   teacher="cache",
   alpha=0.8,
   alpha_schedule="constant",
@@ -23,7 +23,7 @@ CONFIG = objectives.LossConfig(
   exact_gradient=False,
   chunk=64,
 )
-OPTIMIZER = optim.OptimizerConfig(
+OPTIMIZER = optimizer.OptimizerConfig(
   name="adamw",
   learning_rate=0.4,
   warmup_steps=3,
@@ -42,7 +42,7 @@ OPTIMIZER = optim.OptimizerConfig(
 
 def alphas(at, **changes):
   cfg = dataclasses.replace(CONFIG, **changes)
-  alpha = jax.jit(objectives.make_alpha(cfg, OPTIMIZER, 20))
+  alpha = jax.jit(objective.make_alpha(cfg, OPTIMIZER, 20))
   return [float(alpha(jnp.asarray(step, jnp.int32))) for step in at]
 
 
@@ -62,7 +62,7 @@ def test_tied_to_the_learning_rate_by_hand():
   """It rises over 3 steps, stays, and falls to a quarter over the last 4."""
   found = alphas([0, 1, 3, 16, 18, 20], alpha_schedule="learning_rate")
   assert found == pytest.approx([0.2, 0.4, 0.8, 0.8, 0.5, 0.2])
-  rate = optim.make_schedule(OPTIMIZER, 20)
+  rate = optimizer.make_schedule(OPTIMIZER, 20)
   for step in range(21):
     (alpha,) = alphas([step], alpha_schedule="learning_rate")
     assert alpha == pytest.approx(0.8 * float(rate(step)) / 0.4, rel=1e-5)
@@ -91,7 +91,7 @@ def test_the_objective_has_every_field():
     **dict(divergence="skew_kl", mixture=0.1, temperature=2.0, z_loss=1e-4),
     **dict(exact_gradient=True, chunk=7),
   )
-  found = objectives.make_objective(cfg, softcap=30.0, teacher_softcap=20.0)
+  found = objective.make_objective(cfg, softcap=30.0, teacher_softcap=20.0)
   assert found == losses.Objective(
     divergence=Divergence(name="skew_kl", mixture=0.1),
     **dict(temperature=2.0, z_loss=1e-4, softcap=30.0, teacher_softcap=20.0),

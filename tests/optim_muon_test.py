@@ -1,4 +1,4 @@
-"""Tests for Muon in analogjax/optim.py."""
+"""Tests for Muon in analogjax/training/optimizer.py."""
 
 import dataclasses
 import functools
@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analogjax import checkpoint, optim, sharding, steps
+from analogjax.distributed import sharding
 from analogjax.models import decoder
+from analogjax.training import optimizer, steps
+from analogjax.workdir import checkpoints
 
-CONFIG = optim.OptimizerConfig(
+CONFIG = optimizer.OptimizerConfig(
   name="muon",
   learning_rate=0.5,
   warmup_steps=1,
@@ -78,7 +80,7 @@ def draw(seed):
 @functools.cache
 def updates_of(config):
   """The updates of every step, and the last state, on one device."""
-  tx = optim.make_optimizer(config, NUM_STEPS)
+  tx = optimizer.make_optimizer(config, NUM_STEPS)
   update, params = jax.jit(tx.update), draw(0)
   state, updates = tx.init(params), []
   for step in range(NUM_STEPS):
@@ -150,7 +152,7 @@ def test_all_that_is_no_matrix_of_a_block_has_adamw():
 
 
 def test_the_second_moment_is_adamws_alone():
-  tx = optim.make_optimizer(CONFIG, NUM_STEPS)
+  tx = optimizer.make_optimizer(CONFIG, NUM_STEPS)
   params = decoder.abstract_parameters(STUDENT)
   moments = by_name(jax.eval_shape(tx.init, params))
   for name in by_name(params):
@@ -165,7 +167,7 @@ def test_the_second_moment_is_adamws_alone():
 
 
 def new_state(config):
-  tx = optim.make_optimizer(config, NUM_STEPS)
+  tx = optimizer.make_optimizer(config, NUM_STEPS)
 
   def init():
     params = jax.tree.map(jnp.asarray, draw(0))
@@ -222,12 +224,12 @@ def test_a_mesh_changes_where_arrays_live_and_nothing_else():
 def test_a_state_comes_back_on_another_mesh(tmp_path):
   config = dataclasses.replace(CONFIG, momentum_dtype="bfloat16")
   state, _ = train(config, data=2, fsdp=2, tensor=2)
-  saved = checkpoint.Checkpoints(tmp_path, keep=2)
+  saved = checkpoints.Checkpoints(tmp_path, keep=2)
   saved.save(3, state, {"position": None})
   saved.close()
   _, shardings = placed(config, fsdp=2, tensor=2)
   abstract = jax.eval_shape(new_state(config)[1])
-  again = checkpoint.Checkpoints(tmp_path, keep=2)
+  again = checkpoints.Checkpoints(tmp_path, keep=2)
   found = again.restore_latest(abstract, shardings)
   params = again.restore_params(3, abstract.params, shardings.params)
   again.close()

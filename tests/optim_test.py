@@ -1,4 +1,4 @@
-"""Tests for analogjax/optim.py."""
+"""Tests for analogjax/training/optimizer.py."""
 
 import dataclasses
 import functools
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax import optim
 from analogjax.models import decoder
+from analogjax.training import optimizer
 
-CONFIG = optim.OptimizerConfig(
+CONFIG = optimizer.OptimizerConfig(
   name="adamw",
   learning_rate=0.8,
   warmup_steps=3,
@@ -29,7 +29,7 @@ CONFIG = optim.OptimizerConfig(
 
 
 def rates(num_steps, at, **changes):
-  schedule = optim.make_schedule(
+  schedule = optimizer.make_schedule(
     dataclasses.replace(CONFIG, **changes), num_steps
   )
   return [float(schedule(jnp.asarray(step, jnp.int32))) for step in at]
@@ -142,7 +142,7 @@ def test_weight_decay_moves_matrices_and_embeddings_alone(name):
     decoder.abstract_parameters(STUDENT),
   )
   config = dataclasses.replace(CONFIG, name=name, warmup_steps=0)
-  tx = optim.make_optimizer(config, 20)
+  tx = optimizer.make_optimizer(config, 20)
 
   @jax.jit
   def update(params):
@@ -190,7 +190,7 @@ def adamw_by_hand(config, grads, param):
 
 
 def run(config, grads, param):
-  tx = optim.make_optimizer(config, 100)
+  tx = optimizer.make_optimizer(config, 100)
   params = {"w_D": jnp.asarray([param], jnp.float32)}
   state = tx.init(params)
   for g in grads:
@@ -215,7 +215,7 @@ def test_clipping_bounds_the_global_norm():
     (0.0, (3.0, 4.0), (3.0, 4.0)),
   ):
     config = dataclasses.replace(config, clip_norm=clip)
-    tx = optim.make_optimizer(config, 10)
+    tx = optimizer.make_optimizer(config, 10)
     g = {"w_D": jnp.asarray(grads[:1]), "scale_D": jnp.asarray(grads[1:])}
     _, state = tx.update(g, tx.init(params), params)
     moments = by_name(state)
@@ -229,7 +229,7 @@ def test_clipping_bounds_the_global_norm():
 def test_the_moments_are_named_after_their_weights(dtype):
   params = decoder.abstract_parameters(STUDENT)
   config = dataclasses.replace(CONFIG, momentum_dtype=dtype)
-  state = jax.eval_shape(optim.make_optimizer(config, 20).init, params)
+  state = jax.eval_shape(optimizer.make_optimizer(config, 20).init, params)
   names = list(by_name(params))
   moments = by_name(state)
   for moment, wanted in (("mu", dtype), ("nu", "float32")):
@@ -255,7 +255,7 @@ def test_bytes_of_the_moments_by_hand():
     ("muon", "bfloat16", 2 * blocks + 6 * others),
   ):
     config = dataclasses.replace(CONFIG, name=name, momentum_dtype=dtype)
-    state = jax.eval_shape(optim.make_optimizer(config, 20).init, params)
+    state = jax.eval_shape(optimizer.make_optimizer(config, 20).init, params)
     arrays = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     found = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
     assert found == wanted, (name, dtype)
@@ -264,7 +264,7 @@ def test_bytes_of_the_moments_by_hand():
 @functools.cache
 def losses(config):
   """Of 200 steps on a regression that is learned from noisy gradients."""
-  tx = optim.make_optimizer(config, 200)
+  tx = optimizer.make_optimizer(config, 200)
   rng = np.random.default_rng(0)
   shapes = {"embed_VD": (12, 8), "blocks_Y": {"wup_DF": (2, 8, 10)}}
 

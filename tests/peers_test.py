@@ -1,4 +1,4 @@
-"""Tests for analogjax/peers.py: stand-ins for processes, over real sockets.
+"""Tests for analogjax/distributed/liveness.py: stand-ins for processes, over real sockets.
 
 Processes that really die are in tests/stages/train_processes_test.py.
 """
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax import hosts, peers
+from analogjax.distributed import liveness, processes
 
 ROOT = Path(__file__).parents[1]
 NOTHING = 0.3  # Seconds in which nothing should come.
@@ -35,15 +35,15 @@ class Crowd:
     self.heard = [queue.Queue() for _ in range(count)]
     self.peers = []
     monkeypatch.setattr(jax, "process_count", lambda: count)
-    monkeypatch.setattr(peers, "_LAST_WORDS_S", 0.2)
+    monkeypatch.setattr(liveness, "_LAST_WORDS_S", 0.2)
     self._invitation = None
-    watch = peers.Peers._watch
+    watch = liveness.Peers._watch
 
     def until_the_end(one):
       with contextlib.suppress(_End):
         watch(one)
 
-    monkeypatch.setattr(peers.Peers, "_watch", until_the_end)
+    monkeypatch.setattr(liveness.Peers, "_watch", until_the_end)
 
   def join(self):
     me = len(self.peers)
@@ -54,9 +54,9 @@ class Crowd:
       return self._invitation
 
     self._patch.setattr(jax, "process_index", lambda: me)
-    self._patch.setattr(hosts, "from_first", from_first)
+    self._patch.setattr(processes, "from_first", from_first)
     how = dict(host="localhost", silence_s=self._silence_s)
-    self.peers.append(peers.Peers(self.heard[me].put, **how))
+    self.peers.append(liveness.Peers(self.heard[me].put, **how))
     until = time.monotonic() + 60
     while me and me in self.peers[0]._missing:
       assert time.monotonic() < until
@@ -113,7 +113,7 @@ def test_a_process_that_dies_is_lost_to_all(crowd):
   three = crowd(3)
   three.hears_nothing(0, 1, 2)
   three.kill(1)
-  loss = peers.Loss(1, "ended without a word", None)
+  loss = liveness.Loss(1, "ended without a word", None)
   assert three.hears(0) == three.hears(2) == loss
   three.hears_nothing(0, 2)  # Once.
 
@@ -121,7 +121,7 @@ def test_a_process_that_dies_is_lost_to_all(crowd):
 def test_process_0_that_dies_is_lost_to_all(crowd):
   three = crowd(3)
   three.kill(0)
-  loss = peers.Loss(0, "ended without a word", None)
+  loss = liveness.Loss(0, "ended without a word", None)
   assert three.hears(1) == three.hears(2) == loss
 
 
@@ -130,7 +130,7 @@ def test_a_process_that_fails_says_why_and_with_which_code(crowd, who):
   three = crowd(3)
   three.peers[who].fail(2, "row 6 is damaged")
   others = {0, 1, 2} - {who}
-  loss = peers.Loss(who, "row 6 is damaged", 2)
+  loss = liveness.Loss(who, "row 6 is damaged", 2)
   assert [three.hears(me) for me in others] == [loss, loss]
   three.hears_nothing(who)
 
@@ -149,12 +149,12 @@ def test_a_process_that_falls_silent_is_lost(crowd):
   two.hears_nothing(0, 1)
   # Its machine is gone: nothing is sent, and nothing closed.
   two.peers[1]._tell = lambda message: None
-  assert two.hears(0) == peers.Loss(1, "has been silent for 1 s", None)
+  assert two.hears(0) == liveness.Loss(1, "has been silent for 1 s", None)
 
 
 def test_a_process_that_never_comes_is_lost(crowd):
   three = crowd(3, silence_s=1.0, joined=2)
-  loss = peers.Loss(2, "never came to be watched", None)
+  loss = liveness.Loss(2, "never came to be watched", None)
   assert three.hears(0) == three.hears(1) == loss
 
 
@@ -176,7 +176,7 @@ def test_strangers_are_not_listened_to(crowd, said):
     two.hears_nothing(0, 1)
   two.hears_nothing(0, 1)
   two.peers[1].fail(2, "still heard")
-  assert two.hears(0) == peers.Loss(1, "still heard", 2)
+  assert two.hears(0) == liveness.Loss(1, "still heard", 2)
 
 
 def test_process_0_that_cannot_be_reached():
@@ -184,7 +184,7 @@ def test_process_0_that_cannot_be_reached():
     taken.bind(("localhost", 0))  # Nobody listens.
     port = taken.getsockname()[1]
     with pytest.raises(OSError, match=f"at localhost, port {port}: "):
-      peers._connect({"hosts": ["localhost"], "port": port})
+      liveness._connect({"hosts": ["localhost"], "port": port})
 
 
 _ABORTS = """

@@ -1,9 +1,9 @@
-"""Tests for analogjax/progress.py."""
+"""Tests for analogjax/workdir/progress.py."""
 
 import pytest
 import rich.console
 
-from analogjax import progress
+from analogjax.workdir import progress
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tests for analogjax/sharding.py."""
+"""Tests for analogjax/distributed/sharding.py."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
-from analogjax import sharding
+from analogjax.distributed import sharding
 from analogjax.models import decoder
 
 CFG = decoder.DecoderConfig(

@@ -1,4 +1,4 @@
-"""Tests for analogjax/steps.py: what is not finite."""
+"""Tests for analogjax/training/steps.py: what is not finite."""
 
 import functools
 
@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from analogjax import losses, steps
-from analogjax.data import batches, rows as rows_lib
+from analogjax.cache import batches
+from analogjax.data import rows as rows_lib
 from analogjax.models import decoder
+from analogjax.training import losses, steps
 
 B, L, V, K = 4, 8, 32, 3
 STUDENT = decoder.DecoderConfig(

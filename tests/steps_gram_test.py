@@ -1,4 +1,4 @@
-"""Tests for analogjax/steps.py and gram.py: Grams of a teacher and of a step.
+"""Tests for analogjax/training/steps.py and gram.py: Grams of a teacher and of a step.
 
 Rows have from one to all of their tokens, so a mean over rows is no mean over
 tokens, or over pairs.
@@ -16,14 +16,11 @@ import optax
 import pytest
 from scipy import stats
 
-from analogjax import gram, losses, sharding, steps
-from analogjax.data import (
-  batches,
-  logit_cache,
-  rows as rows_lib,
-  sampling,
-)
+from analogjax.cache import batches, gram, logit_cache, sampling
+from analogjax.data import rows as rows_lib
+from analogjax.distributed import sharding
 from analogjax.models import decoder
+from analogjax.training import losses, steps
 
 B, L, V, M, Z, SEED = 8, 12, 64, 5, 2, 9
 STUDENT = decoder.DecoderConfig(

@@ -1,4 +1,4 @@
-"""Tests for analogjax/steps.py."""
+"""Tests for analogjax/training/steps.py."""
 
 import functools
 
@@ -10,9 +10,11 @@ import optax
 import pytest
 from scipy import stats
 
-from analogjax import losses, optim, sharding, steps
-from analogjax.data import batches, logit_cache, rows as rows_lib, sampling
+from analogjax.cache import batches, logit_cache, sampling
+from analogjax.data import rows as rows_lib
+from analogjax.distributed import sharding
 from analogjax.models import decoder
+from analogjax.training import losses, optimizer, steps
 
 B, L, V = 8, 10, 64
 CHUNK = 4  # Does not divide L.
@@ -34,8 +36,8 @@ STUDENT = decoder.DecoderConfig(
   attention_bias=True,
   mlp_bias=False,
 )
-OPTIMIZER = optim.make_optimizer(
-  optim.OptimizerConfig(
+OPTIMIZER = optimizer.make_optimizer(
+  optimizer.OptimizerConfig(
     name="adamw",
     learning_rate=1e-2,
     warmup_steps=1,

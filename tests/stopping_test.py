@@ -1,4 +1,4 @@
-"""Tests for analogjax/stopping.py."""
+"""Tests for analogjax/distributed/stopping.py."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from analogjax import hosts, stopping
+from analogjax.distributed import processes, stopping
 
 
 def test_sigterm_asks_while_somebody_listens():
@@ -76,7 +76,7 @@ def test_what_has_begun_is_asked():
 
 def test_all_stop_where_one_is_asked():
   with stopping.listening():
-    hosts.stop_if_asked("between two phases")
+    processes.stop_if_asked("between two phases")
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(stopping.Stopped, match="between two phases"):
-      hosts.stop_if_asked("between two phases")
+      processes.stop_if_asked("between two phases")

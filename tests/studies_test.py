@@ -1,24 +1,25 @@
-"""Tests for analogjax/studies.py: who is a control, what is published."""
+"""Tests for analogjax/evaluation/sources.py: who is a control, what is published."""
 
 import dataclasses
 import json
 from pathlib import Path
 
-from analogjax import config, config_files, studies
+from analogjax.config import loading, schema
+from analogjax.evaluation import sources
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.py"
 
 
 def sections(*overrides):
-  cfg = config_files.load(DEMO, overrides)
-  return config.to_sections(cfg)
+  cfg = loading.load(DEMO, overrides)
+  return schema.to_sections(cfg)
 
 
 def test_controls_never_saw_the_teacher():
   students = ("distill", "pretrain", "control", "earlier", "random")
   folder = ("measure.folders", "earlier=some/where")
   found = sections(folder)
-  assert studies.controls_of(found, students, "distill") == [
+  assert sources.controls_of(found, students, "distill") == [
     *("pretrain", "control", "earlier"),
   ]
   # Hard labels alone, but from a phase that saw it.
@@ -29,8 +30,8 @@ def test_controls_never_saw_the_teacher():
   )
   train = dataclasses.replace(found.train, phase=phases)
   found = dataclasses.replace(found, train=train)
-  assert studies.controls_of(found, ("distill", "control"), "distill") == []
-  assert studies.controls_of(found, ("control", "distill"), "control") == []
+  assert sources.controls_of(found, ("distill", "control"), "distill") == []
+  assert sources.controls_of(found, ("control", "distill"), "control") == []
 
 
 def test_what_is_published_has_no_paths(tmp_path):
@@ -41,7 +42,7 @@ def test_what_is_published_has_no_paths(tmp_path):
     domains={"code": {"path": "/data/code"}},
     behaviours=("sentiment", str(path)),
   )
-  found = studies.published(options)
+  found = sources.published(options)
   assert found["folders"] == ["a", "b"] and found["domains"] == ["code"]
   assert found["behaviours"] == ["sentiment", "politeness.json"]
   assert found["points"] == options.points

@@ -1,4 +1,4 @@
-"""Tests for analogjax/steps.py: the teacher's soft cap, and its memory."""
+"""Tests for analogjax/training/steps.py: the teacher's soft cap, and its memory."""
 
 import dataclasses
 import functools
@@ -10,9 +10,11 @@ from jax.sharding import NamedSharding
 import numpy as np
 import pytest
 
-from analogjax import losses, sharding, steps
-from analogjax.data import batches, rows as rows_lib, sampling
+from analogjax.cache import batches, sampling
+from analogjax.data import rows as rows_lib
+from analogjax.distributed import sharding
 from analogjax.models import decoder
+from analogjax.training import losses, steps
 
 B, L, V, CHUNK = 8, 10, 64, 4
 CFG = decoder.DecoderConfig(

@@ -1,4 +1,4 @@
-"""Tests for analogjax/throughput.py."""
+"""Tests for analogjax/training/meter.py."""
 
 import math
 import time
@@ -6,8 +6,8 @@ import time
 import jax
 import pytest
 
-from analogjax import throughput
 from analogjax.models import sizes
+from analogjax.training import meter as throughput
 
 
 @pytest.mark.parametrize(

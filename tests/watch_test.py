@@ -1,10 +1,10 @@
-"""Tests for analogjax/watch.py."""
+"""Tests for analogjax/training/watch.py."""
 
 import dataclasses
 
 import pytest
 
-from analogjax import watch
+from analogjax.training import watch
 
 CFG = watch.WatchConfig(
   skipped_steps=3, spike_sigmas=8.0, stall_seconds=60.0, give_up_seconds=0.0

@@ -9,8 +9,8 @@ from typing import Any
 import jsonschema
 import jsonschema.exceptions
 
-from analogjax import json_document
 from analogjax.fidelity import claims, verdicts
+from analogjax.workdir import json_document
 
 FORMAT = "analogjax.fidelity"
 FORMAT_VERSION = 2

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from analogjax.data import rows as rows_lib
-from analogjax.fidelity import affine, streams
+from analogjax.fidelity import activations, least_squares
 from analogjax.fidelity.study import Study
 
 Pairs = dict[str, list[tuple[float, float]]]  # By student: depth, teacher's.
@@ -40,12 +40,12 @@ def measure(
   Raises:
     ValueError: a row of training data that has no tokens to fit on.
   """
-  special = streams.special_tokens(study.tokenizer)
-  fit = streams.ordinary(study.fit, special)
+  special = activations.special_tokens(study.tokenizer)
+  fit = activations.ordinary(study.fit, special)
   shortest = int(np.min(np.sum(fit.segments_BL > 0, axis=1)))
   D = max(student.cfg.D for student in study.students.values())
-  wanted = -(-affine.POINTS_PER_INPUT * D // len(fit.tokens_BL))
-  fit_points_RM = streams.draw_points(
+  wanted = -(-least_squares.POINTS_PER_INPUT * D // len(fit.tokens_BL))
+  fit_points_RM = activations.draw_points(
     fit, max(1, min(wanted, shortest)), study.rng("maps", "points")
   )
   theirs = study.depths(study.teacher)
@@ -60,8 +60,8 @@ def measure(
   for name, depths in pairs.items():
     found[name] = []
     for i, (depth, teacher_depth) in enumerate(depths):
-      map_ = affine.solve(of_fit[name][i], 0, 0)
-      value = affine.unexplained(map_, of_test[name][i], 0, 0)
+      map_ = least_squares.solve(of_fit[name][i], 0, 0)
+      value = least_squares.unexplained(map_, of_test[name][i], 0, 0)
       found[name].append(
         {
           "student_depth": depth,
@@ -74,29 +74,33 @@ def measure(
 
 def _moments(
   study: Study, rows: rows_lib.Rows, positions_RM: np.ndarray, pairs: Pairs
-) -> dict[str, list[affine.Moments]]:
+) -> dict[str, list[least_squares.Moments]]:
   """Of each pair of depths, by itself."""
   theirs = study.depths(study.teacher)
   names = list(pairs)
   of_students = [
-    streams.stream(
+    activations.stream(
       study, study.students[name], rows, positions_RM, [a for a, _ in some]
     )
     for name, some in pairs.items()
   ]
-  of_teacher = streams.stream(study, study.teacher, rows, positions_RM, theirs)
-  totals: dict[str, list[affine.Moments]] = {}
+  of_teacher = activations.stream(
+    study, study.teacher, rows, positions_RM, theirs
+  )
+  totals: dict[str, list[least_squares.Moments]] = {}
   for (y_QBMW, here), *xs in zip(of_teacher, *of_students, strict=True):
     for name, (x_PBMD, _) in zip(names, xs, strict=True):
       parts = []
       for i, (_, depth) in enumerate(pairs[name]):
         q = theirs.index(depth)
         x_1BMD, y_1BMW = x_PBMD[i : i + 1], y_QBMW[q : q + 1]
-        parts.append(affine.of_batch(study, x_1BMD, y_1BMW, here))
+        parts.append(least_squares.of_batch(study, x_1BMD, y_1BMW, here))
       before = totals.get(name)
       totals[name] = (
         parts
         if before is None
-        else [affine.added(a, b) for a, b in zip(before, parts, strict=True)]
+        else [
+          least_squares.added(a, b) for a, b in zip(before, parts, strict=True)
+        ]
       )
   return totals

@@ -20,10 +20,10 @@ import numpy as np
 import optax
 
 from analogjax.data import rows as rows_lib
-from analogjax.fidelity import affine, streams
+from analogjax.evaluation.models import Model, everywhere
+from analogjax.fidelity import activations, least_squares
 from analogjax.fidelity.study import Study
 from analogjax.models import decoder
-from analogjax.subjects import Model, everywhere
 
 MAPPERS = ("embedding", "affine", "autoencoder")
 
@@ -70,7 +70,7 @@ def draw_points(study: Study, rows: rows_lib.Rows, name: str) -> np.ndarray:
   later_RL = (rows.segments_BL > 0) & (rows.positions_BL > 0)
   each = max(1, min(each, int(later_RL.sum(1).min())))
   rows = rows._replace(segments_BL=rows.segments_BL * later_RL)
-  return streams.draw_points(rows, each, study.rng("steering", name))
+  return activations.draw_points(rows, each, study.rng("steering", name))
 
 
 def keep(
@@ -86,7 +86,9 @@ def keep(
   that were chosen, not with tokens or layers.
   """
   kept: dict[float, Kept] = {depth: [] for depth in depths}
-  for x_PBMD, here in streams.stream(study, model, rows, positions_RM, depths):
+  for x_PBMD, here in activations.stream(
+    study, model, rows, positions_RM, depths
+  ):
     for p, depth in enumerate(depths):
       kept[depth].append((x_PBMD[p : p + 1], here))
   return kept
@@ -161,8 +163,8 @@ def fit_affine(
 
   Source: Chen et al., arXiv:2506.06609 (abstract).
   """
-  moments = affine.of_streams(study, *fit[:2], rng, weights=fit.weights)
-  found = affine.solve(moments, 0, 0)
+  moments = least_squares.of_streams(study, *fit[:2], rng, weights=fit.weights)
+  found = least_squares.solve(moments, 0, 0)
   w_DW = found.w_DW.astype(np.float64)
   return Map(
     lambda with_D, without_D: (with_D - without_D) @ w_DW,
@@ -184,7 +186,7 @@ def fit_autoencoder(study: Study, name: str, fit: Pairs, test: Pairs) -> Map:
 
   Source: Oozeer et al., arXiv:2503.04429 (abstract).
   """
-  moments = affine.of_streams(study, *fit[:2], weights=fit.weights)
+  moments = least_squares.of_streams(study, *fit[:2], weights=fit.weights)
   n, steps = moments.n, study.options.mapper_steps
   x = _standard(moments.x_PD[0] / n, np.trace(moments.xx_PDD[0]) / n)
   y = _standard(moments.y_QW[0] / n, moments.yy_Q[0] / n)

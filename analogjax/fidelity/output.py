@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from analogjax import estimates
 from analogjax.data import rows as rows_lib
-from analogjax.estimates import Estimate
-from analogjax.fidelity import row_sums
-from analogjax.fidelity.row_sums import RowSums
+from analogjax.evaluation import estimates
+from analogjax.evaluation.estimates import Estimate
+from analogjax.evaluation.models import Model, everywhere
+from analogjax.fidelity import token_sums
 from analogjax.fidelity.study import Study
-from analogjax.subjects import Model, everywhere
+from analogjax.fidelity.token_sums import RowSums
 
 CHUNK = 64  # Positions of a row whose logits exist at a time.
 
@@ -63,7 +63,7 @@ def _stream(
 ) -> dict[str, RowSums]:
   """Every model's sums, float64 and of all rows, on every process."""
   models: list[Model] = [study.teacher, *study.students.values()]
-  step = row_sums.make_step(
+  step = token_sums.make_step(
     tuple((model.name, model.cfg) for model in models),
     study.mesh,
     chunk=CHUNK,
@@ -126,7 +126,9 @@ def _token_metrics(
 ) -> dict[str, Estimate]:
   """Means over tokens; of the teacher where `of_teacher_RK` is None."""
   tokens_R = x_RK[:, 0]
-  names = row_sums.METRICS if of_teacher_RK is not None else row_sums.OF_TEACHER
+  names = (
+    token_sums.METRICS if of_teacher_RK is not None else token_sums.OF_TEACHER
+  )
   out = {
     name: _mean(study, x_RK[:, k], tokens_R)
     for k, name in enumerate(names)
@@ -156,7 +158,7 @@ def _by_entropy(
   study: Study, model: RowSums, teacher: RowSums
 ) -> list[dict[str, Any]]:
   out = []
-  edges = [None if math.isinf(x) else x for x in row_sums.ENTROPY_EDGES]
+  edges = [None if math.isinf(x) else x for x in token_sums.ENTROPY_EDGES]
   for e in range(len(edges) - 1):
     x_RK = model.by_entropy_BKE[..., e]
     of_teacher_RK = None

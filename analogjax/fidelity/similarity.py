@@ -19,17 +19,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from analogjax import hosts
-from analogjax.fidelity import held_out_maps, kernels, nulls, streams
+from analogjax.distributed import processes
+from analogjax.evaluation.models import Model, everywhere
+from analogjax.fidelity import activations, held_out_maps, kernels, permutation
 from analogjax.fidelity.study import Study
 from analogjax.models import decoder
-from analogjax.subjects import Model, everywhere
 
 # Metric -> the statistic that compares what `_reduce` makes for it.
 METRICS: Mapping[str, Callable[..., np.ndarray]] = {
-  "mutual_knn": nulls.inner_products,
-  "unbiased_cka": nulls.inner_products,
-  "procrustes": nulls.nuclear_norms,
+  "mutual_knn": permutation.inner_products,
+  "unbiased_cka": permutation.inner_products,
+  "procrustes": permutation.nuclear_norms,
 }
 # Fewer rows have too few orders, fewer tokens too few pairs.
 LEAST_ROWS, LEAST_TOKENS = 8, 64
@@ -51,13 +51,13 @@ def measure(study: Study) -> dict[str, Any]:
       f" {R}: its null permutes whole rows; set cache.held_out_rows higher."
     )
   models = (study.teacher, *study.students.values())
-  special = streams.special_tokens(study.tokenizer)
-  points_RM = streams.draw_points(
-    streams.ordinary(study.test, special),
+  special = activations.special_tokens(study.tokenizer)
+  points_RM = activations.draw_points(
+    activations.ordinary(study.test, special),
     -(-study.options.points // R),
     study.rng("similarity", "points"),
   )
-  orders_CR = nulls.draw_orders(
+  orders_CR = permutation.draw_orders(
     R, study.options.permutations, study.rng("similarity", "orders")
   )
   teacher, kept = represent(study, study.teacher, points_RM)
@@ -102,7 +102,7 @@ def represent(
   found: list[dict[str, np.ndarray]] = []
   kept: list[float] = []
   for some in _groups(depths, at_a_time):
-    stream = streams.stream(study, model, study.test, points_RM, some)
+    stream = activations.stream(study, model, study.test, points_RM, some)
     parts = tuple(x_PBMD for x_PBMD, _ in stream)
     for i, depth in enumerate(some):
       with jax.set_mesh(study.mesh):
@@ -168,7 +168,7 @@ def compare(
   """
   by_right = []
   for one in right:
-    hosts.stop_if_asked("measure: what was measured in full is kept")
+    processes.stop_if_asked("measure: what was measured in full is kept")
     by_right.append(METRICS[metric](left, one, orders_CU, mesh))
   return np.stack(by_right, axis=-1)
 
@@ -180,7 +180,7 @@ def greatest(found_CPQ: np.ndarray) -> dict[str, Any]:
   not would be beaten by chance, the more often the more pairs there are.
   """
   best_C = found_CPQ.max((1, 2))
-  return nulls.calibrated(best_C[0], best_C[1:])
+  return permutation.calibrated(best_C[0], best_C[1:])
 
 
 def _between(
@@ -216,7 +216,7 @@ def _embeddings(study: Study) -> dict[str, Any]:
   rng = study.rng("similarity", "tokens")
   N = min(len(tokens_N), study.options.points)
   tokens_N = np.sort(rng.choice(tokens_N, N, replace=False))
-  orders_CN = nulls.draw_orders(N, study.options.permutations, rng)
+  orders_CN = permutation.draw_orders(N, study.options.permutations, rng)
 
   def kernel_of(model):
     step = _make_cosines(model.cfg, study.mesh)
@@ -226,11 +226,11 @@ def _embeddings(study: Study) -> dict[str, Any]:
   teacher_NN = kernel_of(study.teacher)
   found = {}
   for name, student in study.students.items():
-    found_C1 = nulls.inner_products(
+    found_C1 = permutation.inner_products(
       kernel_of(student)[None], teacher_NN, orders_CN, study.mesh
     )
     found[name] = {
-      **nulls.calibrated(found_C1[0, 0], found_C1[1:, 0]),
+      **permutation.calibrated(found_C1[0, 0], found_C1[1:, 0]),
       "tokens": N,
     }
   return found

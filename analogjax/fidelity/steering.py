@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from analogjax import estimates, progress
+from analogjax.evaluation import estimates
 from analogjax.fidelity import (
   behaviours,
   maps as maps_lib,
+  steering_vectors,
   transfer,
-  vectors,
 )
 from analogjax.fidelity.study import Study
+from analogjax.workdir import progress
 
 NATIVE, MAPPED, RANDOM_VECTOR = "native", "mapped", "random"
 SHUFFLED, WRONG = "shuffled", "wrong_behaviour"
@@ -51,11 +52,15 @@ def measure(study: Study) -> dict[str, Any]:
   """
   loaded = behaviours.load_all(study.options.behaviours)
   prepared = {
-    name: vectors.prepare(study, found) for name, found in loaded.items()
+    name: steering_vectors.prepare(study, found)
+    for name, found in loaded.items()
   }
   models = [study.teacher, *study.students.values()]
   own = {
-    name: {model.name: vectors.find_own(study, model, part) for model in models}
+    name: {
+      model.name: steering_vectors.find_own(study, model, part)
+      for model in models
+    }
     for name, part in prepared.items()
   }
   maps = maps_lib.Maps(study, own)
@@ -87,14 +92,16 @@ def _wrong_vector(study, name, prepared, own) -> np.ndarray:
     )
     for i in range(2)
   )
-  return vectors.contrasts(study, study.teacher, *sides)[depth].vector_D
+  return steering_vectors.contrasts(study, study.teacher, *sides)[
+    depth
+  ].vector_D
 
 
 def _make_arms(study, name, own, maps, wrong_W) -> list[Arm]:
   teacher = study.teacher.name
   native = own[teacher]
   norm = float(np.linalg.norm(native.contrast.vector_D))
-  random_AW = vectors.random_vectors(study, name, study.teacher.cfg.D)
+  random_AW = steering_vectors.random_vectors(study, name, study.teacher.cfg.D)
   arms = [
     Arm(kind=NATIVE, model=teacher, vectors_AW=native.contrast.vector_D[None]),
     Arm(kind=RANDOM_VECTOR, model=teacher, vectors_AW=random_AW),
@@ -132,7 +139,7 @@ def _make_arms(study, name, own, maps, wrong_W) -> list[Arm]:
   ]
   return [
     dataclasses.replace(
-      arm, vectors_AW=vectors.matched(list(arm.vectors_AW), norm)
+      arm, vectors_AW=steering_vectors.matched(list(arm.vectors_AW), norm)
     )
     for arm in arms
   ]
@@ -143,12 +150,14 @@ def _steer(study, part, own, maps, wrong_W) -> dict[str, Any]:
   name, native = part.behaviour.name, own[study.teacher.name]
   arms = _make_arms(study, name, own, maps, wrong_W)
   responses = [
-    vectors.respond(study, study.teacher, part, native.depth, arm.vectors_AW)
+    steering_vectors.respond(
+      study, study.teacher, part, native.depth, arm.vectors_AW
+    )
     for arm in arms
   ]
   curves = [response.curve for response in responses]
   why = transfer.why_undefined(
-    native.effect, vectors.area(responses[1].scores_ASR), name
+    native.effect, steering_vectors.area(responses[1].scores_ASR), name
   )
   ratios = []
   for arm, curve in zip(arms[2:], curves[2:], strict=True):
@@ -190,7 +199,7 @@ def _steer(study, part, own, maps, wrong_W) -> dict[str, Any]:
 
 
 def _arm_json(
-  study, name, arm: Arm, response: vectors.Response
+  study, name, arm: Arm, response: steering_vectors.Response
 ) -> dict[str, Any]:
   scores_ASR, nats_AS = response
   S = scores_ASR.shape[1]
@@ -217,7 +226,7 @@ def _arm_json(
     "model": arm.model,
     "mapper": arm.mapper,
     "vectors": len(scores_ASR),
-    "strengths": vectors.strengths(study).tolist(),
+    "strengths": steering_vectors.strengths(study).tolist(),
     "score": scores_ASR.mean((0, 2)).tolist(),
     "score_low": list(map(float, low)),
     "score_high": list(map(float, high)),

@@ -23,12 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from analogjax import estimates, sharding
-from analogjax.data import batches, rows as rows_lib
-from analogjax.fidelity import affine, row_sums, streams
+from analogjax.cache import batches
+from analogjax.data import rows as rows_lib
+from analogjax.distributed import sharding
+from analogjax.evaluation import estimates
+from analogjax.evaluation.models import Model, everywhere
+from analogjax.fidelity import activations, least_squares, token_sums
 from analogjax.fidelity.study import Study
 from analogjax.models import decoder
-from analogjax.subjects import Model, everywhere
 
 # Tokens of each row that maps are fitted on; more if a map has many inputs.
 POINTS = 64
@@ -64,7 +66,7 @@ def measure(study: Study) -> dict[str, Any]:
   used = tuple(
     sorted({s.teacher_depth for some in stitches.values() for s in some})
   )
-  fitted = affine.moments_of_all(
+  fitted = least_squares.moments_of_all(
     study,
     [
       (study.students[name], [s.student_depth for s in some])
@@ -85,7 +87,7 @@ def measure(study: Study) -> dict[str, Any]:
     model, m = study.students[name], fitted[name]
     models[name] = []
     for p, stitch in enumerate(some):
-      found = affine.solve(m, p, used.index(stitch.teacher_depth))
+      found = least_squares.solve(m, p, used.index(stitch.teacher_depth))
       maps = {"least_squares": found}
       if study.options.stitch_steps and stitch == some[0]:
         maps["trained"] = train(study, model, stitch, found, m)
@@ -131,7 +133,7 @@ def choose(
 def cross_entropy(
   study: Study,
   model: Model,
-  map_: affine.Affine | None,
+  map_: least_squares.Affine | None,
   student_depth: float,
   teacher_depth: float,
 ) -> np.ndarray:
@@ -171,9 +173,9 @@ def train(
   study: Study,
   model: Model,
   stitch: Stitch,
-  start: affine.Affine,
-  moments: affine.Moments,
-) -> affine.Affine:
+  start: least_squares.Affine,
+  moments: least_squares.Moments,
+) -> least_squares.Affine:
   """The map that minimizes the stitched model's cross-entropy on `study.fit`.
 
   Both models are as they were: the gradient goes to the map alone. Each step
@@ -264,7 +266,7 @@ def make_training(
 
 def _end(
   params: nnx.State,
-  map_: affine.Affine | None,
+  map_: least_squares.Affine | None,
   x_BLD: jax.Array,
   batch: batches.Batch,
   block: jax.Array,
@@ -294,7 +296,7 @@ def _end(
 
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def loss(start):
-    z_BSV = row_sums.logits(model, cut(x_BLW, start))
+    z_BSV = token_sums.logits(model, cut(x_BLW, start))
     loss_BS = optax.softmax_cross_entropy_with_integer_labels(
       z_BSV, cut(batch.targets.labels_BL, start)
     )
@@ -315,7 +317,7 @@ class _Whitening(NamedTuple):
   inverse_ED: np.ndarray
 
 
-def _whitening(m: affine.Moments) -> _Whitening:
+def _whitening(m: least_squares.Moments) -> _Whitening:
   """Of the student's activations at its first depth."""
   mean_D = m.x_PD[0] / m.n
   covariance_DD = m.xx_PDD[0] / m.n - np.outer(mean_D, mean_D)
@@ -334,10 +336,12 @@ def _whitening(m: affine.Moments) -> _Whitening:
   )
 
 
-def _whitened(map_: affine.Affine, whitening: _Whitening) -> affine.Affine:
+def _whitened(
+  map_: least_squares.Affine, whitening: _Whitening
+) -> least_squares.Affine:
   """The same map, from whitened activations."""
   b_W = map_.b_W + whitening.mean_D @ map_.w_DW
-  return affine.Affine(whitening.inverse_ED @ map_.w_DW, b_W)
+  return least_squares.Affine(whitening.inverse_ED @ map_.w_DW, b_W)
 
 
 def _of_whitened(free: Any, whitening: _Whitening) -> Any:
@@ -345,10 +349,10 @@ def _of_whitened(free: Any, whitening: _Whitening) -> Any:
   dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
   w_DW: Any = dot(whitening.w_DE, free.w_DW)
   b_W: Any = free.b_W - dot(whitening.mean_D, w_DW)
-  return affine.Affine(w_DW, b_W)
+  return least_squares.Affine(w_DW, b_W)
 
 
-def _scales(free: affine.Affine) -> affine.Affine:
+def _scales(free: least_squares.Affine) -> least_squares.Affine:
   """How large a step of each parameter is.
 
   The norm of a column of a map from whitened activations is the standard
@@ -357,13 +361,13 @@ def _scales(free: affine.Affine) -> affine.Affine:
   std_W = np.linalg.norm(free.w_DW, axis=0)
   std_W = np.maximum(std_W, 1e-3 * std_W.max()).astype(np.float32)
   each_W = std_W / np.sqrt(np.float32(len(free.w_DW)))
-  return affine.Affine(np.broadcast_to(each_W, free.w_DW.shape), std_W)
+  return least_squares.Affine(np.broadcast_to(each_W, free.w_DW.shape), std_W)
 
 
-def _mean(m: affine.Moments, q: int) -> affine.Affine:
+def _mean(m: least_squares.Moments, q: int) -> least_squares.Affine:
   """The map to the teacher's mean activation, whatever the student's is."""
   mean_W = np.asarray(m.y_QW[q] / m.n, np.float32)
-  return affine.Affine(np.zeros(m.xy_PQDW.shape[2:], np.float32), mean_W)
+  return least_squares.Affine(np.zeros(m.xy_PQDW.shape[2:], np.float32), mean_W)
 
 
 def _recovered(
@@ -388,8 +392,10 @@ def _recovered(
 def _points(study: Study, rows: rows_lib.Rows) -> np.ndarray:
   fewest = int((rows.segments_BL > 0).sum(1).min())
   D = max(student.cfg.D for student in study.students.values())
-  wanted = max(POINTS, -(-affine.POINTS_PER_INPUT * D // len(rows.tokens_BL)))
-  return streams.draw_points(
+  wanted = max(
+    POINTS, -(-least_squares.POINTS_PER_INPUT * D // len(rows.tokens_BL))
+  )
+  return activations.draw_points(
     rows, max(1, min(wanted, fewest)), study.rng("stitching", "points")
   )
 

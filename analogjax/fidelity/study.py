@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import tokenizers
 
-from analogjax import subjects
-from analogjax.data import batches, rows as rows_lib
-from analogjax.fidelity.options import MeasureConfig
-from analogjax.subjects import Model
+from analogjax.cache import batches
+from analogjax.config.measure import MeasureConfig
+from analogjax.data import rows as rows_lib
+from analogjax.evaluation import models as subjects
+from analogjax.evaluation.models import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analogjax import estimates
+from analogjax.evaluation import estimates
 
 # Log-perplexity, nats: arms that cost less than it cannot be compared by cost.
 LEAST_COST = 1e-3

@@ -23,7 +23,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from analogjax import sharding
+from analogjax.distributed import sharding
 from analogjax.models import layers, splash
 
 CHOICES = ("auto", "xla", "cudnn", "splash")

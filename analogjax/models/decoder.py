@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from analogjax import sharding
+from analogjax.distributed import sharding
 from analogjax.models import attention, layers
 
 # Points of a block where activations can be read, in the order of computation.

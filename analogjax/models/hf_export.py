@@ -13,8 +13,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from analogjax import hosts, sharding
-from analogjax.models import decoder, families, hf_folder, hf_tokenizer
+from analogjax.distributed import processes, sharding
+from analogjax.models import decoder, families, hf_import, hf_tokenizer
 
 
 def hf_tensors(
@@ -32,7 +32,7 @@ def hf_tensors(
     layers = value.shape[0] if letters.startswith("Y") else 1
     for layer in range(layers):
       one = value[layer] if letters.startswith("Y") else value
-      x = hosts.fetch_whole(one)
+      x = processes.fetch_whole(one)
       if x is not None:
         x = _to_hf(x, letters.removeprefix("Y"), table[name], dtype)
       yield table[name].name.format(layer), x
@@ -41,7 +41,7 @@ def hf_tensors(
 def _to_hf(x, letters, tensor, dtype) -> np.ndarray:
   sizes = dict(zip(letters, x.shape, strict=True))
   x = np.transpose(x, [letters.index(c) for c in "".join(tensor.dims)])
-  x = x.reshape(hf_folder.hf_shape(tensor, sizes)).astype(dtype)
+  x = x.reshape(hf_import.hf_shape(tensor, sizes)).astype(dtype)
   # safetensors writes an array that is not C-contiguous wrong, and silently.
   return np.ascontiguousarray(x)
 
@@ -87,9 +87,9 @@ def write_folder(
   plan = _plan_shards(cfg, dtype, max_shard_bytes)
   header = {**metadata, "format": "pt"}
   writer = _TensorWriter(temporary, plan, header)
-  hosts.on_first(writer.begin)
+  processes.on_first(writer.begin)
   for name, array in hf_tensors(params, dtype):
-    hosts.on_first(functools.partial(writer.add, name, array))
+    processes.on_first(functools.partial(writer.add, name, array))
 
   def finish() -> dict[str, Any]:
     writer.finish()
@@ -105,14 +105,14 @@ def write_folder(
       "parameters": writer.num_parameters,
       "bytes": sum(p.stat().st_size for p in files),
       "dtype": dtype,
-      "files": {p.name: hf_folder.file_sha256(p) for p in files},
+      "files": {p.name: hf_import.file_sha256(p) for p in files},
       **metadata,
     }
-    hf_folder.fsync_folder(temporary)
+    hf_import.fsync_folder(temporary)
     _put_in_place(temporary, folder)
     return report
 
-  return hosts.on_first(finish)
+  return processes.on_first(finish)
 
 
 class _TensorWriter:
@@ -149,7 +149,7 @@ class _TensorWriter:
       }
       weight_map = dict(sorted(self._plan.tensor_to_filename.items()))
       index = {"metadata": sizes, "weight_map": weight_map}
-      hf_folder.write_json(self._folder / hf_folder.INDEX, index)
+      hf_import.write_json(self._folder / hf_import.INDEX, index)
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
@@ -158,7 +158,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
   if folder.exists():
     folder.rename(old)
   temporary.rename(folder)
-  hf_folder.fsync(folder.parent)
+  hf_import.fsync(folder.parent)
   shutil.rmtree(old, ignore_errors=True)
 
 
@@ -167,7 +167,7 @@ def _plan_shards(cfg, dtype, max_shard_bytes):
   table = families.TABLES["llama"]
   sizes = {}
   itemsize = np.dtype(dtype).itemsize
-  for path, leaf in sorted(hf_folder.parameter_shapes(cfg).items()):
+  for path, leaf in sorted(hf_import.parameter_shapes(cfg).items()):
     letters = sharding.letters_of(path)
     layers = leaf.shape[0] if letters.startswith("Y") else 1
     for layer in range(layers):
@@ -198,17 +198,17 @@ def _write_checked(path, tensors, header) -> None:
 
 
 def _write_configs(folder, cfg, dtype, tokenizer_folder) -> None:
-  teacher = hf_folder.read_json(tokenizer_folder / "config.json")
+  teacher = hf_import.read_json(tokenizer_folder / "config.json")
   config = families.to_hf_config(cfg, dtype=dtype)
   ids = {
     key: teacher[key]
     for key in ("bos_token_id", "eos_token_id", "pad_token_id")
     if teacher.get(key) is not None
   }
-  hf_folder.write_json(folder / "config.json", config | ids)
+  hf_import.write_json(folder / "config.json", config | ids)
   generation = tokenizer_folder / "generation_config.json"
   if generation.exists():
     ids |= hf_tokenizer.generation_config(
-      hf_folder.read_json(generation), max_positions=cfg.max_positions
+      hf_import.read_json(generation), max_positions=cfg.max_positions
     )
-  hf_folder.write_json(folder / "generation_config.json", ids)
+  hf_import.write_json(folder / "generation_config.json", ids)

@@ -12,7 +12,7 @@ import functools
 import jax
 from jax.sharding import PartitionSpec as P
 
-from analogjax import sharding
+from analogjax.distributed import sharding
 
 # Sides of a block of scores, positions, largest first. The kernels hold several
 # such blocks in float32: 512 is the default of MaxText, 1,024 compiles for a

@@ -13,13 +13,15 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from analogjax import config, losses, sharding, steps
-from analogjax.data import batches, gram_codes, logit_cache, sampling
+from analogjax.cache import batches, gram_codes, logit_cache, sampling
+from analogjax.config import schema
 from analogjax.data.rows import Rows
+from analogjax.distributed import sharding
 from analogjax.models import decoder
+from analogjax.training import losses, steps
 
 
-def sampler(cache: config.CacheConfig) -> sampling.Sampler:
+def sampler(cache: schema.CacheConfig) -> sampling.Sampler:
   return sampling.make_sampler(
     cache.kind, tau=cache.tau, num_draws=cache.num_draws, top_k=cache.top_k
   )
@@ -55,7 +57,7 @@ def parts(state: steps.TrainState) -> dict[str, Any]:
 
 
 def live_teacher(
-  sections, phase: config.PhaseConfig, teacher, mesh: Mesh
+  sections, phase: schema.PhaseConfig, teacher, mesh: Mesh
 ) -> losses.Teacher:
   """What live.LiveTeacher.hidden returns."""
   B, L = phase.batch_rows, sections.data.L
@@ -71,7 +73,7 @@ def live_teacher(
   return losses.Teacher(x_BLW, head_VW, gram_BZP)
 
 
-def for_phase(sections, phase: config.PhaseConfig, mesh: Mesh) -> batches.Batch:
+def for_phase(sections, phase: schema.PhaseConfig, mesh: Mesh) -> batches.Batch:
   """What the loop of a phase feeds its step."""
   B, rows = phase.batch_rows, _rows(sections.data.L)
   sample = _sample(sections, known=phase.reads_gram)
@@ -142,7 +144,7 @@ def _on_mesh(batch: batches.Batch, B: int, mesh: Mesh) -> batches.Batch:
   return jax.tree.map(of, batch)
 
 
-def unlabelled(sections: config.Sections, B: int, mesh: Mesh) -> batches.Batch:
+def unlabelled(sections: schema.Sections, B: int, mesh: Mesh) -> batches.Batch:
   """What the recorder feeds a teacher."""
   batch = batches.from_rows(_rows(sections.data.L))
   batch = batch._replace(gram=_sample(sections, known=False))

@@ -11,7 +11,7 @@ import re
 
 import jax
 
-from analogjax import sharding
+from analogjax.distributed import sharding
 from analogjax.models import decoder
 from analogjax.planning import hlo, shapes
 

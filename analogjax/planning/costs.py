@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 
-from analogjax import config
-from analogjax.data import cache_format
+from analogjax.cache import cache_format
+from analogjax.config import schema
 from analogjax.models import decoder, sizes
-from analogjax.planning import outline
+from analogjax.planning import closed_form
 from analogjax.planning.facts import Topology
 from analogjax.planning.roofline import Bound
-from analogjax.release import cost_rows
+from analogjax.workdir import cost_rows
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -40,7 +40,7 @@ class StageCost:
 
 
 def stage_costs(
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   topology: Topology,
   bounds: Mapping[str, Bound],
@@ -60,7 +60,7 @@ def stage_costs(
   efficiency = sections.plan.efficiency
   steps = {}
   if "cache" in bounds:
-    rows = outline.cached_rows(sections)
+    rows = closed_form.cached_rows(sections)
     steps["cache"] = (math.ceil(rows / cache.batch_rows), rows * L)
   for name in sections.train.phases:
     phase = sections.train.phase[name]
@@ -112,7 +112,7 @@ def total(costs: Sequence[StageCost]) -> StageCost | None:
 
 
 def _cost(
-  sections: config.Sections,
+  sections: schema.Sections,
   topology: Topology,
   stage: str,
   tokens: int,
@@ -154,7 +154,7 @@ class CacheTraffic:
 
 
 def cache_traffic(
-  sections: config.Sections, costs: Sequence[StageCost]
+  sections: schema.Sections, costs: Sequence[StageCost]
 ) -> CacheTraffic:
   """The load on the cache's store.
 
@@ -163,8 +163,8 @@ def cache_traffic(
   """
   cache, plan, L = sections.cache, sections.plan, sections.data.L
   arrays = len(_array_names(sections))
-  rows = outline.cached_rows(sections)
-  per_row = L * outline.cached_token_bytes(sections)
+  rows = closed_form.cached_rows(sections)
+  per_row = L * closed_form.cached_token_bytes(sections)
   parts = [cache.held_out_rows, cache.num_rows * sections.reads_cache]
   groups = sum(math.ceil(part / cache.rows_per_object) for part in parts)
   by_stage = {cost.stage: cost for cost in costs}
@@ -195,7 +195,7 @@ def cache_traffic(
   )
 
 
-def _array_names(sections: config.Sections) -> list[str]:
+def _array_names(sections: schema.Sections) -> list[str]:
   """Arrays of the cache that have an object for the same rows."""
   cache = sections.cache
   manifest = cache_format.Manifest(
@@ -237,7 +237,7 @@ class CostRow:
 
 
 def table_1(
-  sections: config.Sections,
+  sections: schema.Sections,
   costs: Sequence[StageCost],
   traffic: CacheTraffic,
 ) -> list[CostRow]:
@@ -312,7 +312,7 @@ def table_1(
   return [*rows, total_row, *([compared] if lines.compared else [])]
 
 
-def _hosting(sections: config.Sections) -> float:
+def _hosting(sections: schema.Sections) -> float:
   size = sizes.count_parameters(sections.student).total
   size *= _DTYPE_BYTES[sections.release.dtype]
   return cost_rows.hosting_dollars(sections.plan, size)

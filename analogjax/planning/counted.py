@@ -16,7 +16,7 @@ import math
 
 import jax
 
-from analogjax.data import sampling
+from analogjax.cache import sampling
 from analogjax.models import attention, sizes
 from analogjax.planning import buffers, facts, shapes
 

@@ -9,7 +9,7 @@ import itertools
 import math
 from typing import Any
 
-from analogjax import config
+from analogjax.config import schema
 from analogjax.models import decoder
 from analogjax.planning import counted, shapes
 from analogjax.planning.facts import Program, Topology
@@ -32,7 +32,7 @@ class _Device:
 
 
 def count_programs(
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   topology: Topology,
 ) -> list[Program]:

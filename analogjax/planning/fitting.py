@@ -9,12 +9,12 @@ import dataclasses
 import re
 from typing import Any
 
-from analogjax import config
+from analogjax.config import schema
 from analogjax.models import decoder
-from analogjax.planning import machines, outline
+from analogjax.planning import closed_form, topologies
 from analogjax.planning.facts import Program, Topology
 
-Make = Callable[[config.Sections], list[Program]]
+Make = Callable[[schema.Sections], list[Program]]
 Changes = Mapping[str, Any]  # Dotted path of a field -> its value.
 
 _LEAST_CHUNK = 16  # Tokens.
@@ -43,7 +43,7 @@ class Fit:
   remedies: tuple[Remedy, ...] = ()
 
 
-def limit_bytes(sections: config.Sections, topology: Topology) -> float:
+def limit_bytes(sections: schema.Sections, topology: Topology) -> float:
   """Bytes of a device that one program may take."""
   return topology.chip.memory_bytes * sections.plan.memory_fraction
 
@@ -80,7 +80,7 @@ def needed_bytes(program: Program) -> float | None:
 
 
 def remedies(
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   topology: Topology,
   program: Program,
@@ -111,7 +111,9 @@ def remedies(
         changed = with_changes(sections, changes)
       except ValueError:
         continue  # The config has a rule against it.
-      if outline.problems(changed, teacher, dataclasses.asdict(changed.mesh)):
+      if closed_form.problems(
+        changed, teacher, dataclasses.asdict(changed.mesh)
+      ):
         continue
       after = _of_stage(make(changed), program.stage)
       size = after and needed_bytes(after)
@@ -133,7 +135,7 @@ def _of_stage(programs: Sequence[Program], stage: str) -> Program | None:
 
 
 def _options(
-  sections: config.Sections, topology: Topology, stage: str
+  sections: schema.Sections, topology: Topology, stage: str
 ) -> Iterator[tuple[str, Iterator[Changes] | list[Changes]]]:
   """(what else a change does, the changes of a kind, the mildest first)."""
   if stage == "cache":
@@ -156,7 +158,7 @@ def _options(
     yield "", [{f"{field}.loss.chunk": chunk} for chunk in chunks]
     parts = [phase.microbatches * 2**i for i in range(1, 11)]
     yield "", [{f"{field}.microbatches": number} for number in parts]
-  meshes = machines.meshes(topology)
+  meshes = topologies.meshes(topology)
   yield (
     "for every stage",
     [{f"mesh.{axis}": n for axis, n in mesh.items()} for mesh in meshes],
@@ -178,7 +180,7 @@ def _halves(number: int, least: int) -> list[int]:
   return found
 
 
-def with_changes(sections: config.Sections, changes: Changes) -> Any:
+def with_changes(sections: schema.Sections, changes: Changes) -> Any:
   """The config with fields set by dotted path.
 
   Raises:
@@ -203,7 +205,7 @@ def _set(section: Any, fields: Mapping[str, Any]) -> Any:
     if path not in own:
       head, _, rest = path.partition(".")
       deeper.setdefault(head, {})[rest] = value
-  if isinstance(section, config.TrainConfig):
+  if isinstance(section, schema.TrainConfig):
     phase = {
       name: _set(one, deeper[name]) if name in deeper else one
       for name, one in section.phase.items()

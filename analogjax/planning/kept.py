@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import analogjax
-from analogjax import config_files
+from analogjax.config import loading
 from analogjax.planning import facts
 
 FORMAT_VERSION = 1
@@ -61,7 +61,7 @@ def write(folder: Path | None, name: str, program: facts.Program) -> None:
     "format_version": FORMAT_VERSION,
     "program": dataclasses.asdict(program),
   }
-  config_files.write_json(folder / f"{name}.json", value)
+  loading.write_json(folder / f"{name}.json", value)
 
 
 def from_json(value: dict[str, Any]) -> facts.Program:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-from analogjax import config
+from analogjax.config import schema
 from analogjax.models import decoder
 from analogjax.planning import devices, facts, kept, shapes, worker
 
@@ -36,7 +36,7 @@ _ENVIRONMENT = (
 
 
 def make_programs(
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   topology: facts.Topology,
   *,

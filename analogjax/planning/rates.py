@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 import re
 
-from analogjax.config_plan import PlanConfig
-from analogjax.planning import machines
-from analogjax.release.spending import Rate
+from analogjax.config.plan import PlanConfig
+from analogjax.planning import topologies
+from analogjax.workdir.spending import Rate
 
 # What jax calls a device -> its name in `plan` and in machines.py. The whole
 # name has to match, as in throughput.py.
@@ -42,7 +42,7 @@ def rates(plan: PlanConfig, kinds: Iterable[str]) -> dict[str, Rate]:
     found[kind] = Rate(
       field=f"plan.{name}",
       dollars_per_hour=price.dollars_per_hour or None,
-      watts=price.watts or machines.chip(name).watts,
+      watts=price.watts or topologies.chip(name).watts,
     )
   return found
 

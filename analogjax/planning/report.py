@@ -5,9 +5,9 @@ import dataclasses
 import functools
 from typing import Any
 
-from analogjax import config
+from analogjax.config import schema
 from analogjax.models import decoder
-from analogjax.planning import costs, fitting, machines, outline, search
+from analogjax.planning import closed_form, costs, fitting, search, topologies
 from analogjax.planning.costs import CacheTraffic, CostRow, StageCost
 from analogjax.planning.facts import Program, Topology
 from analogjax.planning.fitting import Fit
@@ -16,7 +16,7 @@ from analogjax.planning.search import Search
 
 # (config, teacher, topology) -> programs, one of each stage.
 Maker = Callable[
-  [config.Sections, decoder.DecoderConfig, Topology], list[Program]
+  [schema.Sections, decoder.DecoderConfig, Topology], list[Program]
 ]
 
 
@@ -35,7 +35,7 @@ class Report:
   cache: CacheTraffic
   table_1: list[CostRow]
   search: Search | None
-  sections: config.Sections  # With the mesh, and what the search changed.
+  sections: schema.Sections  # With the mesh, and what the search changed.
 
   @property
   def is_whole(self) -> bool:
@@ -44,7 +44,7 @@ class Report:
 
 
 def make_report(
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   topology: Topology,
   *,
@@ -115,16 +115,16 @@ def _apply(
   maker: Maker,
   teacher: decoder.DecoderConfig,
   topology: Topology,
-  sections: config.Sections,
+  sections: schema.Sections,
 ) -> list[Program]:
   return maker(sections, teacher, topology)
 
 
 def on_topology(
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   topology: Topology,
-) -> config.Sections:
+) -> schema.Sections:
   """The config with its mesh filled in, checked against the dimensions.
 
   Raises:
@@ -138,8 +138,8 @@ def on_topology(
       " the student's."
     )
   axes = dataclasses.asdict(sections.mesh)
-  mesh = machines.mesh_axes(axes, topology)
-  if found := outline.problems(sections, teacher, mesh):
+  mesh = topologies.mesh_axes(axes, topology)
+  if found := closed_form.problems(sections, teacher, mesh):
     shown = ", ".join(f"{axis}={size}" for axis, size in mesh.items())
     of_mesh = any(problem.startswith("mesh.") for problem in found)
     more = ", or give --search" if of_mesh else ""
@@ -151,17 +151,17 @@ def on_topology(
   return fitting.with_changes(sections, changes)
 
 
-def check_prices(plan: config.PlanConfig) -> None:
+def check_prices(plan: schema.PlanConfig) -> None:
   """Refuses prices of chips that are not known.
 
   Raises:
     ValueError: names the section.
   """
   for name in plan.chip:
-    if name not in machines.CHIPS:
+    if name not in topologies.CHIPS:
       raise ValueError(
         f"plan.{name}: there is no such chip or field; chips are"
-        f" {', '.join(machines.CHIPS)}."
+        f" {', '.join(topologies.CHIPS)}."
       )
 
 
@@ -218,7 +218,7 @@ def _stage(report: Report, program: Program) -> dict[str, Any]:
 
 
 def gates(
-  sections: config.Sections, teacher: decoder.DecoderConfig
+  sections: schema.Sections, teacher: decoder.DecoderConfig
 ) -> list[dict[str, Any]]:
   """What the release will ask that a config already answers.
 
@@ -239,7 +239,7 @@ def gates(
     "tied head": student.tie_embeddings == teacher.tie_embeddings,
   }
   differ = [name for name, is_same in same.items() if not is_same]
-  window = outline.size_window(sections, teacher)
+  window = closed_form.size_window(sections, teacher)
   return [
     {
       "gate": "size window",

@@ -9,9 +9,9 @@ import dataclasses
 import itertools
 from typing import Any
 
-from analogjax import config
+from analogjax.config import schema
 from analogjax.models import decoder
-from analogjax.planning import costs, fitting, machines, outline, roofline
+from analogjax.planning import closed_form, costs, fitting, roofline, topologies
 from analogjax.planning.facts import Program, Topology
 
 _REMAT = ("none", "dots", "full")
@@ -48,7 +48,7 @@ class _Choice:
   """
 
   changes: fitting.Changes
-  sections: config.Sections
+  sections: schema.Sections
   parts: int
   memory_bytes: float  # Of the largest program, counted.
   seconds: float
@@ -56,7 +56,7 @@ class _Choice:
 
 
 def search(
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   topology: Topology,
   *,
@@ -125,7 +125,7 @@ class _Seeker:
 
   def __init__(
     self,
-    sections: config.Sections,
+    sections: schema.Sections,
     teacher: decoder.DecoderConfig,
     topology: Topology,
     count: fitting.Make,
@@ -138,10 +138,10 @@ class _Seeker:
   def meshes(self) -> list[dict[str, int]]:
     """Meshes that the config's dimensions and batches allow."""
     found, refused = [], []
-    for mesh in machines.meshes(self._topology):
+    for mesh in topologies.meshes(self._topology):
       whole = _changes(self._sections, mesh, self._sections.student.remat, 1)
       changed = fitting.with_changes(self._sections, whole)
-      problems = outline.problems(changed, self._teacher, mesh)
+      problems = closed_form.problems(changed, self._teacher, mesh)
       if problems:
         refused.append(problems)
       else:
@@ -168,7 +168,7 @@ class _Seeker:
         changed = fitting.with_changes(self._sections, changes)
       except ValueError:
         continue  # Parts that do not divide a batch.
-      if outline.problems(changed, self._teacher, mesh):
+      if closed_form.problems(changed, self._teacher, mesh):
         continue
       programs = self._count(changed)
       self.counted += 1
@@ -208,13 +208,13 @@ class _Seeker:
     )
 
   def _seconds(
-    self, sections: config.Sections, programs: Sequence[Program]
+    self, sections: schema.Sections, programs: Sequence[Program]
   ) -> float:
     return run_seconds(sections, self._teacher, self._topology, programs)
 
 
 def _changes(
-  sections: config.Sections, mesh: Mapping[str, int], remat: str, parts: int
+  sections: schema.Sections, mesh: Mapping[str, int], remat: str, parts: int
 ) -> dict[str, Any]:
   changes: dict[str, Any] = {f"mesh.{axis}": n for axis, n in mesh.items()}
   changes["student.remat"] = remat
@@ -230,7 +230,7 @@ def _why(fit: fitting.Fit) -> str:
 
 
 def run_seconds(
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   topology: Topology,
   programs: Sequence[Program],
@@ -242,7 +242,7 @@ def run_seconds(
 
 
 def stage_bounds(
-  sections: config.Sections,
+  sections: schema.Sections,
   topology: Topology,
   programs: Sequence[Program],
 ) -> dict[str, roofline.Bound]:

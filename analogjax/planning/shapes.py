@@ -11,10 +11,13 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from analogjax import assemble, config, jitted, sharding
-from analogjax.data import sampling
+from analogjax.cache import sampling
+from analogjax.config import schema
+from analogjax.distributed import sharding
 from analogjax.models import decoder, sizes
 from analogjax.planning import arguments
+from analogjax.run import run
+from analogjax.training import programs
 
 Kind = Literal["cache", "train", "teacher", "eval"]
 
@@ -67,7 +70,7 @@ class Step:
       return self.make().lower(*self.call)
 
 
-def requests(sections: config.Sections) -> list[Request]:
+def requests(sections: schema.Sections) -> list[Request]:
   """The programs that a run spends its time in, in order.
 
   An evaluation is one of them where a step is in parts: it holds all rows of
@@ -85,7 +88,7 @@ def requests(sections: config.Sections) -> list[Request]:
 
 
 def identity(
-  request: Request, sections: config.Sections, teacher: decoder.DecoderConfig
+  request: Request, sections: schema.Sections, teacher: decoder.DecoderConfig
 ) -> dict[str, Any]:
   """What the program of a request depends on; JSON values.
 
@@ -146,7 +149,7 @@ def identity(
 
 def prepare(
   request: Request,
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   devices: Sequence[Any],
 ) -> Step:
@@ -164,11 +167,11 @@ def prepare(
   """
   if request.kind == "cache":
     return _cache_step(request, sections, teacher, devices)
-  student = assemble.student_config(sections)
-  mesh, teacher_mesh = assemble.make_train_meshes(sections, devices)
-  assemble.check_phase_rows(sections, request.phase, mesh, teacher_mesh)
+  student = run.student_config(sections)
+  mesh, teacher_mesh = run.make_train_meshes(sections, devices)
+  run.check_phase_rows(sections, request.phase, mesh, teacher_mesh)
   phase = sections.train.phase[request.phase]
-  training = jitted.make_training(
+  training = programs.make_training(
     phase,
     student,
     mesh,
@@ -212,9 +215,9 @@ def prepare(
 
 def _teacher_step(
   request: Request,
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: decoder.DecoderConfig,
-  training: jitted.Training,
+  training: programs.Training,
   mesh: Mesh,
 ) -> Step:
   phase, L = sections.train.phase[request.phase], sections.data.L
@@ -230,7 +233,7 @@ def _teacher_step(
   return Step(
     request=request,
     mesh=mesh,
-    make=lambda: jitted.make_hidden_step(
+    make=lambda: programs.make_hidden_step(
       teacher, mesh, gram_layers=sections.cache.gram_layers
     ),
     call=(params, batch),
@@ -248,8 +251,8 @@ def _teacher_step(
 
 def _eval_step(
   request: Request,
-  sections: config.Sections,
-  training: jitted.Training,
+  sections: schema.Sections,
+  training: programs.Training,
   resident: dict[str, Any],
 ) -> Step:
   phase, L = sections.train.phase[request.phase], sections.data.L
@@ -258,7 +261,7 @@ def _eval_step(
   batch = arguments.recorded(sections, phase.batch_rows, mesh)
 
   def make():
-    return jitted.make_eval_step(
+    return programs.make_eval_step(
       training.cfg,
       mesh,
       temperature=sections.cache.temperature,
@@ -305,7 +308,7 @@ def _cache_step(request, sections, teacher, devices) -> Step:
   def make():
     # The rows to train on; those to measure on have one replica, of every
     # position.
-    return jitted.make_teacher_step(
+    return programs.make_teacher_step(
       teacher,
       mesh,
       sampler=sampler,
@@ -334,7 +337,7 @@ def _cache_step(request, sections, teacher, devices) -> Step:
   )
 
 
-def _has_live_teacher(sections: config.Sections, phase: str) -> bool:
+def _has_live_teacher(sections: schema.Sections, phase: str) -> bool:
   """Whether its weights are there: from its first phase on they stay."""
   phases = sections.train.phases
   so_far = phases[: phases.index(phase) + 1]

@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 
-from analogjax import config
+from analogjax.config import schema
 from analogjax.models import decoder
-from analogjax.planning import compiling, counted, devices, facts, shapes
+from analogjax.planning import compiled, counted, devices, facts, shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Job:
   """What a worker gets, pickled."""
 
   request: shapes.Request
-  sections: config.Sections
+  sections: schema.Sections
   teacher: decoder.DecoderConfig
   topology: facts.Topology
 
@@ -42,7 +42,7 @@ def run(job: Job) -> facts.Program:
     return counted.make_program(step)
   name = job.topology.name
   try:
-    return compiling.make_program(step, f"compiled for {name}")
+    return compiled.make_program(step, f"compiled for {name}")
   except jax.errors.JaxRuntimeError as error:
     # docs/experiments.md has one that libtpu does not place.
     raise ValueError(

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
+from analogjax.bundle import licences, window
+from analogjax.config.release import GATES
 from analogjax.fidelity import verdicts
 from analogjax.models import sizes
-from analogjax.release import family, licences, window
-from analogjax.release.options import GATES
+from analogjax.release import family
 
 PASSED, FAILED, WAIVED, WARNING = "passed", "failed", "waived", "warning"
 

@@ -9,8 +9,8 @@ from typing import Any
 import jsonschema
 import jsonschema.exceptions
 
-from analogjax import json_document
-from analogjax.safety.options import METRICS
+from analogjax.config.safety import METRICS
+from analogjax.workdir import json_document
 
 FORMAT = "analogjax.safety"
 FORMAT_VERSION = 1

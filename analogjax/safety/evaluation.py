@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import tokenizers
 
-from analogjax import subjects
-from analogjax.data import batches, rows as rows_lib
-from analogjax.estimates import Estimate
-from analogjax.safety.options import SafetyConfig
+from analogjax.cache import batches
+from analogjax.config.safety import SafetyConfig
+from analogjax.data import rows as rows_lib
+from analogjax.evaluation import models as subjects
+from analogjax.evaluation.estimates import Estimate
+from analogjax.evaluation.models import RANDOM, Model
 from analogjax.safety.prompts import Prompts
-from analogjax.subjects import RANDOM, Model
 
 
 class Result(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analogjax import estimates
-from analogjax.estimates import Estimate
+from analogjax.evaluation import estimates
+from analogjax.evaluation.estimates import Estimate
+from analogjax.evaluation.models import Model
 from analogjax.safety import canaries, tokens
 from analogjax.safety.evaluation import Evaluation, Result, as_documents
-from analogjax.subjects import Model
 
 
 class Found(NamedTuple):

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analogjax import estimates
 from analogjax.data import rows as rows_lib
+from analogjax.evaluation import estimates
+from analogjax.evaluation.models import Model
 from analogjax.safety import tokens
 from analogjax.safety.evaluation import Evaluation, Result, as_documents
-from analogjax.subjects import Model
 
 # From how many copies in the training rows that were read.
 COPIES = (1, 2, 10)

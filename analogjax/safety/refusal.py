@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 import hashlib
 from typing import Any
 
-from analogjax import estimates
-from analogjax.safety import decode
+from analogjax.evaluation import estimates
+from analogjax.safety import generate
 from analogjax.safety.evaluation import Evaluation, Result
 
 SIDES = {"harmful": "refusal_rate", "harmless": "over_refusal_rate"}
@@ -64,8 +64,10 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
   for model in evaluation.models("refusal"):
     for side, metric in SIDES.items():
       _, texts = chosen[side]
-      tokens_RS = decode.greedy(evaluation, model, texts, options.answer_tokens)
-      answers = (decode.to_text(row, evaluation) for row in tokens_RS)
+      tokens_RS = generate.greedy(
+        evaluation, model, texts, options.answer_tokens
+      )
+      answers = (generate.to_text(row, evaluation) for row in tokens_RS)
       refused = sum(refuses(answer, phrases) for answer in answers)
       counts.setdefault(model.name, {})[side] = refused
       results.append(

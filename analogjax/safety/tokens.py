@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analogjax import losses
-from analogjax.data import batches, rows as rows_lib
+from analogjax.cache import batches
+from analogjax.data import rows as rows_lib
+from analogjax.evaluation.models import Model, everywhere
 from analogjax.models import decoder
 from analogjax.safety.evaluation import Evaluation
-from analogjax.subjects import Model, everywhere
+from analogjax.training import losses
 
 
 class Said(NamedTuple):

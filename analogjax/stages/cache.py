@@ -11,24 +11,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from analogjax import (
-  assemble,
-  config,
-  filler,
-  hosts,
-  importer,
-  ledger,
-  recorder,
-  sharding,
-)
-from analogjax.data import (
-  cache_format,
-  distillkit,
-  logit_cache,
-  pipeline,
-  store,
-)
+from analogjax.cache import cache_format, fill, logit_cache, teacher_pass
+from analogjax.config import schema
+from analogjax.data import pipeline
 from analogjax.data.rows import Rows
+from analogjax.distributed import processes, sharding
+from analogjax.interop.distillkit import entries, importer
+from analogjax.run import run as assemble
+from analogjax.workdir import ledger, store
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:
@@ -37,7 +27,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   Objects that are committed already are left alone, so a run that was killed
   goes on where it was, with any number of processes.
   """
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   assemble.check_domains(sections)
   mesh = _make_mesh(sections)
   # One clock for all caches, or each would count what the others took.
@@ -49,24 +39,24 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
 
 def repair(cfg: ConfigDict, workdir: Path) -> None:
   """Computes again what is damaged, rows and records, and fills the holes."""
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   spent = ledger.Ledger(workdir, "cache")
   for each in _fillers(sections, workdir, _make_mesh(sections), spent):
     each.repair()
     each.fill()
 
 
-def _make_mesh(sections: config.Sections) -> Mesh:
+def _make_mesh(sections: schema.Sections) -> Mesh:
   mesh = assemble.make_mesh(sections)
   sharding.check_batch_rows(sections.cache.batch_rows, mesh, "cache.batch_rows")
   return mesh
 
 
 def _fillers(
-  sections: config.Sections, workdir: Path, mesh: Mesh, spent: ledger.Ledger
-) -> list[filler.Filler]:
+  sections: schema.Sections, workdir: Path, mesh: Mesh, spent: ledger.Ledger
+) -> list[fill.Filler]:
   teacher = assemble.open_teacher(sections, workdir)
-  teaching = recorder.Recorder(sections, mesh, teacher)
+  teaching = teacher_pass.Recorder(sections, mesh, teacher)
   fillers = []
   for name in assemble.cache_names(sections):
     held_out = name == assemble.HELD_OUT
@@ -78,9 +68,9 @@ def _fillers(
     open_rows = functools.partial(
       assemble.open_rows, sections, teacher, workdir
     )
-    rows = hosts.together(functools.partial(open_rows, held_out=held_out))
+    rows = processes.together(functools.partial(open_rows, held_out=held_out))
     if rows.num_rows is not None and rows.num_rows < num_rows:
-      filler.say_fewer(name, rows.num_rows, num_rows)
+      fill.say_fewer(name, rows.num_rows, num_rows)
       num_rows = rows.num_rows
     wanted = assemble.manifest(
       sections, teacher, rows.fingerprint, num_rows, held_out=held_out
@@ -88,13 +78,13 @@ def _fillers(
     where = assemble.cache_place(sections, workdir, name)
     cache = _create(where, wanted, rows, teaching)
     fillers.append(
-      filler.Filler(sections, workdir, teacher, teaching, rows, cache, spent)
+      fill.Filler(sections, workdir, teacher, teaching, rows, cache, spent)
     )
   return fillers
 
 
 def _import(
-  sections: config.Sections, workdir: Path, spent: ledger.Ledger
+  sections: schema.Sections, workdir: Path, spent: ledger.Ledger
 ) -> None:
   """Fills the cache to train on from another tool's, if the config says so."""
   section = sections.cache
@@ -106,7 +96,7 @@ def _import(
       f" {jax.process_count()}. Run it alone, then start the others."
     )
   teacher = assemble.open_teacher(sections, workdir)
-  dataset = distillkit.open_dataset(
+  dataset = entries.open_dataset(
     section.import_path,
     section.import_codec or None,
     L=sections.data.L,
@@ -119,7 +109,7 @@ def _import(
     )
   num_rows = min(section.num_rows, dataset.num_rows)
   if num_rows < section.num_rows:
-    filler.say_fewer(assemble.CACHE, num_rows, section.num_rows)
+    fill.say_fewer(assemble.CACHE, num_rows, section.num_rows)
   wanted = assemble.manifest(
     sections, teacher, dataset.fingerprint, num_rows, held_out=False
   )
@@ -146,17 +136,17 @@ def _create(where, wanted, rows, teaching) -> logit_cache.LogitCache:
   """The cache, made by process 0 and opened by all."""
   exists = cache_format.read_group(where) is not None
   order_V = np.zeros(0)
-  if not hosts.from_first(np.asarray(exists)):
+  if not processes.from_first(np.asarray(exists)):
     order_V = teaching.id_order(
-      hosts.together(lambda: _first_rows(rows, wanted.num_rows, teaching))
+      processes.together(lambda: _first_rows(rows, wanted.num_rows, teaching))
     )
 
   def create():
     if jax.process_index() == 0:
       logit_cache.create(where, wanted, lambda: order_V)
 
-  hosts.together(create)
-  return hosts.together(lambda: logit_cache.create(where, wanted))
+  processes.together(create)
+  return processes.together(lambda: logit_cache.create(where, wanted))
 
 
 def _first_rows(rows, num_rows: int, teaching) -> Rows:

@@ -6,8 +6,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from analogjax import assemble, config, config_files, hosts, ledger, progress
-from analogjax.models import hf_export, hf_folder
+from analogjax.config import loading, schema
+from analogjax.distributed import processes
+from analogjax.models import hf_export, hf_import
+from analogjax.run import run as assemble
+from analogjax.workdir import ledger, progress
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:
@@ -16,7 +19,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   The folder appears whole or not at all; an export of the same checkpoint that
   still has its bytes is left alone.
   """
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   mesh = assemble.make_mesh(sections)
   teacher = assemble.open_teacher(sections, workdir)
   student_cfg = assemble.student_config(sections)
@@ -34,7 +37,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
     "keeps_chat_template": sections.release.keeps_chat_template,
   }
   folder, receipt = workdir / assemble.EXPORT, workdir / "export.json"
-  if hosts.first_decides(lambda: _is_done(folder, receipt, source)):
+  if processes.first_decides(lambda: _is_done(folder, receipt, source)):
     progress.say(f"export: complete, in {folder}.")
     return
   spent = ledger.Ledger(workdir, "export")
@@ -52,24 +55,24 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
 
   def conclude() -> None:
     assert report is not None
-    config_files.write_json(receipt, {"source": source, **report})
+    loading.write_json(receipt, {"source": source, **report})
     spent.append(bytes=report["bytes"])
     progress.say(
       f"export: {report['parameters']:,} parameters, {report['bytes']:,} bytes,"
       f" read back and compared, in {folder}."
     )
 
-  hosts.on_first(conclude)
+  processes.on_first(conclude)
 
 
 def _is_done(folder: Path, receipt: Path, source: dict[str, Any]) -> bool:
   if not receipt.exists() or not folder.is_dir():
     return False
-  written = hf_folder.read_json(receipt)
+  written = hf_import.read_json(receipt)
   if written.get("source") != source:
     return False
   names = {p.name for p in folder.iterdir()}
   return names == set(written["files"]) and all(
-    hf_folder.file_sha256(folder / name) == digest
+    hf_import.file_sha256(folder / name) == digest
     for name, digest in written["files"].items()
   )

@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 import numpy as np
 import rich.table
 
-from analogjax import assemble, config, config_files, progress
-from analogjax.data import cache_check, logit_cache
+from analogjax.cache import damage, logit_cache
+from analogjax.config import loading, schema
+from analogjax.run import run as assemble
+from analogjax.workdir import progress
 
 _MOST_ROWS = 4096  # Of one cache that are read.
 
@@ -21,13 +23,13 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   """Writes workdir/<cache>_inspect.json and .png, and prints the table."""
   if jax.process_index() != 0:
     return
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   for name in assemble.cache_names(sections):
     where = assemble.cache_place(sections, workdir, name)
     cache = logit_cache.open_cache(where)
-    summary = cache_check.summarize(cache, _some_objects(cache))
+    summary = damage.summarize(cache, _some_objects(cache))
     report = _report(cache, summary)
-    config_files.write_json(workdir / f"{name}_inspect.json", report)
+    loading.write_json(workdir / f"{name}_inspect.json", report)
     _draw(summary, report, workdir / f"{name}_inspect.png")
     _print(name, report)
 
@@ -44,7 +46,7 @@ def _some_objects(cache: logit_cache.LogitCache) -> Sequence[range]:
 
 
 def _report(
-  cache: logit_cache.LogitCache, summary: cache_check.Summary
+  cache: logit_cache.LogitCache, summary: damage.Summary
 ) -> dict[str, Any]:
   values = dataclasses.asdict(summary)
   for field in ("entropy_nats", "ids"):
@@ -127,9 +129,7 @@ def _share(value: float | None) -> str:
   return "-" if value is None else f"{value:.2%}"
 
 
-def _draw(
-  summary: cache_check.Summary, report: dict[str, Any], path: Path
-) -> None:
+def _draw(summary: damage.Summary, report: dict[str, Any], path: Path) -> None:
   figure = matplotlib.figure.Figure(figsize=(12, 3.6), layout="constrained")
   left, middle, right = figure.subplots(1, 3)
   left.hist(summary.entropy_nats, bins=_edges("entropy_nats"), color="C0")

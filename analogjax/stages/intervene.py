@@ -14,17 +14,13 @@ from typing import Any
 from ml_collections import ConfigDict
 import rich.table
 
-from analogjax import (
-  assemble,
-  config,
-  config_files,
-  hosts,
-  ledger,
-  progress,
-  studies,
-)
-from analogjax.fidelity import behaviours, intervene
-from analogjax.models import hf_folder, sizes
+from analogjax.config import loading, schema
+from analogjax.distributed import processes
+from analogjax.evaluation import sources as studies
+from analogjax.fidelity import behaviours, intervention
+from analogjax.models import hf_import, sizes
+from analogjax.run import run as assemble
+from analogjax.workdir import ledger, progress
 
 FORMAT = "analogjax.intervention"
 FORMAT_VERSION = 1
@@ -44,7 +40,7 @@ def run(
   Raises:
     ValueError: names the field or the file.
   """
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   names = (behaviour,) if behaviour else sections.measure.behaviours
   if not names:
     raise ValueError(
@@ -60,17 +56,17 @@ def run(
     domains={},
   )
   sources = studies.look(sections, options, workdir)
-  found = hosts.together(
-    lambda: intervene.read_vector(
+  found = processes.together(
+    lambda: intervention.read_vector(
       Path(vector), sources.students[analog], _released(workdir)
     )
   )
   spent = ledger.Ledger(workdir, "intervene")
   study = sources.open()
   folder = workdir / "fidelity" / "maps"
-  way = intervene.find_way(study, found.depth, folder, _of_maps(sources))
+  way = intervention.find_way(study, found.depth, folder, _of_maps(sources))
   answers = {
-    name: intervene.answer(study, found, way, part)
+    name: intervention.answer(study, found, way, part)
     for name, part in behaviours.load_all(names).items()
   }
   value = {
@@ -89,7 +85,7 @@ def run(
 
   def conclude() -> None:
     path.parent.mkdir(exist_ok=True)
-    config_files.write_json(path, value)
+    loading.write_json(path, value)
     L = study.test.tokens_BL.shape[1]
     models = {study.teacher.name: study.teacher, **study.students}
     flops = {
@@ -102,7 +98,7 @@ def run(
       teacher_flops=flops.get(study.teacher.name, 0),
     )
 
-  hosts.on_first(conclude)
+  processes.on_first(conclude)
   for name, part in answers.items():
     _say(name, part)
   progress.say(f"intervene: {path}")
@@ -122,7 +118,7 @@ def _of_maps(sources: studies.Sources) -> dict[str, Any]:
 def _released(workdir: Path) -> dict[str, str]:
   """SHA-256 of the exported files, by name."""
   receipt = workdir / "export.json"
-  return hf_folder.read_json(receipt)["files"] if receipt.exists() else {}
+  return hf_import.read_json(receipt)["files"] if receipt.exists() else {}
 
 
 def _say(name: str, part: dict[str, Any]) -> None:

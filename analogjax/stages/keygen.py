@@ -6,7 +6,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from analogjax import progress
+from analogjax.workdir import progress
 
 OK = 0
 

@@ -13,25 +13,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from analogjax import (
-  assemble,
-  config,
-  config_files,
-  hosts,
-  ledger,
-  progress,
-  studies,
-)
-from analogjax.fidelity import (
-  document,
-  output,
-  report,
-  similarity,
-  steering,
-  stitching,
-)
+from analogjax.config import loading, schema
+from analogjax.distributed import processes
+from analogjax.evaluation import sources as studies
+from analogjax.fidelity import document, output, similarity, steering, stitching
+from analogjax.fidelity.report import page
 from analogjax.fidelity.study import Study
-from analogjax.models import hf_folder, sizes
+from analogjax.models import hf_import, sizes
+from analogjax.run import run as assemble
+from analogjax.workdir import ledger, progress
 
 PARTS: Mapping[str, Callable[[Study], dict[str, Any]]] = {
   "output": output.measure,
@@ -67,7 +57,7 @@ def run(
       f"--only: expected one of {', '.join(PARTS)}, or several with commas,"
       f" found {unknown[0]!r}."
     )
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   options = sections.measure.quick() if quick else sections.measure
   sources = studies.look(sections, options, workdir)
   inputs = sources.inputs
@@ -76,17 +66,17 @@ def run(
   missing = [
     name
     for name in wanted
-    if hosts.first_decides(
+    if processes.first_decides(
       functools.partial(_differs, folder / f"{name}.json", inputs)
     )
   ]
   if missing:
     study = sources.open()
-    hosts.on_first(lambda: folder.mkdir(exist_ok=True))
+    processes.on_first(lambda: folder.mkdir(exist_ok=True))
     _measure(missing, study, inputs, folder, workdir)
   else:
     progress.say("measure: complete.")
-  hosts.on_first(lambda: _conclude(workdir, inputs, quick))
+  processes.on_first(lambda: _conclude(workdir, inputs, quick))
 
 
 def _measure(
@@ -118,7 +108,7 @@ def _measure(
     conclude = functools.partial(
       _keep, folder / f"{name}.json", value, spent, study, tokens
     )
-    hosts.on_first(conclude)
+    processes.on_first(conclude)
     progress.say(
       f"measure {name}: {sum(tokens.values()):,} tokens in {seconds:.0f} s."
     )
@@ -131,7 +121,7 @@ def _keep(
   study: Study,
   tokens: dict[str, int],
 ) -> None:
-  config_files.write_json(path, value)
+  loading.write_json(path, value)
   L = study.test.tokens_BL.shape[1]
   models = {study.teacher.name: study.teacher, **study.students}
   flops = {
@@ -147,7 +137,7 @@ def _keep(
 
 def _differs(path: Path, inputs: dict[str, Any]) -> bool:
   """Whether a part is not there, or is of other inputs."""
-  return not path.exists() or hf_folder.read_json(path)["inputs"] != inputs
+  return not path.exists() or hf_import.read_json(path)["inputs"] != inputs
 
 
 def _conclude(workdir: Path, inputs: dict[str, Any], quick: bool) -> None:
@@ -156,18 +146,18 @@ def _conclude(workdir: Path, inputs: dict[str, Any], quick: bool) -> None:
   for name in PARTS:
     path = workdir / "fidelity" / f"{name}.json"
     if not _differs(path, inputs):
-      found[name] = hf_folder.read_json(path)
+      found[name] = hf_import.read_json(path)
   value = document.make(
     {name: part["result"] for name, part in found.items()},
     inputs={**inputs, "quick": quick},
     cost={name: part["cost"] for name, part in found.items()},
     software=assemble.software_versions(),
   )
-  _renew(workdir / "fidelity.json", config_files.to_json(value))
-  _renew(workdir / "fidelity.html", report.render(value))
+  _renew(workdir / "fidelity.json", loading.to_json(value))
+  _renew(workdir / "fidelity.html", page.render(value))
 
 
 def _renew(path: Path, text: str) -> None:
   """Leaves a file alone that says the same."""
   if not path.exists() or path.read_bytes() != text.encode():
-    config_files.write_text(path, text)
+    loading.write_text(path, text)

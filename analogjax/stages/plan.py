@@ -12,20 +12,22 @@ import jax
 from ml_collections import ConfigDict
 import rich.console
 
-from analogjax import assemble, config, config_files
-from analogjax.models import decoder, gguf, hf_folder
+from analogjax.config import loading, schema
+from analogjax.demo import gguf
+from analogjax.models import decoder, hf_import
 from analogjax.planning import (
+  closed_form,
   counting,
   devices,
   facts,
-  machines,
-  outline,
   picture,
   programs,
   report,
   report_tables,
   tables,
+  topologies as machines,
 )
+from analogjax.run import run as assemble
 
 FILE_NAME, PICTURE_NAME = "plan.json", "plan.png"
 
@@ -57,16 +59,16 @@ def run(
     ValueError: machines that do not exist, or a config that they cannot share
       out.
   """
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   report.check_prices(sections.plan)
   asked = [machines.parse(name) for name in topologies]
   teacher = _read_teacher_shape(sections.teacher, workdir)
   console = rich.console.Console()
   reports = []
   if not asked:
-    plan = outline.make_plan(sections, teacher, _mesh_axes(sections.mesh))
+    plan = closed_form.make_plan(sections, teacher, _mesh_axes(sections.mesh))
   else:
-    plan = outline.make_outline(sections, teacher)
+    plan = closed_form.make_outline(sections, teacher)
     # Before the first of them is compiled, which may take minutes.
     if not searches:
       for topology in asked:
@@ -93,7 +95,7 @@ def run(
     else:
       tables.print_memory(plan, console)
   if workdir is not None:
-    config_files.write_json(workdir / FILE_NAME, plan)
+    loading.write_json(workdir / FILE_NAME, plan)
     png = png or workdir / PICTURE_NAME
   if reports and png is not None:
     picture.draw(reports, png)
@@ -115,7 +117,7 @@ def _maker(topology: facts.Topology, workdir: Path | None) -> report.Maker:
   return functools.partial(programs.make_programs, folder=folder, say=say)
 
 
-def _mesh_axes(mesh: config.MeshConfig) -> dict[str, int]:
+def _mesh_axes(mesh: schema.MeshConfig) -> dict[str, int]:
   """Devices along each axis; -1 is filled with the devices that are here.
 
   Raises:
@@ -142,13 +144,13 @@ def _mesh_axes(mesh: config.MeshConfig) -> dict[str, int]:
 
 
 def _read_teacher_shape(
-  teacher: config.TeacherConfig, workdir: Path | None
+  teacher: schema.TeacherConfig, workdir: Path | None
 ) -> decoder.DecoderConfig:
   """The teacher's shape from its Hugging Face folder, or else its GGUF file."""
   if teacher.path:
-    return hf_folder.read_config(Path(teacher.path))
+    return hf_import.read_config(Path(teacher.path))
   if workdir is not None and (workdir / assemble.TEACHER).is_dir():
-    return hf_folder.read_config(workdir / assemble.TEACHER)
+    return hf_import.read_config(workdir / assemble.TEACHER)
   source = teacher.gguf
   assert source is not None  # TeacherConfig has checked it.
   file = gguf.find_gguf(source.package, source.file, source.sha256)

@@ -13,20 +13,16 @@ from typing import Any
 from ml_collections import ConfigDict
 import rich.table
 
-from analogjax import (
-  assemble,
-  config,
-  config_files,
-  hosts,
-  ledger,
-  progress,
-  release_contents,
-  studies,
-)
+from analogjax.bundle import signature, writer
+from analogjax.config import loading, schema
 from analogjax.data import rows as rows_lib
-from analogjax.release import bundle, gates, signing
-from analogjax.release.leaks import Leak
-from analogjax.release_contents import BUNDLE, REGULATOR
+from analogjax.distributed import processes
+from analogjax.evaluation import sources
+from analogjax.leaks import Leak
+from analogjax.release import contents, gates
+from analogjax.release.contents import BUNDLE, REGULATOR
+from analogjax.run import run as assemble
+from analogjax.workdir import ledger, progress
 
 
 def run(
@@ -58,24 +54,24 @@ def run(
       " makes it."
     )
     return
-  signer = hosts.on_first(
+  signer = processes.on_first(
     functools.partial(_signer, key, password, certificates)
   )
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   teacher = assemble.open_teacher(sections, workdir)
   rows = None
   if sections.release.shares_rows:
-    rows = studies.read_held_out(sections, teacher, workdir)  # By all.
-  hosts.on_first(
+    rows = sources.read_held_out(sections, teacher, workdir)  # By all.
+  processes.on_first(
     lambda: _release(cfg, sections, teacher, workdir, rows=rows, signer=signer)
   )
 
 
 def _signer(
   key: str, password: Path | None, certificates: Sequence[Path]
-) -> signing.Signer:
+) -> signature.Signer:
   if not key.startswith("pkcs11:"):
-    return signing.with_key(
+    return signature.with_key(
       Path(key), password_file=password, certificates=certificates
     )
   if len(certificates) != 1:
@@ -83,20 +79,20 @@ def _signer(
       "--certificate: expected the public key of the token's key, a PEM file,"
       f" found {len(certificates)} files."
     )
-  return signing.with_token(key, certificates[0])
+  return signature.with_token(key, certificates[0])
 
 
 def _release(
   cfg: ConfigDict,
-  sections: config.Sections,
+  sections: schema.Sections,
   teacher: assemble.Teacher,
   workdir: Path,
   *,
   rows: rows_lib.Rows | None,
-  signer: signing.Signer,
+  signer: signature.Signer,
 ) -> None:
   spent = ledger.Ledger(workdir, "release")
-  release = release_contents.Contents(
+  release = contents.Contents(
     json.loads(json.dumps(cfg.to_dict())), sections, teacher, workdir, rows
   )
   leaks: list[Leak] = []
@@ -116,7 +112,7 @@ def _release(
       raise ValueError(_listed(found))
     leaks = found
   _print(judged)
-  bundle.write(workdir / BUNDLE, files=files, signer=signer)
+  writer.write(workdir / BUNDLE, files=files, signer=signer)
   _write_regulators(workdir / REGULATOR, release.for_regulator(judged))
   size = sum(p.stat().st_size for p in (workdir / BUNDLE).rglob("*"))
   spent.append(bytes=size)
@@ -159,4 +155,4 @@ def _write_regulators(folder: Path, texts: Mapping[str, str]) -> None:
   for name, text in sorted(
     texts.items(), key=lambda item: item[0][0].isupper()
   ):
-    config_files.write_text(folder / name, text)
+    loading.write_text(folder / name, text)

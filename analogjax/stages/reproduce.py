@@ -12,8 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from analogjax import assemble, config
-from analogjax.release import reproduce, toy, walk
+from analogjax.bundle import folder as walk
+from analogjax.config import schema as config
+from analogjax.run import run as assemble
+from analogjax.verify import reproduce, toy
 
 # Of the one process that a stage runs in; a toy takes seconds.
 _SECONDS = 600

@@ -15,35 +15,30 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from analogjax import (
-  assemble,
-  config,
-  config_files,
-  hosts,
-  ledger,
-  progress,
-  sharding,
-  studies,
-)
+from analogjax.config import loading, schema
+from analogjax.config.safety import SafetyConfig
 from analogjax.data import pipeline, rows as rows_lib
-from analogjax.models import hf_folder, sizes
+from analogjax.distributed import processes, sharding
+from analogjax.evaluation import sources as studies
+from analogjax.evaluation.models import RANDOM, Model
+from analogjax.models import hf_import, sizes
+from analogjax.run import run as assemble
 from analogjax.safety import (
   canaries,
   document,
   exposure,
   extraction,
-  membership,
+  membership_inference,
   prompts,
   refusal,
 )
 from analogjax.safety.evaluation import Evaluation
-from analogjax.safety.options import SafetyConfig
-from analogjax.subjects import RANDOM, Model
+from analogjax.workdir import ledger, progress
 
 PARTS: Mapping[str, Callable[[Evaluation], dict[str, Any]]] = {
   "extraction": extraction.measure,
   "canaries": exposure.measure,
-  "membership": membership.measure,
+  "membership": membership_inference.measure,
   "refusal": refusal.measure,
 }
 
@@ -100,7 +95,7 @@ def run(
   Raises:
     ValueError: names the field or the file.
   """
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   chosen = sections.safety.parts
   if unknown := [name for name in only if name not in chosen]:
     raise ValueError(
@@ -114,21 +109,21 @@ def run(
     name
     for name in PARTS
     if name in (only or chosen)
-    if hosts.first_decides(
+    if processes.first_decides(
       functools.partial(_differs, folder / f"{name}.json", sources.inputs)
     )
   ]
   if missing:
     evaluation = sources.open()
-    hosts.on_first(lambda: folder.mkdir(exist_ok=True))
+    processes.on_first(lambda: folder.mkdir(exist_ok=True))
     _measure(missing, evaluation, sources.inputs, folder, workdir)
   else:
     progress.say("safety: complete.")
-  hosts.on_first(lambda: _conclude(workdir, sources, quick))
+  processes.on_first(lambda: _conclude(workdir, sources, quick))
 
 
 def look(
-  sections: config.Sections, options: SafetyConfig, workdir: Path
+  sections: schema.Sections, options: SafetyConfig, workdir: Path
 ) -> Sources:
   """Finds and checks everything but the teacher's weights.
 
@@ -149,7 +144,7 @@ def look(
       )
   loaded = {}
   if "refusal" in options.parts:
-    loaded = hosts.together(
+    loaded = processes.together(
       lambda: {
         "harmful": prompts.load_all(options.harmful, "safety.harmful"),
         "harmless": prompts.load_all(options.harmless, "safety.harmless"),
@@ -208,7 +203,7 @@ def published(options: SafetyConfig) -> dict[str, Any]:
 
 
 def _planted(
-  sections: config.Sections, options: SafetyConfig
+  sections: schema.Sections, options: SafetyConfig
 ) -> dict[str, Any] | None:
   """The canaries of the config's pipeline, as plain values."""
   data = sections.data
@@ -226,7 +221,7 @@ def _planted(
 
 
 def _read_rows(
-  sections: config.Sections,
+  sections: schema.Sections,
   options: SafetyConfig,
   teacher: assemble.Teacher,
   workdir: Path,
@@ -244,7 +239,7 @@ def _read_rows(
   if options.teacher_only and "membership" in options.parts:
     number = len(found["held_out"].tokens_BL)
     try:
-      found["teacher_only"] = hosts.together(
+      found["teacher_only"] = processes.together(
         lambda: studies.read_some(
           *(sections, teacher, workdir, number, options.seed),
           field="safety.rows",
@@ -274,7 +269,7 @@ def _measure(
       for model, number in evaluation.tokens.items()
     }
     value = {"inputs": inputs, "result": found}
-    hosts.on_first(
+    processes.on_first(
       functools.partial(
         _keep, folder / f"{name}.json", value, spent, evaluation, tokens
       )
@@ -292,7 +287,7 @@ def _keep(
   evaluation: Evaluation,
   tokens: dict[str, int],
 ) -> None:
-  config_files.write_json(path, value)
+  loading.write_json(path, value)
   L = evaluation.members.tokens_BL.shape[1]
   models = dict(evaluation.students)
   if evaluation.teacher is not None:
@@ -310,7 +305,7 @@ def _keep(
 
 def _differs(path: Path, inputs: dict[str, Any]) -> bool:
   """Whether a part is not there, or is of other inputs."""
-  return not path.exists() or hf_folder.read_json(path)["inputs"] != inputs
+  return not path.exists() or hf_import.read_json(path)["inputs"] != inputs
 
 
 def _conclude(workdir: Path, sources: Sources, quick: bool) -> None:
@@ -319,7 +314,7 @@ def _conclude(workdir: Path, sources: Sources, quick: bool) -> None:
   for name in PARTS:
     path = workdir / "safety" / f"{name}.json"
     if not _differs(path, sources.inputs):
-      found[name] = hf_folder.read_json(path)["result"]
+      found[name] = hf_import.read_json(path)["result"]
   value = document.make(
     found,
     inputs=sources.inputs,
@@ -327,8 +322,8 @@ def _conclude(workdir: Path, sources: Sources, quick: bool) -> None:
     quick=quick,
     software=assemble.software_versions(),
   )
-  path, text = workdir / "safety.json", config_files.to_json(value)
+  path, text = workdir / "safety.json", loading.to_json(value)
   # Left alone where it says the same.
   if not path.exists() or path.read_bytes() != text.encode():
-    config_files.write_text(path, text)
+    loading.write_text(path, text)
   progress.say(f"safety: {value['verdict']}: {value['because']}.")

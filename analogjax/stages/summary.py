@@ -7,37 +7,32 @@ import matplotlib.figure
 from ml_collections import ConfigDict
 import rich.table
 
-from analogjax import (
-  assemble,
-  config,
-  config_files,
-  hosts,
-  ledger,
-  metrics,
-  progress,
-)
-from analogjax.data import logit_cache
-from analogjax.models import hf_folder
+from analogjax.cache import logit_cache
+from analogjax.config import loading, schema
+from analogjax.distributed import processes
+from analogjax.models import hf_import
+from analogjax.run import run as assemble
+from analogjax.workdir import ledger, metrics, progress
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:
   """Prints the table; writes summary.json (its numbers) and curves.png."""
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   teacher = assemble.open_teacher(sections, workdir)
 
   def conclude() -> None:
     summary = _collect(sections, teacher, workdir)
-    config_files.write_json(workdir / "summary.json", summary)
+    loading.write_json(workdir / "summary.json", summary)
     _draw(sections, workdir)
     _print(summary, workdir)
 
-  hosts.on_first(conclude)
+  processes.on_first(conclude)
 
 
 def _collect(
-  sections: config.Sections, teacher: assemble.Teacher, workdir: Path
+  sections: schema.Sections, teacher: assemble.Teacher, workdir: Path
 ) -> dict[str, Any]:
-  fidelity = hf_folder.read_json(workdir / "fidelity.json")
+  fidelity = hf_import.read_json(workdir / "fidelity.json")
   name = assemble.cache_names(sections)[0]
   place = assemble.cache_place(sections, workdir, name)
   cache = logit_cache.open_cache(place)
@@ -139,7 +134,7 @@ def _goodput(phases: dict[str, dict[str, float]]) -> rich.table.Table:
   return table
 
 
-def _draw(sections: config.Sections, workdir: Path) -> None:
+def _draw(sections: schema.Sections, workdir: Path) -> None:
   """Held-out curves: each phase starts where the one it came from ended."""
   figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
   panels = figure.subplots(1, 2)

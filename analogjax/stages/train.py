@@ -9,8 +9,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from analogjax import assemble, config, hosts, live, trainer
-from analogjax.data import batches, cache_format, logit_cache
+from analogjax.cache import batches, cache_format, logit_cache
+from analogjax.config import schema
+from analogjax.distributed import processes
+from analogjax.run import run as assemble
+from analogjax.training import live_teacher as live, loop
 
 
 def run(
@@ -23,11 +26,11 @@ def run(
     workdir: of the run.
     profile: steps of each phase that are traced for xprof.
   """
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   mesh, teacher_mesh = assemble.make_train_meshes(sections)
   teacher = assemble.open_teacher(sections, workdir)
-  cache = hosts.together(lambda: _open_cache(sections, teacher, workdir))
-  held_out = hosts.together(
+  cache = processes.together(lambda: _open_cache(sections, teacher, workdir))
+  held_out = processes.together(
     lambda: assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
   )
   for name in sections.train.phases:
@@ -41,8 +44,8 @@ def run(
 
   for name in sections.train.phases:
     phase = sections.train.phase[name]
-    hosts.stop_if_asked(f"train {name}: before it began")
-    trainer.Phase(
+    processes.stop_if_asked(f"train {name}: before it began")
+    loop.Phase(
       name,
       sections,
       workdir,
@@ -67,10 +70,8 @@ def _open_cache(sections, teacher, workdir) -> logit_cache.LogitCache | None:
   return cache
 
 
-def _row_order(
-  phase, sections, teacher, workdir, mesh, cache
-) -> trainer.RowOrder:
-  mine = hosts.group(mesh).indices_of(phase.batch_rows)
+def _row_order(phase, sections, teacher, workdir, mesh, cache) -> loop.RowOrder:
+  mine = processes.group(mesh).indices_of(phase.batch_rows)
 
   def make(rows):
     if not phase.runs_teacher:
@@ -93,7 +94,7 @@ def _row_order(
     order = batches.PipelineOrder(
       rows, batch_rows=phase.batch_rows, seed=phase.seed, mine=mine
     )
-    return trainer.RowOrder(
+    return loop.RowOrder(
       identity={
         "pipeline": sections.data.pipeline,
         "pipeline_fingerprint": rows.fingerprint,
@@ -121,7 +122,7 @@ def _row_order(
 
   identity = dataclasses.asdict(cache.manifest)
   del identity["software"]  # Recorded only.
-  return trainer.RowOrder(
+  return loop.RowOrder(
     identity=identity,
     read=read,
     # The order is a function of the step: there is nothing to save.

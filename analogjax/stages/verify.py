@@ -5,8 +5,8 @@ import json
 import os
 from pathlib import Path
 
-from analogjax import progress
-from analogjax.release import verifier, verify, verify_page
+from analogjax.verify import bundle as verify, report as verify_page, trust
+from analogjax.workdir import progress
 
 OK, FAILED = 0, 1
 
@@ -45,9 +45,9 @@ def run(
     )
   expected = None
   if key is not None:
-    expected = verifier.with_key(Path(key))
+    expected = trust.with_key(Path(key))
   elif chain:
-    expected = verifier.with_chain(chain)
+    expected = trust.with_chain(chain)
   if html is not None:
     _check_outside(html, bundle)
   report = verify.check(

@@ -6,8 +6,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from analogjax import assemble, config, hosts, progress, recorder
-from analogjax.data import cache_check, logit_cache
+from analogjax.cache import damage, logit_cache, teacher_pass
+from analogjax.config import schema
+from analogjax.distributed import processes
+from analogjax.run import run as assemble
+from analogjax.workdir import progress
 
 # Another mesh or other software rounds logits differently; then a drawn id at
 # the edge of its share, or a probability at the edge of tau, may differ.
@@ -21,7 +24,7 @@ def run(cfg: ConfigDict, workdir: Path, *, rows: int) -> None:
   Raises:
     ValueError: says what is damaged, by ranges of rows, and what to do.
   """
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   problems = []
   for name in assemble.cache_names(sections):
     where = assemble.cache_place(sections, workdir, name)
@@ -31,7 +34,7 @@ def run(cfg: ConfigDict, workdir: Path, *, rows: int) -> None:
     title = f"verify {name}"
     with progress.Progress(title, total=len(cache), unit="rows") as bar:
       for part in objects:
-        found |= cache_check.damage(cache, part)
+        found |= damage.damage(cache, part)
         bar.advance(
           len(part), tokens=len(part) * cache.manifest.sequence_length
         )
@@ -72,7 +75,7 @@ def _compare(sections, workdir, cache, done, count) -> list[str]:
   mesh = assemble.make_mesh(sections)
   teacher = assemble.open_teacher(sections, workdir)
   assemble.check_cache(sections, teacher, cache)
-  teaching = recorder.Recorder(sections, mesh, teacher)
+  teaching = teacher_pass.Recorder(sections, mesh, teacher)
   there = np.flatnonzero(done)
   rng = np.random.default_rng(cache.manifest.seed)
   picked = np.sort(rng.permutation(there)[:count])
@@ -81,7 +84,7 @@ def _compare(sections, workdir, cache, done, count) -> list[str]:
     index = picked[start : start + teaching.batch_rows]
     rows = cache.read(index).rows
     on_device = teaching.record(rows, cache.manifest)
-    records = hosts.fetch_rows(on_device)
+    records = processes.fetch_rows(on_device)
     records = type(records)(
       *(None if field is None else field[: len(index)] for field in records)
     )

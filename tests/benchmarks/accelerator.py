@@ -28,7 +28,9 @@ import stand_ins
 
 # Room for a student of 3 billion on 80 GB; jax's own choice is three quarters.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
-MISSING = stand_ins.import_all(("analogjax.steps", "analogjax.data.batches"))
+MISSING = stand_ins.import_all(
+  ("analogjax.training.steps", "analogjax.cache.batches")
+)
 
 from accelerator_report import markdown  # noqa: E402
 import jax  # noqa: E402
@@ -37,8 +39,9 @@ from jax.sharding import NamedSharding  # noqa: E402
 import numpy as np  # noqa: E402
 import students  # noqa: E402
 
-from analogjax import losses, sharding, steps, throughput  # noqa: E402
+from analogjax.distributed import sharding  # noqa: E402
 from analogjax.models import decoder, sizes  # noqa: E402
+from analogjax.training import losses, meter, steps
 
 _TIMEOUT_S = 1800  # Of a line, compilation included.
 
@@ -187,7 +190,7 @@ def measure(line: Line, args) -> dict[str, Any]:
   value = float(run.value())
   if not np.isfinite(value):
     return {"status": "failed", "error": f"the loss is {value}"}
-  peak = throughput.peak_flops(device.device_kind, "bfloat16")
+  peak = meter.peak_flops(device.device_kind, "bfloat16")
   median = statistics.median(seconds)
   stats = device.memory_stats()
   if stats and "peak_bytes_in_use" in stats:

@@ -179,7 +179,7 @@ def test_cached_against_live(module):
 def test_the_plain_loss_is_ours(module):
   """The yardstick measures the same: value and gradients."""
   accelerator, students = module("accelerator"), module("students")
-  losses = module("analogjax.losses")
+  losses = module("analogjax.training.losses")
   V, D, L = 40, 8, 12
   targets = students.make_batch("hard", 1, L, V).targets
   rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ import cache_speed
 import cache_table
 import cache_teacher
 
-from analogjax import config, config_files
+from analogjax.config import loading, schema
 
 _ROOT = Path(__file__).parents[2]
 _DOCS = _ROOT / "docs" / "benchmarks.md"
@@ -253,10 +253,10 @@ def _write_json(file: Path, value) -> None:
   file.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
 
 
-def _sections(args, **overrides: str) -> config.Sections:
+def _sections(args, **overrides: str) -> schema.Sections:
   found = {"teacher.path": str(args.teacher.absolute()), **overrides}
   demo = _ROOT / "configs" / "demo.py"
-  return config.to_sections(config_files.load(demo, list(found.items())))
+  return schema.to_sections(loading.load(demo, list(found.items())))
 
 
 def _training(args, workdir: Path) -> int:

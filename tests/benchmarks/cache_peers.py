@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from analogjax.data import distillkit_codec, rows as rows_lib
+from analogjax.data import rows as rows_lib
+from analogjax.interop.distillkit import codec as distillkit_codec
 
 _ROWS_AT_A_TIME = 8  # Of a Megatron-LM iteration.
 _MIN_RECORDS = 128  # Of an ArrayRecord file.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analogjax.data import sampling
+from analogjax.cache import sampling
 
 BINS = 15
 

@@ -23,26 +23,21 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 
-from analogjax import (
-  assemble,
-  config,
-  filler,
-  ledger,
-  objectives,
-  optim,
-  recorder,
-  sharding,
-  steps,
-)
-from analogjax.data import (
+from analogjax.cache import (
   batches,
-  cache_source,
+  fill,
+  grain_source,
   logit_cache,
-  rows as rows_lib,
   sampling,
-  store,
+  teacher_pass,
 )
+from analogjax.config import schema
+from analogjax.data import rows as rows_lib
+from analogjax.distributed import sharding
 from analogjax.models import decoder
+from analogjax.run import run
+from analogjax.training import objective, optimizer, steps
+from analogjax.workdir import ledger, store
 
 WAYS = ("write", "read", "grain", "grain by batch")
 
@@ -133,11 +128,11 @@ def _time_once(kind: Stored, rows, order_V, folder: Path, seed: int):
       cache.read(order[start : start + _BATCH])
 
   timed("read", read)
-  source = grain.MapDataset.source(cache_source.CacheSource(cache))
+  source = grain.MapDataset.source(grain_source.CacheSource(cache))
   source = source.shuffle(seed=seed).batch(_BATCH)
   timed("grain", lambda: [source[i] for i in range(len(source))])
   # Grain 0.2 reads a source row by row, whatever the source could do.
-  by_batch = cache_source.BatchSource(
+  by_batch = grain_source.BatchSource(
     cache, batch_rows=_BATCH, num_batches=_ROWS // _BATCH, seed=seed
   )
   by_batch = grain.MapDataset.source(by_batch)
@@ -175,7 +170,7 @@ def alternate(
 def training(
   text: Text,
   order_V: np.ndarray,
-  sections: config.Sections,
+  sections: schema.Sections,
   folder: Path,
   *,
   pairs: int,
@@ -193,9 +188,9 @@ def training(
   m = manifest(draw, R=R, L=L, V=V, rows_per_object=min(_BATCH, R))
   cache = write_cache(folder, m, rows, records, order_V)
 
-  mesh = assemble.make_mesh(sections)
-  cfg = assemble.student_config(sections)
-  tx = optim.make_optimizer(phase.optimizer, phase.num_steps)
+  mesh = run.make_mesh(sections)
+  cfg = run.student_config(sections)
+  tx = optimizer.make_optimizer(phase.optimizer, phase.num_steps)
 
   def init():
     params = decoder.init_parameters(cfg, sections.student.seed)
@@ -209,8 +204,8 @@ def training(
       steps.train_step,
       graphdef=decoder.graphdef(cfg),
       tx=tx,
-      objective=objectives.make_objective(phase.loss),
-      alpha=objectives.make_alpha(phase.loss, phase.optimizer, phase.num_steps),
+      objective=objective.make_objective(phase.loss),
+      alpha=objective.make_alpha(phase.loss, phase.optimizer, phase.num_steps),
     ),
     donate_argnums=0,
     out_shardings=(shardings, NamedSharding(mesh, P())),
@@ -271,7 +266,7 @@ class _InMemory:
 
 
 def caching(
-  sections: config.Sections, folder: Path, *, num_rows: int, pairs: int
+  sections: schema.Sections, folder: Path, *, num_rows: int, pairs: int
 ) -> tuple[float, list[float]]:
   """Time of the teacher's bare forward pass / time of `analogjax cache`.
 
@@ -281,14 +276,14 @@ def caching(
   """
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
-  mesh = assemble.make_mesh(sections)
-  teacher = assemble.open_teacher(sections, folder)
-  teaching = recorder.Recorder(sections, mesh, teacher)
-  source = assemble.open_rows(sections, teacher, folder, held_out=False)
+  mesh = run.make_mesh(sections)
+  teacher = run.open_teacher(sections, folder)
+  teaching = teacher_pass.Recorder(sections, mesh, teacher)
+  source = run.open_rows(sections, teacher, folder, held_out=False)
   rows = _InMemory(source.read(range(num_rows)))
   B = teaching.batch_rows
   order_V = teaching.id_order(rows.read(range(min(B, num_rows))))
-  wanted = assemble.manifest(
+  wanted = run.manifest(
     sections, teacher, rows.fingerprint, num_rows, held_out=False
   )
   bare = jax.jit(
@@ -307,9 +302,7 @@ def caching(
     where = store.place(folder / f"cache_{count}")
     spent = ledger.Ledger(folder, "cache")
     cache = logit_cache.create(where, wanted, lambda: order_V)
-    filler.Filler(
-      sections, folder, teacher, teaching, rows, cache, spent
-    ).fill()
+    fill.Filler(sections, folder, teacher, teaching, rows, cache, spent).fill()
     shutil.rmtree(folder / f"cache_{count}")
 
   def forward():

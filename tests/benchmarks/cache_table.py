@@ -13,7 +13,7 @@ import cache_teacher
 from cache_teacher import Draw, Drawn, Text, Top
 import numpy as np
 
-from analogjax.data import cache_format, logit_cache, sampling
+from analogjax.cache import cache_format, logit_cache, sampling
 
 TAUS = (0.01, 0.02, 0.04, 0.06, 0.1, 0.2, 0.5, 1.0)
 NUM_DRAWS = 50

@@ -19,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from analogjax import losses, sharding
-from analogjax.data import pipeline, rows as rows_lib, sampling
-from analogjax.models import decoder, hf_folder
+from analogjax.cache import sampling
+from analogjax.data import pipeline, rows as rows_lib
+from analogjax.distributed import sharding
+from analogjax.models import decoder, hf_import
+from analogjax.training import losses
 
 _CHUNK = 256  # Positions whose logits are held at once.
 _ORDER_TOKENS = 2048  # What the ids are ordered by; the demo takes as many.
@@ -101,9 +103,9 @@ def open_text(
     make_rows: the rows, from the vocabulary size.
     dtype: of the teacher.
   """
-  cfg = hf_folder.read_config(teacher, dtype=dtype)
+  cfg = hf_import.read_config(teacher, dtype=dtype)
   mesh = sharding.make_mesh({}, jax.devices()[:1])
-  params = hf_folder.read_parameters(teacher, cfg, mesh, dtype=dtype)
+  params = hf_import.read_parameters(teacher, cfg, mesh, dtype=dtype)
   model = nnx.merge(decoder.graphdef(cfg), params)
   rows_file, file = workdir / f"{name}_rows.npz", workdir / f"{name}.npy"
   if not rows_file.exists():
@@ -143,7 +145,7 @@ def docstring_rows(
     seed=0,
     L=L,
   )
-  spec = "analogjax.data.docstrings:packed_rows"
+  spec = "analogjax.demo.docstrings:packed_rows"
   source = pipeline.open_pipeline(spec, arguments, L=L, V=V)
   return source.read(range(num_rows))
 

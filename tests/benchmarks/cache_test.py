@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax.data import distillkit_codec, rows as rows_lib
+from analogjax.data import rows as rows_lib
+from analogjax.interop.distillkit import codec as distillkit_codec
 
 V, D, L, R = 600, 16, 32, 24
 
@@ -92,7 +93,7 @@ def test_table(module, text, tmp_path, capsys):
 @pytest.mark.slow
 def test_speeds(module, text, tmp_path):
   teacher, tables = module("cache_teacher"), module("cache_table")
-  speed, sampling = module("cache_speed"), module("analogjax.data.sampling")
+  speed, sampling = module("cache_speed"), module("analogjax.cache.sampling")
   draw = teacher.Draw(sampling.Threshold(tau=0.1), num_replicas=1)
   records = teacher.draw_all(text, {"": draw})[""].records
   m = tables.manifest(draw, R=R, L=L, V=V, rows_per_object=8)
@@ -113,7 +114,7 @@ def test_variance_of_a_threshold(module):
   p = np.array([[[0.5, 0.3, 0.1, 0.1]]])
   square, there = (p**2).sum(-1), np.ones((1, 1), bool)
   # tau 0.4: the head is 0.5; of the tail one id at weight 0.5 is drawn.
-  levels = module("analogjax.data.sampling").head_levels(0.4)
+  levels = module("analogjax.cache.sampling").head_levels(0.4)
   levels = levels[levels > 0]
   low, high = levels[levels < 0.5].max(), levels[levels > 0.5].min()
   rounding = (high - 0.5) * (0.5 - low)

@@ -28,8 +28,9 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec as P  # noqa: E402
 import students  # noqa: E402
 
-from analogjax import jitted, losses, sharding  # noqa: E402
-from analogjax.planning import collectives, compiling  # noqa: E402
+from analogjax.distributed import sharding  # noqa: E402
+from analogjax.planning import collectives, compiled as compiling  # noqa: E402
+from analogjax.training import losses, programs as jitted
 
 _DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 _BEGIN, _END = "<!-- compile tpu: begin -->", "<!-- compile tpu: end -->"

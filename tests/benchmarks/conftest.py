@@ -4,7 +4,7 @@ import jax
 import pytest
 import tokenizers
 
-from analogjax import sharding
+from analogjax.distributed import sharding
 from analogjax.models import decoder, hf_export
 
 TEACHER = decoder.DecoderConfig(

@@ -25,8 +25,8 @@ from grid_records import open_rows
 import jax
 import numpy as np
 
-from analogjax import sharding
-from analogjax.models import decoder, hf_folder
+from analogjax.distributed import sharding
+from analogjax.models import decoder, hf_import
 
 TAUS = (0.04, 0.1, 0.2)
 SHARES = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -79,8 +79,8 @@ def main() -> None:
   settings = json.loads((args.workdir / "settings.json").read_text())
   s = Settings(**settings | {"teacher": args.teacher})
   folder = Path(args.teacher)
-  cfg = hf_folder.read_config(folder)
-  params = hf_folder.read_parameters(
+  cfg = hf_import.read_config(folder)
+  params = hf_import.read_parameters(
     folder,
     cfg,
     sharding.make_mesh({}, devices=jax.devices()[:1]),

@@ -25,7 +25,7 @@ import time
 
 import numpy as np
 
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 
 CACHES = ("cache", "held_out")
 # One in so many is killed while it starts: it makes or opens the caches, say.

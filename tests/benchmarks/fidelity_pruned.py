@@ -18,8 +18,9 @@ import sys
 import jax
 import numpy as np
 
-from analogjax import main, sharding
-from analogjax.models import decoder, hf_export, hf_folder
+from analogjax import main
+from analogjax.distributed import sharding
+from analogjax.models import decoder, hf_export, hf_import
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs/demo.py"
@@ -33,9 +34,9 @@ def write_pair(teacher: Path, folders: list[Path], num_removed: int) -> None:
     folders: of the pruned model, and of one of its shape that was not trained.
     num_removed: layers that are left out.
   """
-  cfg = hf_folder.read_config(teacher)
+  cfg = hf_import.read_config(teacher)
   mesh = sharding.make_mesh({}, jax.devices()[:1])
-  params = hf_folder.read_parameters(teacher, cfg, mesh)
+  params = hf_import.read_parameters(teacher, cfg, mesh)
   removed = np.linspace(cfg.Y // 4, 3 * cfg.Y // 4, num_removed).round()
   kept = np.setdiff1d(np.arange(cfg.Y), removed)
   assert len(kept) == cfg.Y - num_removed

@@ -21,14 +21,13 @@ import time
 import jax
 import numpy as np
 
-from analogjax import assemble, config, config_files, jitted, sharding
-from analogjax.data import (
-  batches,
-  logit_cache,
-  rows as rows_lib,
-  sampling,
-)
-from analogjax.models import hf_folder
+from analogjax.cache import batches, logit_cache, sampling
+from analogjax.config import loading, schema
+from analogjax.data import rows as rows_lib
+from analogjax.distributed import sharding
+from analogjax.models import hf_import
+from analogjax.run import run as assemble
+from analogjax.training import programs
 
 _DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 _POSITIONS, _LAYERS = (16, 32, 64), (1, 2, 4)
@@ -49,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   mesh = sharding.make_mesh({}, jax.devices()[:1])
   cache = logit_cache.open_cache(args.workdir / assemble.CACHE)
   folder = args.workdir / assemble.TEACHER
-  cfg = hf_folder.read_config(folder, dtype="float32")
+  cfg = hf_import.read_config(folder, dtype="float32")
   with jax.set_mesh(mesh):
-    params = hf_folder.read_parameters(folder, cfg, mesh, dtype=cfg.dtype)
+    params = hf_import.read_parameters(folder, cfg, mesh, dtype=cfg.dtype)
     if "bytes" in args.parts:
       _print_bytes(cache, cfg, params, mesh, args.rows)
     if "teacher" in args.parts:
@@ -68,7 +67,7 @@ def _print_bytes(cache, cfg, params, mesh, num_rows) -> None:
   print("| positions | depths | before | on disk | deviation of a cosine |")
   print("|---|---|---|---|---|")
   for Z in _LAYERS:
-    step = jitted.make_hidden_step(cfg, mesh, gram_layers=Z)
+    step = programs.make_hidden_step(cfg, mesh, gram_layers=Z)
     for M in _POSITIONS:
       pieces = []
       for start in range(0, num_rows, 8):
@@ -118,7 +117,7 @@ def _print_teacher(cache, cfg, params, mesh, rounds) -> None:
   keys_B2 = sampling.row_keys(rows_lib.rows_digests(rows), 0)
   arms = {}
   for M, Z in _TIMED:
-    step = jitted.make_teacher_step(
+    step = programs.make_teacher_step(
       cfg,
       mesh,
       sampler=sampling.Threshold(tau=section.tau),
@@ -146,7 +145,7 @@ def _print_student(cache, mesh, rounds) -> None:
       f"train.distill.loss.gram_weight={float(M > 0)}",
     )
     phase = sections.train.phase["distill"]
-    training = jitted.make_training(
+    training = programs.make_training(
       phase,
       assemble.student_config(sections),
       mesh,
@@ -187,9 +186,9 @@ def _print_times(title, arms, rounds) -> None:
       print(f"  {M} positions, {Z} depths: {ratio:.3f} of that")
 
 
-def _sections(*overrides: str) -> config.Sections:
+def _sections(*overrides: str) -> schema.Sections:
   pairs = [tuple(o.split("=", 1)) for o in overrides]
-  return config.to_sections(config_files.load(_DEMO, pairs))
+  return schema.to_sections(loading.load(_DEMO, pairs))
 
 
 if __name__ == "__main__":

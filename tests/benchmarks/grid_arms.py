@@ -4,9 +4,9 @@ import dataclasses
 import time
 from typing import NamedTuple
 
-from analogjax.data import sampling
+from analogjax.cache import sampling
 
-PIPELINE = "analogjax.data.docstrings:packed_rows"
+PIPELINE = "analogjax.demo.docstrings:packed_rows"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analogjax import losses
-from analogjax.data import batches
+from analogjax.cache import batches
 from analogjax.models import decoder
+from analogjax.training import losses
 
 BINS = 15  # Of the calibration error.
 

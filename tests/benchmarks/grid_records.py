@@ -15,16 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analogjax import losses, sharding
-from analogjax.data import (
-  batches,
-  cache_format,
-  logit_cache,
-  pipeline,
-  rows as rows_lib,
-  sampling,
-)
-from analogjax.models import decoder, hf_folder
+from analogjax.cache import batches, cache_format, logit_cache, sampling
+from analogjax.data import pipeline, rows as rows_lib
+from analogjax.distributed import sharding
+from analogjax.models import decoder, hf_import
+from analogjax.training import losses
 
 _ROWS = 8  # Of one object: they are run, drawn and written together.
 
@@ -42,7 +37,7 @@ def take(rows: rows_lib.Rows, index) -> rows_lib.Rows:
 
 
 def open_rows(s: Settings, split: str) -> pipeline.RowSource:
-  V = hf_folder.read_config(Path(s.teacher)).V
+  V = hf_import.read_config(Path(s.teacher)).V
   arguments = {
     "tokenizer": s.teacher,
     "L": s.L,
@@ -56,9 +51,9 @@ def open_rows(s: Settings, split: str) -> pipeline.RowSource:
 def keep(s: Settings, workdir: Path, name: str, rows: rows_lib.Rows) -> Kept:
   """Runs the teacher over rows, from where an earlier call was killed."""
   folder = Path(s.teacher)
-  cfg = hf_folder.read_config(folder)
+  cfg = hf_import.read_config(folder)
   mesh = sharding.make_mesh({}, devices=jax.devices()[:1])
-  params = hf_folder.read_parameters(folder, cfg, mesh, dtype="float32")
+  params = hf_import.read_parameters(folder, cfg, mesh, dtype="float32")
   graphdef = decoder.graphdef(cfg)
   head_VW = np.asarray(nnx.merge(graphdef, params).head_VD)
   shape = (*rows.tokens_BL.shape, cfg.D)

@@ -21,7 +21,8 @@ from grid_compare import evaluate, hold
 from grid_records import Kept, draw_all, keep, open_rows, size_of
 from grid_train import pretrained, train
 
-from analogjax.data import logit_cache, rows as rows_lib
+from analogjax.cache import logit_cache
+from analogjax.data import rows as rows_lib
 
 # 0.975 quantile of Student's t for 1 to 9 degrees of freedom.
 T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

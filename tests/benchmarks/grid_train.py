@@ -15,9 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from analogjax import losses, objectives, optim, steps
-from analogjax.data import batches, logit_cache, rows as rows_lib
+from analogjax.cache import batches, logit_cache
+from analogjax.data import rows as rows_lib
 from analogjax.models import decoder
+from analogjax.training import (
+  losses,
+  objective as objectives,
+  optimizer as optim,
+  steps,
+)
 
 
 def student_config(s: Settings, V: int) -> decoder.DecoderConfig:

@@ -36,9 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from analogjax import losses, steps
-from analogjax.data import batches, sampling
+from analogjax.cache import batches, sampling
 from analogjax.models import decoder, families, hf_export
+from analogjax.training import losses, steps
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 TAU, TOP_K, ALPHA, LEARNING_RATE, DECAY = 0.04, 16, 0.9, 1e-3, 1e-4

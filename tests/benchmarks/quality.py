@@ -34,7 +34,7 @@ from grid_train import student_config
 import jax
 from quality_report import report
 
-from analogjax.data import sampling
+from analogjax.cache import sampling
 
 DOCS = Path(__file__).parents[2] / "docs" / "experiments.md"
 

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax import losses
-from analogjax.data import batches
+from analogjax.cache import batches
 from analogjax.models import decoder
+from analogjax.training import losses
 
 
 @pytest.fixture

@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analogjax import losses, sharding, steps
-from analogjax.data import batches, rows, sampling
-from analogjax.models import decoder, hf_folder
+from analogjax.cache import batches, sampling
+from analogjax.data import rows
+from analogjax.distributed import sharding
+from analogjax.models import decoder, hf_import
+from analogjax.training import losses, steps
 
 SMOLLM2 = decoder.DecoderConfig(
   V=49_152,
@@ -117,9 +119,9 @@ def teacher(folder):
   if folder is None:
     make = jax.jit(decoder.init_parameters, static_argnums=(0, 1))
     return make(SMOLLM2, 0), SMOLLM2
-  cfg = hf_folder.read_config(folder)
+  cfg = hf_import.read_config(folder)
   mesh = sharding.make_mesh({}, jax.devices()[:1])
-  params = hf_folder.read_parameters(folder, cfg, mesh)
+  params = hf_import.read_parameters(folder, cfg, mesh)
   # Without the mesh, like everything else here.
   return jax.device_put(params, jax.devices()[0]), cfg
 

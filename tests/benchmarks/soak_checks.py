@@ -12,19 +12,13 @@ import durability
 from durability import Damage
 import jax
 
-from analogjax import (
-  assemble,
-  checkpoint,
-  config,
-  config_files,
-  ledger,
-  metrics,
-  optim,
-  sharding,
-  steps,
-)
-from analogjax.data import cache_check, logit_cache
+from analogjax.cache import damage as cache_check, logit_cache
+from analogjax.config import loading, schema
+from analogjax.distributed import sharding
 from analogjax.models import decoder
+from analogjax.run import run
+from analogjax.training import optimizer, steps
+from analogjax.workdir import checkpoints, ledger, metrics
 
 # What no process may say, whatever happens to the others.
 _UNWANTED = re.compile(
@@ -43,7 +37,7 @@ def read_sections(arguments):
     for name, text in flags.items()
     if name.startswith("config.")
   ]
-  return config.to_sections(config_files.load(file, values))
+  return schema.to_sections(loading.load(file, values))
 
 
 def curve(workdir, phase):
@@ -150,10 +144,10 @@ class Inspector:
 
   def _state(self, name):
     phase = self._sections.train.phase[name]
-    tx = optim.make_optimizer(phase.optimizer, phase.num_steps)
+    tx = optimizer.make_optimizer(phase.optimizer, phase.num_steps)
 
     def init():
-      cfg = assemble.student_config(self._sections)
+      cfg = run.student_config(self._sections)
       params = decoder.init_parameters(cfg, 0)
       step = jax.numpy.zeros((), "int32")
       return steps.TrainState(
@@ -192,10 +186,10 @@ class Inspector:
 
   def _restore_all(self, workdir, phase):
     """Steps of a phase that are listed; all of them can be read."""
-    place = assemble.checkpoint_place(self._sections, workdir, phase)
+    place = run.checkpoint_place(self._sections, workdir, phase)
     if not place.is_dir():
       return []
-    saved = checkpoint.Checkpoints(place, keep=None)  # Touches nothing.
+    saved = checkpoints.Checkpoints(place, keep=None)  # Touches nothing.
     try:
       for step in saved.steps():
         about = json.dumps(saved.about(step), sort_keys=True)

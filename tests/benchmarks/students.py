@@ -6,9 +6,9 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 
-from analogjax import jitted, losses, optim
-from analogjax.data import batches
+from analogjax.cache import batches
 from analogjax.models import decoder
+from analogjax.training import losses, optimizer as optim, programs
 
 V = 128_256  # The vocabulary of Llama 3.
 _SLOTS = {"hard": 0, "threshold": 26, "topk": 16, "live": 0}  # K of a record.
@@ -72,7 +72,7 @@ def training(
   *,
   microbatches: int = 1,
   alpha: float = 0.9,
-) -> jitted.Training:
+) -> programs.Training:
   """A training step as a phase makes it; alpha is 0 for hard labels."""
   optimizer = optim.OptimizerConfig(
     name="adamw",
@@ -89,7 +89,7 @@ def training(
     weight_decay=0.1,
     clip_norm=1.0,
   )
-  return jitted.Training(
+  return programs.Training(
     cfg=cfg,
     mesh=mesh,
     tx=optim.make_optimizer(optimizer, num_steps=1000),

@@ -19,17 +19,11 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 import students
 
-from analogjax import (
-  checkpoint,
-  cluster,
-  hosts,
-  launchers,
-  losses,
-  sharding,
-  steps,
-)
-from analogjax.data import batches
+from analogjax.cache import batches
+from analogjax.distributed import cluster, launchers, processes, sharding
 from analogjax.models import decoder
+from analogjax.training import losses, steps
+from analogjax.workdir import checkpoints
 
 KEPT = 2  # Checkpoints, as in the demo.
 
@@ -111,7 +105,7 @@ def work(link: connection.Connection, place: Place) -> None:
     if place.folder is not None:
       folder = tempfile.TemporaryDirectory(dir=place.folder)
       where = Path(stack.enter_context(folder))
-      saved = checkpoint.Checkpoints(where / "checkpoints", keep=KEPT)
+      saved = checkpoints.Checkpoints(where / "checkpoints", keep=KEPT)
       stack.callback(saved.close)
     loop = Loop(place.student, mesh, saved)
     link.send(loop.state_bytes)
@@ -136,13 +130,13 @@ class Loop:
       mesh=mesh,
       objective=losses.Objective(chunk=student.chunk),
     )
-    self._group = hosts.group(mesh)
+    self._group = processes.group(mesh)
     mine_B = self._group.indices_of(student.rows)
     whole = students.make_batch(
       "threshold", student.rows, student.length, student.V
     )
     self._batch = jax.tree.map(lambda x: x[mine_B], whole)
-    self._board = hosts.Board(mesh, 2)
+    self._board = processes.Board(mesh, 2)
     self._all_finite = jax.jit(
       steps.all_finite, out_shardings=NamedSharding(mesh, P())
     )
@@ -176,7 +170,7 @@ class Loop:
     return Spent(seconds=seconds, held=held, waited=waited, loss=loss)
 
   def _put(self, _: int) -> batches.Batch:
-    return hosts.put_rows(self._batch, self._mesh, self._group)
+    return processes.put_rows(self._batch, self._mesh, self._group)
 
   def _read(self, values: dict[str, jax.Array], shown: Any) -> float:
     values = {k: float(v) for k, v in jax.device_get(values).items()}

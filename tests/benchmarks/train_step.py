@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from analogjax import divergences, losses, steps
-from analogjax.data import batches
+from analogjax.cache import batches
 from analogjax.models import decoder
+from analogjax.training import divergences, losses, steps
 
 _DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 _BEGIN, _END = "<!-- train step: begin -->", "<!-- train step: end -->"

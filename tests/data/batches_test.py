@@ -1,4 +1,4 @@
-"""Tests for analogjax/data/batches.py."""
+"""Tests for analogjax/cache/batches.py."""
 
 import collections
 import json
@@ -10,13 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax import hosts
-from analogjax.data import (
-  batches,
-  logit_cache,
-  pipeline,
-  rows as rows_lib,
-)
+from analogjax.cache import batches, logit_cache
+from analogjax.data import pipeline, rows as rows_lib
+from analogjax.distributed import processes
 
 L, V = 6, 50
 
@@ -202,7 +198,7 @@ def test_in_order_covers_every_row_once(cache, batch_rows):
 def test_groups_share_out_what_is_read_in_order(cache, batch_rows):
   """Each row of a batch in one group, where the mesh wants it."""
   groups = [
-    hosts.Group(i, 2, True, w, 4) for i, w in enumerate([(0, 3), (1, 2)])
+    processes.Group(i, 2, True, w, 4) for i, w in enumerate([(0, 3), (1, 2)])
   ]
   parts = [list(batches.in_order(cache, batch_rows, g)) for g in groups]
   whole = list(batches.in_order(cache, batch_rows))

@@ -1,11 +1,11 @@
-"""Tests for analogjax/data/cache_check.py."""
+"""Tests for analogjax/cache/damage.py."""
 
 import shutil
 
 import numpy as np
 import pytest
 
-from analogjax.data import cache_check, logit_cache, sampling
+from analogjax.cache import damage as cache_check, logit_cache, sampling
 
 KINDS = ("threshold", "random", "topk")
 

@@ -1,11 +1,12 @@
-"""Tests for analogjax/data/cache_source.py."""
+"""Tests for analogjax/cache/grain_source.py."""
 
 import grain
 import numpy as np
 import pytest
 
-from analogjax.data import batches, cache_source, logit_cache, rows as rows_lib
-from analogjax.data.cache_format import CacheError
+from analogjax.cache import batches, grain_source, logit_cache
+from analogjax.cache.cache_format import CacheError
+from analogjax.data import rows as rows_lib
 
 L, V, R = 16, 500, 11
 
@@ -21,14 +22,14 @@ def cache(tmp_path, kit):
 
 
 def test_rows_come_through_grain_as_they_are_read(cache):
-  dataset = grain.MapDataset.source(cache_source.CacheSource(cache, replica=1))
+  dataset = grain.MapDataset.source(grain_source.CacheSource(cache, replica=1))
   assert len(dataset) == R
   shuffled = dataset.shuffle(seed=3).batch(4)
   seen = []
   for element in shuffled:
     assert element["ids"].shape == element["p"].shape
     rows = _to_rows(element)
-    seen += cache_source.DigestIndex(cache).find(rows).tolist()
+    seen += grain_source.DigestIndex(cache).find(rows).tolist()
   assert sorted(seen) == list(range(R))
   entries = cache.read([5], 1)
   np.testing.assert_array_equal(dataset[5]["ids"], entries.ids_BLK[0])
@@ -36,7 +37,7 @@ def test_rows_come_through_grain_as_they_are_read(cache):
 
 
 def test_a_batch_is_one_read_and_what_train_sees(cache, monkeypatch):
-  source = cache_source.BatchSource(cache, batch_rows=4, num_batches=9, seed=5)
+  source = grain_source.BatchSource(cache, batch_rows=4, num_batches=9, seed=5)
   assert len(source) == 9
   calls = []
   read = cache.read
@@ -64,7 +65,7 @@ def _pairs(calls):
 
 def test_a_replica_that_is_not_there_is_refused(cache):
   with pytest.raises(ValueError, match="replica=2: .* has 2, counted from 0"):
-    cache_source.CacheSource(cache, replica=2)
+    grain_source.CacheSource(cache, replica=2)
 
 
 def _to_rows(element):
@@ -73,12 +74,12 @@ def _to_rows(element):
 
 
 def test_live_rows_find_their_records_in_any_order(cache):
-  index = cache_source.DigestIndex(cache)
+  index = grain_source.DigestIndex(cache)
   order = np.array([7, 2, 2, 10, 0])
   live = cache.read(order).rows
   heavier = live._replace(weights_BL=live.weights_BL * 2)
   np.testing.assert_array_equal(index.find(live), order)
-  joined = cache_source.join(index, heavier, 1)
+  joined = grain_source.join(index, heavier, 1)
   np.testing.assert_array_equal(joined.ids_BLK, cache.read(order, 1).ids_BLK)
   # Loss weights belong to the live pipeline.
   np.testing.assert_array_equal(joined.rows.weights_BL, heavier.weights_BL)
@@ -114,7 +115,7 @@ def _one_token(rows):
   [_shifted, _other_packing, _other_positions, _other_tokenizer, _one_token],
 )
 def test_every_misalignment_is_noticed(cache, change):
-  index = cache_source.DigestIndex(cache)
+  index = grain_source.DigestIndex(cache)
   for row in range(R):
     live = change(cache.read([row]).rows)
     with pytest.raises(CacheError, match="row 0 of this batch, .* not in the"):
@@ -122,14 +123,14 @@ def test_every_misalignment_is_noticed(cache, change):
 
 
 def test_swapped_rows_get_their_own_records_not_those_of_their_place(cache):
-  index = cache_source.DigestIndex(cache)
+  index = grain_source.DigestIndex(cache)
   swapped = cache.read([4, 3]).rows
-  joined = cache_source.join(index, swapped)
+  joined = grain_source.join(index, swapped)
   np.testing.assert_array_equal(joined.ids_BLK, cache.read([4, 3]).ids_BLK)
 
 
 def test_rows_of_which_some_are_missing_are_counted(cache):
-  index = cache_source.DigestIndex(cache)
+  index = grain_source.DigestIndex(cache)
   rows = cache.read([0, 1, 2]).rows
   broken = rows._replace(tokens_BL=rows.tokens_BL.copy())
   broken.tokens_BL[1:, 0] += 1

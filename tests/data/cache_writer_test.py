@@ -1,11 +1,11 @@
-"""Tests for analogjax/data/cache_writer.py."""
+"""Tests for analogjax/cache/writer.py."""
 
 import functools
 import threading
 
 import pytest
 
-from analogjax.data import cache_writer, logit_cache
+from analogjax.cache import logit_cache, writer as cache_writer
 
 
 class Slow:

@@ -7,12 +7,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from analogjax.data import (
-  cache_format,
-  gram_codes,
-  rows as rows_lib,
-  sampling,
-)
+from analogjax.cache import cache_format, gram_codes, sampling
+from analogjax.data import rows as rows_lib
 
 END = "<|endoftext|>"
 TEXTS = [

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from analogjax.data import distillkit_codec
+from analogjax.interop.distillkit import codec as distillkit_codec
 
 COMMIT = "a61c2e7d25c2e990d45832e12bd8542bdee9c810"
 GOLDEN = Path(__file__).with_name("distillkit_golden.json")

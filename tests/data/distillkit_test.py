@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analogjax.data import distillkit
+from analogjax.interop.distillkit import entries
 
 V, L, K = 50, 6, 3
 CODEC = dict(d=V, k=K, exact_k=K, delta_encoding=False, residual_bins=[])
@@ -62,7 +62,7 @@ def write(path, rows, types=TYPES, **options):
 
 
 def opened(path, codec=CODEC, **sizes):
-  return distillkit.open_dataset(str(path), codec, **{"L": L, "V": V, **sizes})
+  return entries.open_dataset(str(path), codec, **{"L": L, "V": V, **sizes})
 
 
 def test_a_captured_row(tmp_path):
@@ -206,7 +206,7 @@ def test_a_mass_above_one_is_clamped_and_counted(tmp_path):
   found = opened(write(tmp_path / "a.parquet", [lossy])).read([0])
   np.testing.assert_allclose(
     found.log_tail_BL[0, :3],
-    np.log([distillkit.MIN_TAIL, 0.125, distillkit.MIN_TAIL]),
+    np.log([entries.MIN_TAIL, 0.125, entries.MIN_TAIL]),
     rtol=1e-6,
   )
   np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Tests for analogjax/data/docstrings.py."""
+"""Tests for analogjax/demo/docstrings.py."""
 
 import ast
 import importlib.metadata
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from analogjax.data import docstrings, pipeline, text
+from analogjax.data import pipeline, text
+from analogjax.demo import docstrings
 
 END = "<|endoftext|>"
 
@@ -227,7 +228,7 @@ def test_another_corpus_is_refused_unless_accepted(tokenizer_folder):
 
   def open_(**changes):
     return pipeline.open_pipeline(
-      "analogjax.data.docstrings:packed_rows",
+      "analogjax.demo.docstrings:packed_rows",
       {**arguments, **changes},
       L=64,
       V=300,

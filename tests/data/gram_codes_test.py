@@ -1,4 +1,4 @@
-"""Tests for analogjax/data/gram_codes.py."""
+"""Tests for analogjax/cache/gram_codes.py."""
 
 import collections
 import hashlib
@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from analogjax.data import gram_codes
+from analogjax.cache import gram_codes
 
 B, L, M, SEED = 40, 24, 6, 3
 

@@ -1,4 +1,4 @@
-"""Tests for analogjax/data/logit_cache.py, cache_format.py and store.py."""
+"""Tests for analogjax/cache/logit_cache.py, cache_format.py and store.py."""
 
 import dataclasses
 import functools
@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import zarr
 
-from analogjax.data import (
+from analogjax.cache import (
   cache_format,
   gram_codes,
   logit_cache,
   record_codec,
-  rows as rows_lib,
   sampling,
-  store,
 )
+from analogjax.data import rows as rows_lib
+from analogjax.workdir import store
 
 KINDS = ("threshold", "random", "topk")
 ORDER = np.random.default_rng(5).permutation(100)  # An id order.

@@ -1,4 +1,4 @@
-"""Tests for analogjax/data/record_codec.py."""
+"""Tests for analogjax/cache/record_codec.py."""
 
 import types
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from analogjax.data import record_codec, sampling
+from analogjax.cache import record_codec, sampling
 
 KINDS = ("threshold", "random", "topk")
 

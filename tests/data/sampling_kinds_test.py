@@ -1,4 +1,4 @@
-"""Tests for analogjax/data/sampling.py: kinds, replicas, capture, temperature.
+"""Tests for analogjax/cache/sampling.py: kinds, replicas, capture, temperature.
 
 The threshold sampler itself is in sampling_test.py.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from analogjax.data import sampling
+from analogjax.cache import sampling
 
 NUM = 4096
 ALPHA = 1e-3  # Chance that a correct sampler fails one of these tests.

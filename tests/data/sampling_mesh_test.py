@@ -1,4 +1,4 @@
-"""Tests for analogjax/data/sampling.py on meshes: everywhere the same bits."""
+"""Tests for analogjax/cache/sampling.py on meshes: everywhere the same bits."""
 
 import functools
 
@@ -7,8 +7,8 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
-from analogjax import sharding
-from analogjax.data import sampling
+from analogjax.cache import sampling
+from analogjax.distributed import sharding
 
 B, L = 8, 13  # A number of positions that fills no vector register.
 MESHES = (

@@ -1,4 +1,4 @@
-"""Tests for analogjax/data/sampling.py."""
+"""Tests for analogjax/cache/sampling.py."""
 
 import functools
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analogjax.data import sampling, slots
+from analogjax.cache import draws, sampling
 
 TAU = 0.04
 NUM = 8192  # Keys of a Monte-Carlo estimate.
@@ -353,7 +353,7 @@ def test_a_uniform_distribution_over_a_large_vocabulary():
 def test_the_least_and_the_largest_offset_stay_inside(monkeypatch):
   """The first point is at the first tail token, the last at the last."""
   monkeypatch.setattr(
-    slots,
+    draws,
     "bits",
     lambda keys_B2, stream, positions_L, count: jnp.broadcast_to(
       jnp.where(positions_L > 0, jnp.uint32(0xFFFFFFFF), 0)[None, :, None],

@@ -1,4 +1,4 @@
-"""Tests for analogjax/data/store.py: a cache on disk and in object stores."""
+"""Tests for analogjax/workdir/store.py: a cache on disk and in object stores."""
 
 import http.server
 import importlib.util
@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from analogjax import config_files, main
-from analogjax.data import logit_cache, store
+from analogjax import main
+from analogjax.cache import logit_cache
+from analogjax.config import loading
+from analogjax.workdir import store
 
 _spec = importlib.util.spec_from_file_location(
   "faulty_s3", Path(__file__).with_name("faulty_s3.py")
@@ -301,8 +303,8 @@ def test_a_server_that_is_down(cached, account, monkeypatch, tmp_path, capfd):
     assert "source locations" not in str(error.value)
 
   overrides = [("cache.location", "s3://bucket/a"), ("cache.s3_endpoint", url)]
-  cfg = config_files.load(ROOT / "configs" / "demo.py", overrides)
-  config_files.save_resolved(cfg, tmp_path)
+  cfg = loading.load(ROOT / "configs" / "demo.py", overrides)
+  loading.save_resolved(cfg, tmp_path)
   capfd.readouterr()
   assert main.main(["cache", "--inspect", f"--workdir={tmp_path}"]) == 2
   (line,) = capfd.readouterr().err.splitlines()

@@ -1,10 +1,10 @@
-"""Tests for analogjax/data/vocabulary.py."""
+"""Tests for analogjax/distributed/vocabulary.py."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analogjax.data import vocabulary
+from analogjax.distributed import vocabulary
 
 ALONE = vocabulary.Split(None)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from analogjax import config_files
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
+from analogjax.config import loading
 
 # The README's teacher, as far as a plan needs it: a Llama of 70 billion.
 TEACHER_CONFIG = {
@@ -95,8 +95,8 @@ def desk(tmp_path, monkeypatch):
   for name in ("cache", "held_out"):
     cache = logit_cache.create(tmp_path / "runs/demo" / name, m)
     kit.write_all(cache, kit.rows(m), kit.records(m))
-  cfg = config_files.load(tmp_path / "configs/demo.py", [])
-  config_files.save_resolved(cfg, tmp_path / "runs/demo")
+  cfg = loading.load(tmp_path / "configs/demo.py", [])
+  loading.save_resolved(cfg, tmp_path / "runs/demo")
   (tmp_path / "books").mkdir()
   (tmp_path / "books/a.txt").write_text("a book of nothing much\n" * 9)
   vocabulary = {"<|endoftext|>": 0, "a": 1, "book": 2, "?": 3}

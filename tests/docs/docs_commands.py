@@ -31,8 +31,9 @@ import tomllib
 from docs_pages import ROOT
 from packaging.requirements import Requirement
 
-from analogjax import config_files, main
-from analogjax.arguments import Arguments, parse
+from analogjax import main
+from analogjax.cli.arguments import Arguments, parse
+from analogjax.config import loading
 
 # What starts a command of ours, which is looked for among its arguments.
 STARTERS = ("srun", "mpirun", "env", "nohup", "timeout", "gcloud")
@@ -154,7 +155,7 @@ class Checker:
     else:
       args = parse(arguments)
       if args.config is not None:
-        config_files.load(args.config, args.overrides)
+        loading.load(args.config, args.overrides)
       if self._is_cheap(args, arguments):
         self.ran.append(("analogjax", *arguments))
         assert main.main(arguments) == main.OK, "it failed; see its output"
@@ -168,7 +169,7 @@ class Checker:
       return False  # A bundle or a key, that would have to be there.
     looks = args.action in ("--inspect", "--verify") and not args.rows
     assert args.workdir is not None
-    return looks and (args.workdir / config_files.FILE_NAME).exists()
+    return looks and (args.workdir / loading.FILE_NAME).exists()
 
   def _python(self, where: str, arguments: list[str]) -> None:
     assert arguments, "no script"

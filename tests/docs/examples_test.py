@@ -17,9 +17,10 @@ from docs_pages import all_blocks
 import numpy as np
 import pytest
 
-from analogjax import config, config_files, main
+from analogjax import main
+from analogjax.config import loading, schema
 from analogjax.data import pipeline
-from analogjax.models import hf_folder
+from analogjax.models import hf_import
 
 BLOCKS = all_blocks()
 PYTHON = [b for b in BLOCKS if b.language == "python"]
@@ -47,9 +48,9 @@ def test_block_runs(block):
 @pytest.mark.usefixtures("desk")
 @marked("config")
 def test_block_of_a_config_is_valid(block):
-  cfg = config_files.load("configs/demo.py", []).unlock()
+  cfg = loading.load("configs/demo.py", []).unlock()
   exec(compile(block.text, block.where, "exec"), {"cfg": cfg})
-  data = config.to_sections(cfg).data
+  data = schema.to_sections(cfg).data
   module, _, name = data.pipeline.partition(":")
   function = getattr(importlib.import_module(module), name)
   for arguments in (data.arguments, data.held_out_arguments):
@@ -59,7 +60,7 @@ def test_block_of_a_config_is_valid(block):
 
 @pytest.mark.usefixtures("desk")
 def test_the_readme_s_pipeline_gives_rows():
-  cfg = config_files.load("configs/ours.py", [])
+  cfg = loading.load("configs/ours.py", [])
   for more, expected in ({}, 3), (cfg.data.held_out_arguments.to_dict(), 2):
     arguments = {**cfg.data.arguments.to_dict(), **more}
     source = pipeline.open_pipeline(
@@ -104,4 +105,4 @@ def test_the_digest_of_a_teacher_by_sha256sum(tmp_path, monkeypatch):
   if not shutil.which("sha256sum"):
     pytest.skip("there is no sha256sum on this machine")
   found = subprocess.check_output(line, shell=True, text=True, cwd=tmp_path)
-  assert found.split()[0] == hf_folder.folder_digest(tmp_path)
+  assert found.split()[0] == hf_import.folder_digest(tmp_path)

@@ -14,8 +14,9 @@ from docs_pages import ROOT, all_blocks, commands_of
 import numpy as np
 import pytest
 
-from analogjax.data import logit_cache, pipeline
-from analogjax.models import hf_folder
+from analogjax.cache import logit_cache
+from analogjax.data import pipeline
+from analogjax.models import hf_import
 
 GUIDE = "docs/lab_guide.md"
 EXPORTED = [b for b in all_blocks() if b.marks == ("exported",)]
@@ -87,7 +88,7 @@ def test_the_guide_makes_an_analog(desk, kit):
 
   cache = logit_cache.open_cache(desk / "runs/lab/cache")
   assert cache.manifest.num_rows == 46 and cache.committed().all()
-  summary = hf_folder.read_json(desk / "runs/lab/summary.json")
+  summary = hf_import.read_json(desk / "runs/lab/summary.json")
   assert set(summary["models"]) == {"teacher", "distill"}
 
   shutil.copytree(desk / "runs/lab/export", desk / "runs/demo/export")

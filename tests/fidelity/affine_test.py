@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax.fidelity import affine, streams
+from analogjax.fidelity import activations, least_squares
 from analogjax.models import decoder
 
 DEPTHS = (1 / 3, 2 / 3, 1.0)
@@ -19,9 +19,11 @@ def fitted(pair, kit):
 
 
 def moments(study, rows, student="analog", **more):
-  points = streams.draw_points(rows, 8, study.rng("points"))
+  points = activations.draw_points(rows, 8, study.rng("points"))
   model = study.students[student]
-  return affine.moments(study, model, DEPTHS, DEPTHS, rows, points, **more)
+  return least_squares.moments(
+    study, model, DEPTHS, DEPTHS, rows, points, **more
+  )
 
 
 def test_the_planted_pair_is_one(pair, kit):
@@ -46,20 +48,20 @@ def test_the_planted_pair_is_one(pair, kit):
 
 
 def test_points_are_tokens_and_the_same_for_every_caller(pair):
-  points = streams.draw_points(pair.test, 8, pair.rng("points"))
-  again = streams.draw_points(pair.test, 8, pair.rng("points"))
+  points = activations.draw_points(pair.test, 8, pair.rng("points"))
+  again = activations.draw_points(pair.test, 8, pair.rng("points"))
   np.testing.assert_array_equal(points, again)
   assert points.shape == (16, 8) and (np.diff(points) > 0).all()
   assert (np.take_along_axis(pair.test.segments_BL, points, 1) > 0).all()
   assert len(np.unique(points)) == 30  # Of 32, two are padding.
   with pytest.raises(ValueError, match="row 0 has 30 tokens, expected at lea"):
-    streams.draw_points(pair.test, 31, pair.rng("points"))
+    activations.draw_points(pair.test, 31, pair.rng("points"))
 
 
 def test_a_stream_is_what_the_model_computes(pair):
-  points = streams.draw_points(pair.test, 8, pair.rng("points"))
+  points = activations.draw_points(pair.test, 8, pair.rng("points"))
   model = pair.analog
-  for x_PBMD, here in streams.stream(
+  for x_PBMD, here in activations.stream(
     pair, model, pair.test, points, (1 / 3, 1.0)
   ):
     _, x_YBLD = nnx.merge(model.graphdef, model.params)(
@@ -75,22 +77,22 @@ def test_the_planted_map_is_found_at_every_depth(fitted, kit):
   fit, test = fitted
   R_DW = kit.orthonormal(kit.ANALOG.D, 2 * kit.ANALOG.D)
   for p in range(3):
-    found = affine.solve(fit, p, p)
+    found = least_squares.solve(fit, p, p)
     np.testing.assert_allclose(found.w_DW, R_DW, atol=5e-3)
-    assert affine.unexplained(found, test, p, p) < 1e-3
+    assert least_squares.unexplained(found, test, p, p) < 1e-3
     # Another layer is not this one.
     other = (p + 1) % 3
-    elsewhere = affine.solve(fit, p, other)
-    assert affine.unexplained(elsewhere, test, p, other) > 0.05
+    elsewhere = least_squares.solve(fit, p, other)
+    assert least_squares.unexplained(elsewhere, test, p, other) > 0.05
 
 
 def test_unexplained_is_what_a_second_pass_would_find(pair, fitted):
   fit, test = fitted
-  found = affine.solve(fit, 0, 2)
-  points = streams.draw_points(pair.test, 8, pair.rng("points"))
+  found = least_squares.solve(fit, 0, 2)
+  points = activations.draw_points(pair.test, 8, pair.rng("points"))
   pairs = zip(
-    streams.stream(pair, pair.analog, pair.test, points, (1 / 3,)),
-    streams.stream(pair, pair.teacher, pair.test, points, (1.0,)),
+    activations.stream(pair, pair.analog, pair.test, points, (1 / 3,)),
+    activations.stream(pair, pair.teacher, pair.test, points, (1.0,)),
     strict=True,
   )
   parts = [(np.asarray(a), np.asarray(b)) for (a, _), (b, _) in pairs]
@@ -99,24 +101,24 @@ def test_unexplained_is_what_a_second_pass_would_find(pair, fitted):
   y_NW = np.concatenate(y, axis=1).reshape(-1, pair.teacher.cfg.D)
   error = np.square(x_ND @ found.w_DW + found.b_W[None] - y_NW).sum()
   expected = error / np.square(y_NW - y_NW.mean(0, keepdims=True)).sum()
-  assert affine.unexplained(found, test, 0, 2) == pytest.approx(
+  assert least_squares.unexplained(found, test, 0, 2) == pytest.approx(
     expected, rel=1e-3
   )
 
 
 def test_shuffled_pairs_and_another_model_are_not_mapped(pair, fitted):
   _, test = fitted
-  shuffled = affine.solve(moments(pair, pair.fit, shuffled=True), 1, 1)
-  assert affine.unexplained(shuffled, test, 1, 1) > 0.9
+  shuffled = least_squares.solve(moments(pair, pair.fit, shuffled=True), 1, 1)
+  assert least_squares.unexplained(shuffled, test, 1, 1) > 0.9
   of_random = moments(pair, pair.test, "random")
-  random = affine.solve(moments(pair, pair.fit, "random"), 1, 1)
-  assert affine.unexplained(random, of_random, 1, 1) > 0.2
+  random = least_squares.solve(moments(pair, pair.fit, "random"), 1, 1)
+  assert least_squares.unexplained(random, of_random, 1, 1) > 0.2
 
 
 def test_a_mesh_changes_nothing(fitted, kit, many_devices):
   study = kit.make_study(many_devices)
   found = moments(study, study.fit)
-  for field in dataclasses.fields(affine.Moments):
+  for field in dataclasses.fields(least_squares.Moments):
     np.testing.assert_allclose(
       getattr(found, field.name),
       getattr(fitted[0], field.name),
@@ -129,12 +131,14 @@ def test_the_last_batch_may_be_short(pair, kit):
   """Rows that fill it up count for nothing."""
   some = kit.random_rows(11, 5)
   first = type(some)(*(field[:8] for field in some))
-  points = streams.draw_points(some, 8, pair.rng("points"))
+  points = activations.draw_points(some, 8, pair.rng("points"))
   whole = moments(pair, some)
   assert whole.n == 88
   x_PD = sum(
     np.asarray(x_PBMD, np.float64)[:, : here.stop - here.start].sum((1, 2))
-    for x_PBMD, here in streams.stream(pair, pair.analog, some, points, DEPTHS)
+    for x_PBMD, here in activations.stream(
+      pair, pair.analog, some, points, DEPTHS
+    )
   )
   np.testing.assert_allclose(whole.x_PD, x_PD, rtol=1e-4, atol=1e-3)
   assert np.abs(whole.x_PD - moments(pair, first).x_PD).max() > 0.1
@@ -164,10 +168,10 @@ def test_activations_that_are_not_finite_are_refused(pair):
     pair.analog.params,
   )
   broken = dataclasses.replace(pair.analog, params=params)
-  points = streams.draw_points(pair.test, 8, pair.rng("points"))
+  points = activations.draw_points(pair.test, 8, pair.rng("points"))
   message = "activations of analog at depth 0.67 are not finite"
   with pytest.raises(ValueError, match=message):
-    list(streams.stream(pair, broken, pair.test, points, DEPTHS))
+    list(activations.stream(pair, broken, pair.test, points, DEPTHS))
   assert decoder.graphdef(broken.cfg) is pair.analog.graphdef
 
 
@@ -180,7 +184,7 @@ def test_points_that_do_not_count_are_in_no_pair(pair):
   x_PBMD[0, out_BM] = y_QBMW[0, out_BM] = 1e3
   weights_BM = np.float32(~out_BM)
   for shuffles in (None, pair.rng("a")):
-    found = affine.of_batch(
+    found = least_squares.of_batch(
       *(pair, x_PBMD, y_QBMW, slice(0, 8), shuffles), weights_BM=weights_BM
     )
     assert 5 < found.n <= weights_BM.sum()

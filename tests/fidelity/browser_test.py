@@ -14,7 +14,7 @@ import subprocess
 import pytest
 import synthetic_report
 
-from analogjax.fidelity import report
+from analogjax.fidelity.report import page as report
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from analogjax import sharding, subjects
+from analogjax.config import measure
 from analogjax.data import rows as rows_lib
-from analogjax.fidelity import options, study
+from analogjax.distributed import sharding
+from analogjax.evaluation import models
+from analogjax.fidelity import study
 from analogjax.models import decoder
 
 ANALOG = decoder.DecoderConfig(
@@ -36,8 +38,8 @@ ANALOG = decoder.DecoderConfig(
 )
 L = 32
 
-OPTIONS = options.MeasureConfig(
-  parts=options.PARTS,
+OPTIONS = measure.MeasureConfig(
+  parts=measure.PARTS,
   phases=("analog",),
   folders=(),
   batch_rows=8,
@@ -140,12 +142,12 @@ def make_study(mesh, *, students=None, **changes):
 
   def model(name, cfg, params):
     where = sharding.state_shardings(decoder.abstract_parameters(cfg), mesh)
-    return subjects.Model(
+    return models.Model(
       name=name, cfg=cfg, params=jax.device_put(params, where)
     )
 
   others = dict(students or {})
-  others[subjects.RANDOM] = (ANALOG, trained_looking(ANALOG, 1))
+  others[models.RANDOM] = (ANALOG, trained_looking(ANALOG, 1))
   return study.Study(
     mesh=mesh,
     teacher=model("teacher", teacher_cfg, teacher_params),

@@ -5,7 +5,8 @@ import json
 import pytest
 import synthetic_report
 
-from analogjax.fidelity import document, report
+from analogjax.fidelity import document
+from analogjax.fidelity.report import page as report
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tests for analogjax/fidelity/intervene.py."""
+"""Tests for analogjax/fidelity/intervention.py."""
 
 import json
 
@@ -7,8 +7,8 @@ import pytest
 import safetensors.numpy
 import steered
 
-from analogjax import estimates
-from analogjax.fidelity import behaviours, intervene, vectors
+from analogjax.evaluation import estimates
+from analogjax.fidelity import behaviours, intervention, steering_vectors
 
 DIGESTS = {"model.safetensors": "ab" * 32}
 SITE = {"site": "block01.resid_post"}
@@ -33,19 +33,21 @@ def write(folder, vector, metadata=SITE, name="vector"):
 
 
 def read(planted, path):
-  return intervene.read_vector(path, planted.analog, DIGESTS)
+  return intervention.read_vector(path, planted.analog, DIGESTS)
 
 
 def test_the_analogs_own_vector_transfers(planted, behaviour, tmp_path):
-  part = vectors.prepare(planted, behaviour)
-  own = vectors.contrasts(planted, planted.analog, part.with_, part.without)
+  part = steering_vectors.prepare(planted, behaviour)
+  own = steering_vectors.contrasts(
+    planted, planted.analog, part.with_, part.without
+  )
   path = write(tmp_path, np.float32(own[2 / 3].vector_D))
   found = read(planted, path)
   folder = tmp_path / "maps"
-  way = intervene.find_way(planted, found.depth, folder, {"a": 1})
+  way = intervention.find_way(planted, found.depth, folder, {"a": 1})
   assert way.depth == found.depth == 2 / 3 and way.unexplained < 1e-3
   assert way.stretch == pytest.approx(1, abs=1e-3)  # It only turns.
-  answer = intervene.answer(planted, found, way, behaviour)
+  answer = intervention.answer(planted, found, way, behaviour)
   assert answer["verdict"] == "transfers"
   analog, frontier = answer["analog"], answer["frontier"]
   # The models are one, turned.
@@ -57,7 +59,7 @@ def test_the_analogs_own_vector_transfers(planted, behaviour, tmp_path):
   assert kept.stat().st_mode & 0o777 == 0o600
   assert folder.stat().st_mode & 0o777 == 0o700
   before = dict(planted.tokens)
-  again = intervene.find_way(planted, found.depth, folder, {"a": 1})
+  again = intervention.find_way(planted, found.depth, folder, {"a": 1})
   assert planted.tokens == before
   np.testing.assert_array_equal(again.w_DW, way.w_DW)
   assert (again.depth, again.stretch) == (way.depth, way.stretch)
@@ -68,7 +70,7 @@ def test_the_analogs_own_vector_transfers(planted, behaviour, tmp_path):
   assert max(map(len, lists)) < steered.D
   kept.write_bytes(b"damaged")
   with pytest.raises(ValueError, match="cannot be read.* Delete it"):
-    intervene.find_way(planted, found.depth, folder, {"a": 1})
+    intervention.find_way(planted, found.depth, folder, {"a": 1})
 
 
 def test_a_vector_without_an_effect_does_not(planted, behaviour, tmp_path):
@@ -76,8 +78,8 @@ def test_a_vector_without_an_effect_does_not(planted, behaviour, tmp_path):
   path = write(tmp_path, rng.normal(size=steered.D), {"depth": "0.6"})
   found = read(planted, path)
   assert planted.analog.block(found.depth) == 1
-  way = intervene.Way(np.eye(steered.D, steered.W), 1 / 3, 1.0, 0.0)
-  answer = intervene.answer(planted, found, way, behaviour)
+  way = intervention.Way(np.eye(steered.D, steered.W), 1 / 3, 1.0, 0.0)
+  answer = intervention.answer(planted, found, way, behaviour)
   assert answer["verdict"] == "not enough evidence"
   assert "in the analog itself" in answer["because"]
 
@@ -98,7 +100,7 @@ def test_verdicts(analog, frontier, expected):
     estimates.Estimate((low + high) / 2, low, high, 9)
     for low, high in (analog, frontier)
   ]
-  verdict, because = intervene.judge(made[0], 0.5, made[1], 0.5)
+  verdict, because = intervention.judge(made[0], 0.5, made[1], 0.5)
   assert verdict == expected and because
 
 

@@ -1,4 +1,4 @@
-"""Tests for analogjax/fidelity/options.py."""
+"""Tests for analogjax/config/measure.py."""
 
 import dataclasses
 

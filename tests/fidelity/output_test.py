@@ -1,4 +1,4 @@
-"""Tests for analogjax/fidelity/row_sums.py and output.py."""
+"""Tests for analogjax/fidelity/token_sums.py and output.py."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analogjax.fidelity import output, row_sums
+from analogjax.fidelity import output, token_sums
 from analogjax.models import decoder
 
 DOCUMENTS = 2
@@ -76,7 +76,7 @@ def labels(rows):
 
 def entropy_bins(logp_RLV):
   entropy_RL = -(np.exp(logp_RLV) * logp_RLV).sum(-1)
-  return np.digitize(entropy_RL, row_sums.ENTROPY_EDGES) - 1
+  return np.digitize(entropy_RL, token_sums.ENTROPY_EDGES) - 1
 
 
 @pytest.mark.parametrize("name", ["teacher", "near", "small"])
@@ -97,10 +97,10 @@ def test_row_sums_are_those_of_all_logits_at_once(study, found, name):
     tops[0][..., 0] == tops[1][..., 0],
     shared,
   )
-  assert len(expected) == len(row_sums.METRICS)
+  assert len(expected) == len(token_sums.METRICS)
   bins = entropy_bins(logp)
   assert len(np.unique(bins)) >= 3
-  for e in range(len(row_sums.ENTROPY_EDGES) - 1):
+  for e in range(len(token_sums.ENTROPY_EDGES) - 1):
     by_hand = np.stack([(x * w_RL * (bins == e)).sum(-1) for x in expected], 1)
     np.testing.assert_allclose(
       found[name].by_entropy_BKE[..., e], by_hand, rtol=2e-3, atol=2e-3
@@ -139,9 +139,11 @@ def test_the_section_is_json_with_an_interval_around_each_number(
 ):
   assert set(measured) == {"teacher", *study.students}
   json.dumps(measured, allow_nan=False)
-  wanted = {*row_sums.METRICS, "cross_entropy_gap_nats"} - {"tokens"}
+  wanted = {*token_sums.METRICS, "cross_entropy_gap_nats"} - {"tokens"}
   wanted |= {"expected_calibration_error"}
-  of_teacher = {*row_sums.OF_TEACHER, "expected_calibration_error"} - {"tokens"}
+  of_teacher = {*token_sums.OF_TEACHER, "expected_calibration_error"} - {
+    "tokens"
+  }
   _, w_RL = labels(study.test)
   for name, model in measured.items():
     keys = of_teacher if name == "teacher" else wanted
@@ -243,7 +245,7 @@ def test_a_mesh_changes_nothing(kit, many_devices, analogs, found):
   # What rounds the other way is in another bin, or another id is likeliest.
   for name in split:
     alone = found[name]
-    for field in row_sums.RowSums._fields:
+    for field in token_sums.RowSums._fields:
       a, b = getattr(alone, field), getattr(split[name], field)
       assert a.shape == b.shape
       near = np.isclose(a, b, rtol=1e-3, atol=1e-2)
@@ -254,7 +256,7 @@ def test_a_soft_cap_is_the_teachers_alone(study, found):
   cfg = dataclasses.replace(study.teacher.cfg, logit_softcap=1.0)
   teacher = dataclasses.replace(study.teacher, cfg=cfg)
   low = sums(dataclasses.replace(only(study, "small"), teacher=teacher))
-  hard = row_sums.METRICS.index("cross_entropy_nats")
+  hard = token_sums.METRICS.index("cross_entropy_nats")
 
   def total(sums, name):
     return sums[name].by_entropy_BKE[:, hard].sum()
@@ -283,7 +285,7 @@ def test_no_row_holds_logits_of_all_its_positions(study):
       ),
       batch,
     )
-    step = row_sums.make_step(
+    step = token_sums.make_step(
       tuple(cfgs.items()), study.mesh, chunk=16, documents=2
     )
     with jax.set_mesh(study.mesh):

@@ -8,8 +8,9 @@ import re
 import pytest
 import synthetic_report
 
-from analogjax.fidelity import charts, markup, report, svg
-from analogjax.fidelity.markup import number
+from analogjax.fidelity.report import page as report
+from analogjax.rendering import charts, html as markup, svg
+from analogjax.rendering.html import number
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "col"}
 

@@ -11,7 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax.fidelity import held_out_maps, nulls, similarity, streams
+from analogjax.fidelity import (
+  activations,
+  held_out_maps,
+  permutation,
+  similarity,
+)
 
 METRICS = tuple(similarity.METRICS)
 
@@ -41,7 +46,7 @@ def p_values(x_PND, y_QNW, reduce, mesh, *, units, permutations=39, seed=0):
   """By metric."""
   left, right = reduce(x_PND), reduce(y_QNW)
   rng = np.random.default_rng(seed)
-  orders_CU = nulls.draw_orders(units, permutations, rng)
+  orders_CU = permutation.draw_orders(units, permutations, rng)
   return {
     metric: similarity.greatest(
       similarity.compare(metric, left[metric], right[metric], orders_CU, mesh)
@@ -100,10 +105,10 @@ def test_a_mesh_changes_nothing(found, kit, many_devices):
   """Of maps, affine_test.py says the same."""
   study = kit.make_study(many_devices)
   study = dataclasses.replace(study, students={"analog": study.analog})
-  points_RM = streams.draw_points(
-    streams.ordinary(study.test, []), 8, study.rng("similarity", "points")
+  points_RM = activations.draw_points(
+    activations.ordinary(study.test, []), 8, study.rng("similarity", "points")
   )
-  orders_CR = nulls.draw_orders(16, 39, study.rng("similarity", "orders"))
+  orders_CR = permutation.draw_orders(16, 39, study.rng("similarity", "orders"))
   (teacher, _), (own, _) = (
     similarity.represent(study, model, points_RM)
     for model in (study.teacher, study.analog)
@@ -127,7 +132,7 @@ def test_depths_of_one_side_may_be_fewer(reduce, one_device):
   """Two of the student, three of the teacher, of which one is a copy."""
   x_PND = np.random.default_rng(0).normal(size=(3, 64, 12))
   left, right = reduce(x_PND[1:]), reduce(x_PND)
-  orders_CU = nulls.draw_orders(16, 19, np.random.default_rng(0))
+  orders_CU = permutation.draw_orders(16, 19, np.random.default_rng(0))
   for metric in METRICS:
     found_CPQ = similarity.compare(
       metric, left[metric], right[metric], orders_CU, one_device
@@ -141,7 +146,7 @@ def test_depths_of_one_side_may_be_fewer(reduce, one_device):
 
 def test_depths_in_groups_are_the_same(pair, monkeypatch):
   """Two at a time where all would be too many; the last batch is short."""
-  points = streams.draw_points(pair.test, 8, pair.rng("points"))
+  points = activations.draw_points(pair.test, 8, pair.rng("points"))
   whole, kept = similarity.represent(pair, pair.analog, points)
   monkeypatch.setattr(similarity, "_BYTES", 2 * 4 * 128 * pair.analog.cfg.D)
   before = pair.tokens["analog"]
@@ -185,9 +190,9 @@ def test_independent_gaussians_are_calibrated(metric, reduce, one_device):
   found = []
   for _ in range(10):
     left = reduce(rng.normal(size=(10, 500, D)), (metric,))[metric]
-    orders_CU = nulls.draw_orders(50, 39, rng)
+    orders_CU = permutation.draw_orders(50, 39, rng)
     found_CA = similarity.METRICS[metric](left, right, orders_CU, one_device)
-    found += [nulls.calibrated(of_C[0], of_C[1:]) for of_C in found_CA.T]
+    found += [permutation.calibrated(of_C[0], of_C[1:]) for of_C in found_CA.T]
   p_values = np.asarray([value["p"] for value in found])
   assert len(found) == 100 and (p_values > 0.05).sum() >= 93
   assert abs(np.mean([value["calibrated"] for value in found])) < 0.03
@@ -225,14 +230,14 @@ def test_the_greatest_of_all_pairs_has_the_null_of_the_greatest(
   inside = outside = 0
   for draw in range(25):
     left, right = (reduce(rng.normal(size=(4, 64, 12))) for _ in range(2))
-    orders_CU = nulls.draw_orders(16, 39, np.random.default_rng(draw))
+    orders_CU = permutation.draw_orders(16, 39, np.random.default_rng(draw))
     for metric in METRICS:
       found_CPQ = similarity.compare(
         metric, left[metric], right[metric], orders_CU, one_device
       )
       inside += similarity.greatest(found_CPQ)["p"] <= 0.05
       p, q = np.unravel_index(found_CPQ[0].argmax(), (4, 4))
-      one = nulls.calibrated(found_CPQ[0, p, q], found_CPQ[1:, p, q])
+      one = permutation.calibrated(found_CPQ[0, p, q], found_CPQ[1:, p, q])
       outside += one["p"] <= 0.05
   assert inside <= 8 < 25 < outside  # Of 75; 3.75 are expected.
 
@@ -240,17 +245,17 @@ def test_the_greatest_of_all_pairs_has_the_null_of_the_greatest(
 def test_first_and_special_tokens_are_no_points(kit):
   rows = kit.random_rows(8, 0)
   rows.tokens_BL[:, 9] = 5
-  ordinary = streams.ordinary(rows, [5, 90])
+  ordinary = activations.ordinary(rows, [5, 90])
   left_out = (rows.segments_BL > 0) & (ordinary.segments_BL == 0)
   expected = (rows.positions_BL == 0) | np.isin(rows.tokens_BL, [5, 90])
   np.testing.assert_array_equal(left_out, expected & (rows.segments_BL > 0))
-  points = streams.draw_points(ordinary, 8, np.random.default_rng(0))
+  points = activations.draw_points(ordinary, 8, np.random.default_rng(0))
   assert not np.isin(points, [0, 9, kit.L // 2]).any()
   tokenizer = kit.make_tokenizer()
-  assert streams.special_tokens(tokenizer) == []
+  assert activations.special_tokens(tokenizer) == []
   tokenizer.add_special_tokens(["[end]"])
   tokenizer.add_tokens(["ordinary"])
-  assert streams.special_tokens(tokenizer) == [1]
+  assert activations.special_tokens(tokenizer) == [1]
 
 
 def test_what_cannot_be_measured_is_refused(pair, kit):
@@ -262,7 +267,7 @@ def test_what_cannot_be_measured_is_refused(pair, kit):
   with pytest.raises(ValueError, match="row 0 has 28 tokens, expected at lea"):
     similarity.measure(dataclasses.replace(pair, options=options))
 
-  points = streams.draw_points(pair.test, 8, pair.rng("points"))
+  points = activations.draw_points(pair.test, 8, pair.rng("points"))
   params = jax.tree.map(lambda x: 0 * x, pair.analog.params)
   broken = dataclasses.replace(pair.analog, params=params)
   message = "activations of analog at depth 0.33 are the same at all 128 points"

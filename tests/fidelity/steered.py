@@ -13,7 +13,8 @@ from flax import nnx
 import jax
 import numpy as np
 
-from analogjax import sharding, subjects
+from analogjax.distributed import sharding
+from analogjax.evaluation import models
 from analogjax.models import decoder
 
 # Of the analog and the teacher: random directions have little of any other.
@@ -101,7 +102,7 @@ def make_study(kit, mesh, files, **changes):
   def model(name, cfg, params, mesh=mesh):
     where = sharding.state_shardings(decoder.abstract_parameters(cfg), mesh)
     params = jax.device_put(params, where)
-    return subjects.Model(name=name, cfg=cfg, params=params)
+    return models.Model(name=name, cfg=cfg, params=params)
 
   random = model("random", cfg, kit.trained_looking(cfg, 1))
   alone = sharding.make_mesh({}, jax.devices()[:1])

@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 import steered
 
-from analogjax.fidelity import behaviours, injection, steering, vectors
+from analogjax.fidelity import (
+  behaviours,
+  steering,
+  steering_response,
+  steering_vectors,
+)
 from analogjax.models import decoder
 
 
@@ -38,7 +43,7 @@ def found(planted):
 @pytest.fixture(scope="module")
 def part(planted):
   path = planted.options.behaviours[0]
-  return vectors.prepare(planted, behaviours.load(path))
+  return steering_vectors.prepare(planted, behaviours.load(path))
 
 
 def ratios(found, behaviour="planted"):
@@ -98,9 +103,9 @@ def test_the_same_seed_gives_the_same_numbers(found, planted):
 
 def test_a_mesh_changes_nothing(kit, many_devices, files, planted, part):
   study = steered.make_study(kit, many_devices, files)
-  contrast = vectors.find_own(planted, planted.teacher, part).contrast
+  contrast = steering_vectors.find_own(planted, planted.teacher, part).contrast
   own, same = (
-    vectors.respond(s, s.teacher, part, 1 / 3, contrast.vector_D[None])
+    steering_vectors.respond(s, s.teacher, part, 1 / 3, contrast.vector_D[None])
     for s in (planted, study)
   )
   np.testing.assert_allclose(own.scores_ASR, same.scores_ASR, atol=5e-3)
@@ -129,10 +134,12 @@ def by_hand(model, rows, push_D):
 
 def test_scores_and_nats_are_what_is_found_by_hand(planted, part):
   model, rng = planted.teacher, np.random.default_rng(0)
-  push = injection.Push(1, rng.normal(size=model.cfg.D), 1.5)
-  pushes = [injection.no_push(model), push]
-  scores = injection.scores(planted, model, part.test, part.words, pushes)
-  nats = injection.nats_per_token(planted, model, pushes)
+  push = steering_response.Push(1, rng.normal(size=model.cfg.D), 1.5)
+  pushes = [steering_response.no_push(model), push]
+  scores = steering_response.scores(
+    planted, model, part.test, part.words, pushes
+  )
+  nats = steering_response.nats_per_token(planted, model, pushes)
   text = type(planted.test)(*(field[:8] for field in planted.test))
   for i, push_D in enumerate((np.zeros(model.cfg.D), 1.5 * push.vector_D)):
     logits = by_hand(model, part.test.rows, push_D)
@@ -154,18 +161,22 @@ def test_scores_and_nats_are_what_is_found_by_hand(planted, part):
 
 def test_one_program_serves_every_push_and_depth(planted, part):
   model = planted.teacher
-  step = injection._make_score_step(model.cfg, planted.mesh)
+  step = steering_response._make_score_step(model.cfg, planted.mesh)
   before = step._cache_size()
   for block in range(3):
-    pushes = [injection.Push(block, np.full(model.cfg.D, 0.1), 0.5 * block)]
-    injection.scores(planted, model, part.test, part.words, pushes)
+    pushes = [
+      steering_response.Push(block, np.full(model.cfg.D, 0.1), 0.5 * block)
+    ]
+    steering_response.scores(planted, model, part.test, part.words, pushes)
   assert step._cache_size() == before > 0
 
 
 def test_the_vector_is_the_planted_direction(kit, planted, part):
   cfg = planted.analog.cfg
   _, d_D = steered.with_direction(cfg, kit.trained_looking(cfg, 0))
-  own = vectors.contrasts(planted, planted.analog, part.with_, part.without)
+  own = steering_vectors.contrasts(
+    planted, planted.analog, part.with_, part.without
+  )
   vector_D = own[1 / 3].vector_D
   assert vector_D @ d_D / np.linalg.norm(vector_D) > 0.6
   # And what the means are: of the last tokens, one text a row.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax.fidelity import affine, stitching
+from analogjax.fidelity import least_squares as affine, stitching
 from analogjax.fidelity.stitching import Stitch
 
 DEPTH = 1 / 3

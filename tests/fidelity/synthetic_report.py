@@ -11,7 +11,8 @@ import sys
 
 import numpy as np
 
-from analogjax.fidelity import document, report
+from analogjax.fidelity import document
+from analogjax.fidelity.report import page
 
 ANALOG, CONTROL, RANDOM = "distill", "control", "random"
 METRICS = (
@@ -291,4 +292,4 @@ def make(found, reach=REACH, controls=(CONTROL,), **options):
 
 if __name__ == "__main__":
   folder = pathlib.Path(sys.argv[1])
-  (folder / "fidelity.html").write_text(report.render(make(parts())), "utf-8")
+  (folder / "fidelity.html").write_text(page.render(make(parts())), "utf-8")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analogjax import estimates
+from analogjax.evaluation import estimates
 from analogjax.fidelity import transfer
 
 DRAWS = dict(resamples=200, rng=np.random.default_rng(0))

@@ -21,7 +21,7 @@ def json_reader():
   """Any bytes as JSON; what is read is what Python reads."""
   import json
 
-  from analogjax.release import strict_json
+  from analogjax.bundle import strict_json
 
   def one(data: bytes) -> None:
     try:
@@ -37,7 +37,7 @@ def header_reader():
   """Any bytes as a safetensors file; whoever reads it reads the same."""
   import safetensors
 
-  from analogjax.release import headers, strict_json, walk
+  from analogjax.bundle import folder as walk, safetensors_headers, strict_json
 
   folder = pathlib.Path(tempfile.mkdtemp())
   path = folder / "a.safetensors"
@@ -45,7 +45,7 @@ def header_reader():
   def one(data: bytes) -> None:
     path.write_bytes(data)
     try:
-      found = headers.read(walk.open_tree(folder), path.name)
+      found = safetensors_headers.read(walk.open_tree(folder), path.name)
     except strict_json.Refused:
       return
     try:
@@ -60,7 +60,7 @@ def header_reader():
 
 def manifest_reader():
   """Any bytes as a manifest; what is read is written in the same bytes."""
-  from analogjax.release import manifest, strict_json
+  from analogjax.bundle import manifest, strict_json
 
   def one(data: bytes) -> None:
     try:
@@ -76,7 +76,7 @@ def signature_reader():
   """Any bytes as a signature and as a signer."""
   from cryptography.hazmat.primitives.asymmetric import ec
 
-  from analogjax.release import pem, signing, strict_json
+  from analogjax.bundle import pem, signature, strict_json
 
   identity = pem.Identity(ec.derive_private_key(7, ec.SECP256R1()).public_key())
 
@@ -86,7 +86,7 @@ def signature_reader():
     except strict_json.Refused:
       pass
     try:
-      signed = signing.from_bytes(data, identity)
+      signed = signature.from_bytes(data, identity)
       signed.resources()
     except strict_json.Refused:
       return
@@ -100,8 +100,8 @@ def whole():
   import mutate
   import tiny_bundle
 
-  from analogjax.fidelity import report
-  from analogjax.release import checks, verify
+  from analogjax.fidelity.report import page as report
+  from analogjax.verify import bundle, rules
 
   # Most inputs leave fidelity.json alone, and drawing it takes half the time.
   render, pages = report.render, {}
@@ -125,8 +125,8 @@ def whole():
     mutate.spoil(work / spoiled, choices)
     # The linter reads all of the bundle, for seconds.
     regulator = None if spoiled == "bundle" else work / spoiled
-    report = verify.check(work / "bundle", regulator=regulator)
-    broken = [c for c in report.checks if checks.BROKE in c.evidence]
+    report = bundle.check(work / "bundle", regulator=regulator)
+    broken = [c for c in report.checks if rules.BROKE in c.evidence]
     assert not broken, broken
     same = {
       p.relative_to(good): p.read_bytes()
@@ -179,9 +179,9 @@ def main() -> None:
 
   name = sys.argv.pop(1)
   with atheris.instrument_imports(
-    include=["analogjax.release"], exclude=["analogjax.release.leaks"]
+    include=["analogjax.release"], exclude=["analogjax.leaks"]
   ):
-    import analogjax.release.verify  # noqa: F401
+    import analogjax.verify.bundle  # noqa: F401
   one = TARGETS[name]()
   corpus = pathlib.Path(tempfile.mkdtemp())
   for i, seed in enumerate(SEEDS[name]):

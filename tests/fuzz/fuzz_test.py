@@ -53,7 +53,7 @@ def _targets():
 
 
 def test_every_target_has_a_seed_that_is_read():
-  from analogjax.release import manifest, strict_json
+  from analogjax.bundle import manifest, strict_json
 
   assert set(fuzz.SEEDS) == set(fuzz.TARGETS)
   assert manifest.from_bytes(fuzz.SEEDS["manifest"][0])

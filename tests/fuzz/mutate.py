@@ -9,7 +9,7 @@ import json
 import os
 import struct
 
-from analogjax.release import manifest, walk
+from analogjax.bundle import folder as walk, manifest
 
 STRANGE = (
   *(None, True, 0, -1, 1, 2**31, 2**63, 10**300, 1e308, -0.0, 0.1, "", "a"),

@@ -18,7 +18,7 @@ from kubeflow_trainer_api import models
 import pytest
 import yaml
 
-from analogjax import cluster, launchers
+from analogjax.distributed import cluster, launchers
 
 ROOT = Path(__file__).parents[2]
 LINE = ["--config=a b.py", "--workdir=/mnt/it's", "--config.x.y=$(a)\n'b'"]

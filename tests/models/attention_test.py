@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax import sharding
+from analogjax.distributed import sharding
 from analogjax.models import attention, decoder, layers, splash
 
 D, H, L = 10, 6, 9

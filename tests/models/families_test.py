@@ -8,7 +8,7 @@ from flax import nnx
 import pytest
 import transformers
 
-from analogjax import sharding
+from analogjax.distributed import sharding
 from analogjax.models import decoder, families, layers
 
 LLAMA3 = dict(

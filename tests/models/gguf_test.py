@@ -1,4 +1,4 @@
-"""Tests for analogjax/models/gguf.py."""
+"""Tests for analogjax/demo/gguf.py."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import tokenizers
 import torch
 import transformers
 
-from analogjax.models import gguf
+from analogjax.demo import gguf
 
 # A tiny llama written as GGUF.
 

@@ -1,4 +1,4 @@
-"""Tests for analogjax/models/hf_folder.py."""
+"""Tests for analogjax/models/hf_import.py."""
 
 import functools
 import hashlib
@@ -19,9 +19,11 @@ import tokenizers
 import torch
 import transformers
 
-from analogjax import hosts, losses, sharding, steps
-from analogjax.data import batches, rows as rows_lib
-from analogjax.models import decoder, hf_export, hf_folder
+from analogjax.cache import batches
+from analogjax.data import rows as rows_lib
+from analogjax.distributed import processes, sharding
+from analogjax.models import decoder, hf_export, hf_import
+from analogjax.training import losses, steps
 
 LLAMA3 = {
   "rope_parameters": {
@@ -139,8 +141,8 @@ def test_logits_are_those_of_transformers(
   num_files = len(list(tmp_path.glob("*.safetensors")))
   assert (num_files > 1) == ("max_shard_size" in FORMATS[storage])
 
-  cfg = hf_folder.read_config(tmp_path)
-  params = hf_folder.read_parameters(tmp_path, cfg, alone)
+  cfg = hf_import.read_config(tmp_path)
+  params = hf_import.read_parameters(tmp_path, cfg, alone)
   theirs = _load(tmp_path)
   tokens_BL = _tokens(cfg, L)
   _assert_close(
@@ -159,8 +161,8 @@ def test_an_old_config_means_the_same(
   config["rope_theta"] = rope.pop("rope_theta")
   config["rope_scaling"] = rope
   (tmp_path / "config.json").write_text(json.dumps(config))
-  cfg = hf_folder.read_config(tmp_path)
-  params = hf_folder.read_parameters(tmp_path, cfg, alone)
+  cfg = hf_import.read_config(tmp_path)
+  params = hf_import.read_parameters(tmp_path, cfg, alone)
   tokens_BL = _tokens(cfg, 48)
   theirs_BLV = their_logits(_load(tmp_path), tokens_BL)
   _assert_close(our_logits(cfg, params, tokens_BL), theirs_BLV)
@@ -169,11 +171,11 @@ def test_an_old_config_means_the_same(
 def test_a_mesh_reads_the_same_numbers_each_slice_once(
   tiny, alone, cube, monkeypatch
 ):
-  cfg = hf_folder.read_config(tiny)
-  expected = _host(hf_folder.read_parameters(tiny, cfg, alone))
+  cfg = hf_import.read_config(tiny)
+  expected = _host(hf_import.read_parameters(tiny, cfg, alone))
 
   reads, alive = [], []
-  original = hf_folder._Tensors.read
+  original = hf_import._Tensors.read
 
   def read(self, name, slices):
     x = original(self, name, slices)
@@ -184,8 +186,8 @@ def test_a_mesh_reads_the_same_numbers_each_slice_once(
     alive[:] = [weakref.ref(x)]
     return x
 
-  monkeypatch.setattr(hf_folder._Tensors, "read", read)
-  params = hf_folder.read_parameters(tiny, cfg, cube)
+  monkeypatch.setattr(hf_import._Tensors, "read", read)
+  params = hf_import.read_parameters(tiny, cfg, cube)
   # Matrices are cut by fsdp and by tensor, vectors by one of them; the devices
   # along data share what was read.
   assert len({name for name, _, _ in reads}) == 2 * 16 + 3
@@ -202,9 +204,9 @@ def test_a_mesh_reads_the_same_numbers_each_slice_once(
 
 
 def test_bfloat16_parameters_are_the_rounded_ones(tiny, alone):
-  cfg = hf_folder.read_config(tiny)
-  whole = _host(hf_folder.read_parameters(tiny, cfg, alone))
-  half = _host(hf_folder.read_parameters(tiny, cfg, alone, dtype="bfloat16"))
+  cfg = hf_import.read_config(tiny)
+  whole = _host(hf_import.read_parameters(tiny, cfg, alone))
+  half = _host(hf_import.read_parameters(tiny, cfg, alone, dtype="bfloat16"))
   for path, x in half.items():
     assert x.dtype == jnp.bfloat16
     np.testing.assert_array_equal(x, whole[path].astype(x.dtype), err_msg=path)
@@ -214,19 +216,19 @@ def test_a_stored_copy_of_a_tied_head_is_read_over(
   tmp_path, alone, write_llama
 ):
   write_llama(tmp_path, tie_word_embeddings=True)
-  cfg = hf_folder.read_config(tmp_path)
-  expected = _host(hf_folder.read_parameters(tmp_path, cfg, alone))
+  cfg = hf_import.read_config(tmp_path)
+  expected = _host(hf_import.read_parameters(tmp_path, cfg, alone))
   tensors = _read_tensors(tmp_path)
   tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
   tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4)
   _write_tensors(tmp_path, tensors)
-  found = _host(hf_folder.read_parameters(tmp_path, cfg, alone))
+  found = _host(hf_import.read_parameters(tmp_path, cfg, alone))
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
   tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
   _write_tensors(tmp_path, tensors)
   with pytest.raises(ValueError, match="ties 'lm_head.weight' to .* differ"):
-    hf_folder.read_parameters(tmp_path, cfg, alone)
+    hf_import.read_parameters(tmp_path, cfg, alone)
 
 
 # Writing.
@@ -239,8 +241,8 @@ def test_transformers_reads_our_export(
   L, changes = MODELS[name]
   source, folder = tmp_path / "source", tmp_path / "export"
   write_llama(source, **changes)
-  cfg = hf_folder.read_config(source)
-  params = hf_folder.read_parameters(source, cfg, alone)
+  cfg = hf_import.read_config(source)
+  params = hf_import.read_parameters(source, cfg, alone)
   report = _export(folder, cfg, params, source, max_shard_bytes=8_000)
 
   theirs = _load(folder)
@@ -251,14 +253,14 @@ def test_transformers_reads_our_export(
     theirs_BLV, their_logits(_load(source), tokens_BL)
   )
   assert report["parameters"] == theirs.num_parameters()
-  assert hf_folder.read_config(folder) == cfg
+  assert hf_import.read_config(folder) == cfg
 
 
 def test_an_export_is_a_whole_hugging_face_folder(
   tiny, tmp_path, alone, our_logits
 ):
-  cfg = hf_folder.read_config(tiny)
-  params = hf_folder.read_parameters(tiny, cfg, alone)
+  cfg = hf_import.read_config(tiny)
+  params = hf_import.read_parameters(tiny, cfg, alone)
   folder = tmp_path / "export"
   report = _export(folder, cfg, params, tiny, metadata={"made_by": "a test"})
   assert {p.name for p in folder.iterdir()} == {
@@ -288,8 +290,8 @@ def test_an_export_is_a_whole_hugging_face_folder(
 
 
 def test_a_sharded_export_has_an_index(tiny, tmp_path, alone):
-  cfg = hf_folder.read_config(tiny)
-  params = hf_folder.read_parameters(tiny, cfg, alone)
+  cfg = hf_import.read_config(tiny)
+  params = hf_import.read_parameters(tiny, cfg, alone)
   folder = tmp_path / "export"
   _export(folder, cfg, params, tiny, max_shard_bytes=8_000)
   index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -305,22 +307,22 @@ def test_a_sharded_export_has_an_index(tiny, tmp_path, alone):
   assert index["metadata"] == dict(
     total_size=total, total_parameters=cfg.num_parameters
   )
-  again = hf_folder.read_parameters(folder, cfg, alone)
+  again = hf_import.read_parameters(folder, cfg, alone)
   jax.tree.map(np.testing.assert_array_equal, _host(again), _host(params))
 
 
 def test_export_from_a_mesh_is_the_same_bytes(tiny, tmp_path, alone, cube):
-  cfg = hf_folder.read_config(tiny)
+  cfg = hf_import.read_config(tiny)
   digests = []
   for name, mesh in (("alone", alone), ("cube", cube)):
-    params = hf_folder.read_parameters(tiny, cfg, mesh)
+    params = hf_import.read_parameters(tiny, cfg, mesh)
     digests.append(_export(tmp_path / name, cfg, params, tiny)["files"])
   assert digests[0] == digests[1]
 
 
 def test_a_bfloat16_export_holds_the_nearest_numbers(tiny, tmp_path, alone):
-  cfg = hf_folder.read_config(tiny)
-  params = hf_folder.read_parameters(tiny, cfg, alone)
+  cfg = hf_import.read_config(tiny)
+  params = hf_import.read_parameters(tiny, cfg, alone)
   folder = tmp_path / "export"
   _export(folder, cfg, params, tiny, dtype="bfloat16")
   theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -335,8 +337,8 @@ def test_a_bfloat16_export_holds_the_nearest_numbers(tiny, tmp_path, alone):
 def test_a_transposed_view_is_caught_before_it_is_released(
   tiny, tmp_path, alone, monkeypatch
 ):
-  cfg = hf_folder.read_config(tiny)
-  params = hf_folder.read_parameters(tiny, cfg, alone)
+  cfg = hf_import.read_config(tiny)
+  params = hf_import.read_parameters(tiny, cfg, alone)
   # safetensors writes the memory of an array, whatever its strides: without
   # this call a transposed weight would reach the disk in the wrong order.
   monkeypatch.setattr(np, "ascontiguousarray", lambda x: x)
@@ -349,8 +351,8 @@ def test_a_transposed_view_is_caught_before_it_is_released(
 def test_an_interrupted_export_leaves_the_earlier_one(
   tiny, tmp_path, alone, monkeypatch, place
 ):
-  cfg = hf_folder.read_config(tiny)
-  params = hf_folder.read_parameters(tiny, cfg, alone)
+  cfg = hf_import.read_config(tiny)
+  params = hf_import.read_parameters(tiny, cfg, alone)
   folder = tmp_path / "export"
   original, calls = getattr(hf_export, place), []
 
@@ -373,7 +375,7 @@ def test_an_interrupted_export_leaves_the_earlier_one(
     with pytest.raises(KeyboardInterrupt):
       _export(folder, cfg, params, tiny, max_shard_bytes=8_000)
   for name, digest in before.items():
-    assert hf_folder.file_sha256(folder / name) == digest
+    assert hf_import.file_sha256(folder / name) == digest
   assert {p.name for p in folder.iterdir()} == set(before)
 
   # The next one starts anew, and replaces the old files by its own.
@@ -386,8 +388,8 @@ def test_an_interrupted_export_leaves_the_earlier_one(
 def test_weights_that_are_not_finite_are_not_exported(
   tiny, tmp_path, alone, bad
 ):
-  cfg = hf_folder.read_config(tiny)
-  params = hf_folder.read_parameters(tiny, cfg, alone)
+  cfg = hf_import.read_config(tiny)
+  params = hf_import.read_parameters(tiny, cfg, alone)
   weight = params["blocks_Y"]["mlp"]["wdown_FD"]
   weight.set_value(weight.get_value().at[1, 2, 3].set(bad))
   message = r"'model\.layers\.1\.mlp\.down_proj\.weight' holds NaN or inf"
@@ -397,8 +399,8 @@ def test_weights_that_are_not_finite_are_not_exported(
 
 
 def test_an_export_needs_a_tokenizer(tiny, tmp_path, alone):
-  cfg = hf_folder.read_config(tiny)
-  params = hf_folder.read_parameters(tiny, cfg, alone)
+  cfg = hf_import.read_config(tiny)
+  params = hf_import.read_parameters(tiny, cfg, alone)
   source = shutil.copytree(tiny, tmp_path / "source")
   (source / "tokenizer.json").unlink()
   with pytest.raises(
@@ -550,17 +552,17 @@ def test_bad_input_is_named(tiny, tmp_path, alone, what):
   folder = shutil.copytree(tiny, tmp_path / "copy")
   damage(folder)
   with pytest.raises(ValueError, match=message) as error:
-    cfg = hf_folder.read_config(folder)
-    hf_folder.read_parameters(folder, cfg, alone)
+    cfg = hf_import.read_config(folder)
+    hf_import.read_parameters(folder, cfg, alone)
   assert str(folder) in str(error.value)
 
 
 def test_a_mesh_that_does_not_divide_the_weights_is_named(tiny):
-  cfg = hf_folder.read_config(tiny)
+  cfg = hf_import.read_config(tiny)
   mesh = sharding.make_mesh(dict(tensor=4, data=2))
   # G=2 key/value heads, V=62, F=38: whichever comes first.
   with pytest.raises(ValueError, match="mesh: tensor=4 does not divide [GVF]="):
-    hf_folder.read_parameters(tiny, cfg, mesh)
+    hf_import.read_parameters(tiny, cfg, mesh)
 
 
 # The digest.
@@ -574,51 +576,53 @@ def test_folder_digest_can_be_recomputed_by_hand(tiny, tmp_path):
   ]
   assert len(lines) > 4
   expected = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-  assert hf_folder.folder_digest(tiny) == expected
+  assert hf_import.folder_digest(tiny) == expected
 
   # Another tokenizer is the same teacher; one flipped bit is another.
   folder = shutil.copytree(tiny, tmp_path / "copy")
   (folder / "tokenizer.json").write_text("{}")
-  assert hf_folder.folder_digest(folder) == expected
+  assert hf_import.folder_digest(folder) == expected
   data = bytearray(_first_shard(folder).read_bytes())
   data[-1] ^= 1
   _first_shard(folder).write_bytes(data)
-  assert hf_folder.folder_digest(folder) != expected
+  assert hf_import.folder_digest(folder) != expected
 
 
 @pytest.mark.parametrize("count", [2, 3, 20])
 def test_processes_share_out_the_files_of_a_folder_digest(
   tiny, monkeypatch, count
 ):
-  expected, read = hf_folder.folder_digest(tiny), []
-  file, alone = hf_folder._hash_file, hosts.agree
+  expected, read = hf_import.folder_digest(tiny), []
+  file, alone = hf_import._hash_file, processes.agree
   monkeypatch.setattr(jax, "process_count", lambda: count)
   monkeypatch.setattr(
-    hf_folder, "_hash_file", lambda path: read.append(path.name) or file(path)
+    hf_import, "_hash_file", lambda path: read.append(path.name) or file(path)
   )
   sent = []
   for process in range(count):
     monkeypatch.setattr(jax, "process_index", lambda p=process: p)
-    monkeypatch.setattr(hosts, "agree", lambda v: sent.append(v) or alone(v))
-    hf_folder.folder_digest(tiny)
+    monkeypatch.setattr(
+      processes, "agree", lambda v: sent.append(v) or alone(v)
+    )
+    hf_import.folder_digest(tiny)
   assert sorted(read) == sorted(
     ["config.json", *(p.name for p in tiny.glob("*.safetensors"))]
   )
   names, digests = np.array(sent[::2]), np.array(sent[1::2])
   answers = iter([names, digests])
-  monkeypatch.setattr(hosts, "agree", lambda values: next(answers))
-  assert hf_folder.folder_digest(tiny) == expected
+  monkeypatch.setattr(processes, "agree", lambda values: next(answers))
+  assert hf_import.folder_digest(tiny) == expected
 
   names[-1] += 1  # Another list of files.
   answers = iter([names, digests])
   with pytest.raises(ValueError, match="do not see the same files"):
-    hf_folder.folder_digest(tiny)
+    hf_import.folder_digest(tiny)
 
 
 def test_folder_digest_of_a_folder_without_weights(tmp_path):
   (tmp_path / "config.json").write_text("{}")
   with pytest.raises(ValueError, match=r"model\.safetensors: there is no such"):
-    hf_folder.folder_digest(tmp_path)
+    hf_import.folder_digest(tmp_path)
 
 
 # The demo's teacher.
@@ -626,8 +630,8 @@ def test_folder_digest_of_a_folder_without_weights(tmp_path):
 
 @pytest.fixture(scope="module")
 def smollm2_params(smollm2, alone):
-  cfg = hf_folder.read_config(smollm2)
-  return cfg, hf_folder.read_parameters(smollm2, cfg, alone)
+  cfg = hf_import.read_config(smollm2)
+  return cfg, hf_import.read_parameters(smollm2, cfg, alone)
 
 
 @pytest.fixture(scope="module")

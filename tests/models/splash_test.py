@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 import numpy as np
 import pytest
 
-from analogjax import sharding
+from analogjax.distributed import sharding
 from analogjax.models import decoder, splash
 
 # Three blocks of 128 a side: above the diagonal, on it and below. Two documents

@@ -11,8 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
-from analogjax import jitted, losses, sharding
+from analogjax.distributed import sharding
 from analogjax.planning import collectives
+from analogjax.training import losses, programs as jitted
 
 SIZES = dict(data=1, fsdp=4, expert=1, tensor=2)
 

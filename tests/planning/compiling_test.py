@@ -1,4 +1,4 @@
-"""Tests for analogjax/planning/compiling.py: against what XLA and Linux say."""
+"""Tests for analogjax/planning/compiled.py: against what XLA and Linux say."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from analogjax.planning import compiling, shapes
+from analogjax.planning import compiled, shapes
 
 DISTILL = (
   *("train.phases=distill", "train.distill.init_from="),
@@ -87,7 +87,7 @@ def test_flops_are_those_of_xla(sections, teacher):
   )
   (request,) = (r for r in shapes.requests(cfg) if r.kind == "train")
   step = shapes.prepare(request, cfg, teacher, jax.devices()[:1])
-  program = compiling.make_program(step, "")
+  program = compiled.make_program(step, "")
   theirs = step.lower().compile().cost_analysis()["flops"]
   assert program.executed_flops == pytest.approx(theirs, rel=0.05)
   # By the formula, with the scores above the diagonal, which are computed here.

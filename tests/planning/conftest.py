@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from analogjax import config, config_files
+from analogjax.config import loading, schema
 from analogjax.models import decoder
-from analogjax.planning import facts, outline
+from analogjax.planning import closed_form, facts
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 PHASES = ("pretrain", "control", "distill")
@@ -33,7 +33,7 @@ def load():
     for name in PHASES:
       sizes += [f"train.{name}.batch_rows=32", f"train.{name}.num_steps=160"]
     pairs = [tuple(o.split("=", 1)) for o in (*sizes, *overrides)]
-    return config.to_sections(config_files.load(DEMO, pairs))
+    return schema.to_sections(loading.load(DEMO, pairs))
 
   return load
 
@@ -46,7 +46,7 @@ def count():
 
 def count_arrays(sections, smollm, topology):
   mesh = dataclasses.asdict(sections.mesh)
-  plan = outline.make_plan(sections, smollm, mesh)
+  plan = closed_form.make_plan(sections, smollm, mesh)
   found = []
   for stage, arrays in plan["memory_bytes_per_device"].items():
     rows, parts, per = sections.cache.batch_rows, 1, "forward"
@@ -137,8 +137,8 @@ def teacher():
 def sections():
   """sections("mesh.fsdp=2", ...) -> the demo, shrunk."""
 
-  def make(*overrides: str) -> config.Sections:
+  def make(*overrides: str) -> schema.Sections:
     pairs = [tuple(o.split("=", 1)) for o in (*_SMALL, *overrides)]
-    return config.to_sections(config_files.load(DEMO, pairs))
+    return schema.to_sections(loading.load(DEMO, pairs))
 
   return make

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from analogjax.planning import costs, machines, roofline
+from analogjax.planning import costs, roofline, topologies
 
 
 def bound(stage, seconds, mfu=0.5):
@@ -30,7 +30,7 @@ def by_stage(load, smollm):
 
   def make(found, *overrides, name="gpu:h100:8"):
     sections = load(*overrides)
-    listed = costs.stage_costs(sections, smollm, machines.parse(name), found)
+    listed = costs.stage_costs(sections, smollm, topologies.parse(name), found)
     return sections, {cost.stage: cost for cost in listed}
 
   return make

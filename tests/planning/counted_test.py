@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import pytest
 
-from analogjax.planning import compiling, counted, shapes
+from analogjax.planning import compiled, counted, shapes
 
 DISTILL = (
   *("train.phases=distill", "train.distill.init_from="),
@@ -31,7 +31,7 @@ def both(sections, teacher):
     (request,) = (r for r in shapes.requests(cfg) if r.stage == stage)
     number = axes["data"] * axes["fsdp"] * axes["tensor"]
     step = shapes.prepare(request, cfg, teacher, jax.devices()[:number])
-    return compiling.make_program(step, ""), counted.make_program(step)
+    return compiled.make_program(step, ""), counted.make_program(step)
 
   return make
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from analogjax.planning import counting, machines, programs, report
+from analogjax.planning import counting, programs, report, topologies
 
 
 def test_a_gpu_is_counted_as_make_programs_does(load, smollm):
-  topology = machines.parse("gpu:h100:2")
+  topology = topologies.parse("gpu:h100:2")
   sections = report.on_topology(load(), smollm, topology)
   counted = counting.count_programs(sections, smollm, topology)
   assert counted == programs.make_programs(sections, smollm, topology)
@@ -14,7 +14,7 @@ def test_a_gpu_is_counted_as_make_programs_does(load, smollm):
 
 @pytest.mark.parametrize("name", ["tpu7x:2x2x1", "2*v5e:2x2", "gpu:gb200:8"])
 def test_machines_that_are_not_here(load, smollm, name):
-  topology = machines.parse(name)
+  topology = topologies.parse(name)
   sections = report.on_topology(load("mesh.data=2"), smollm, topology)
   found = counting.count_programs(sections, smollm, topology)
   stages = ["cache", "train.pretrain", "train.control", "train.distill"]
@@ -27,7 +27,7 @@ def test_machines_that_are_not_here(load, smollm, name):
 
 
 def test_a_live_teacher_has_a_step_of_its_own(load, smollm):
-  topology = machines.parse("gpu:h100:2")
+  topology = topologies.parse("gpu:h100:2")
   sections = load("train.distill.loss.teacher=live", "mesh.fsdp=2")
   found = counting.count_programs(sections, smollm, topology)
   live = found[-2]

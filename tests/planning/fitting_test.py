@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from analogjax.planning import fitting, machines, report
+from analogjax.planning import fitting, report, topologies
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def plan(load, smollm, count):
   """(overrides, topology) -> sections, topology, make."""
 
   def make(*overrides, name="cpu:8"):
-    topology = machines.parse(name)
+    topology = topologies.parse(name)
     sections = report.on_topology(load(*overrides), smollm, topology)
     return sections, topology, lambda s: count(s, smollm, topology)
 

@@ -1,17 +1,17 @@
-"""Tests for analogjax/planning/machines.py."""
+"""Tests for analogjax/planning/topologies.py."""
 
 import math
 
 import pytest
 
-from analogjax.planning import machines
+from analogjax.planning import topologies
 
 MESH = dict(data=1, fsdp=-1, expert=1, tensor=1)
 
 
-@pytest.mark.parametrize("name", machines.CHIPS)
+@pytest.mark.parametrize("name", topologies.CHIPS)
 def test_every_chip_has_figures_of_a_plausible_size(name):
-  chip = machines.chip(name)
+  chip = topologies.chip(name)
   assert chip.name == name and chip.source
   assert chip.peak_flops.keys() == {"bfloat16", "float32"}
   assert chip.fast_bytes_per_second > chip.slow_bytes_per_second
@@ -24,7 +24,7 @@ def test_every_chip_has_figures_of_a_plausible_size(name):
 
 
 def test_figures_by_hand():
-  v5p, h100 = machines.chip("v5p"), machines.chip("h100")
+  v5p, h100 = topologies.chip("v5p"), topologies.chip("h100")
   assert v5p.is_tpu and not h100.is_tpu
   assert v5p.memory_bytes == 95 * 2**30
   assert v5p.fast_bytes_per_second == 600e9  # 6 links of 100 GB/s.
@@ -35,7 +35,7 @@ def test_figures_by_hand():
   assert h100.slow_bytes_per_second == 50e9
   assert h100.watts == 1275
   # jax sees two devices in a chip.
-  half = machines.chip("tpu7x")
+  half = topologies.chip("tpu7x")
   assert half.memory_bytes == 96 * 2**30
   assert half.peak_flops["bfloat16"] == pytest.approx(2307e12 / 2)
   assert half.fast_bytes_per_second == 300e9
@@ -57,15 +57,15 @@ def test_figures_by_hand():
   ],
 )
 def test_names(name, chip, shape, slices):
-  topology = machines.parse(name)
-  assert topology.chip == machines.chip(chip)
+  topology = topologies.parse(name)
+  assert topology.chip == topologies.chip(chip)
   assert topology.shape == shape and topology.num_slices == slices
   assert topology.num_devices == slices * math.prod(shape)
 
 
 def test_a_name_of_tpus_is_libtpu_s():
-  assert machines.parse("3*V7x:2x2x1").name == "3*tpu7x:2x2x1"
-  assert machines.parse("ironwood:2x2x1").name == "tpu7x:2x2x1"
+  assert topologies.parse("3*V7x:2x2x1").name == "3*tpu7x:2x2x1"
+  assert topologies.parse("ironwood:2x2x1").name == "tpu7x:2x2x1"
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ def test_a_name_of_tpus_is_libtpu_s():
 )
 def test_what_does_not_exist_is_named(name, expected):
   with pytest.raises(ValueError) as info:
-    machines.parse(name)
+    topologies.parse(name)
   text = str(info.value)
   assert text.startswith(f"--topology={name}: ") and expected in text
   assert "\n" not in text
 
 
 def test_the_rest_of_the_mesh_is_filled_in():
-  topology = machines.parse("v5p:4x4x4")
-  mesh = machines.mesh_axes(MESH | dict(tensor=4), topology)
+  topology = topologies.parse("v5p:4x4x4")
+  mesh = topologies.mesh_axes(MESH | dict(tensor=4), topology)
   assert mesh == dict(data=1, fsdp=16, expert=1, tensor=4)
 
 
@@ -118,30 +118,33 @@ def test_a_mesh_of_another_size_is_refused(sizes, expected):
   with pytest.raises(
     ValueError, match=f"mesh: .*{expected}, but v5p:4x4x4 has 64"
   ):
-    machines.mesh_axes(MESH | sizes, machines.parse("v5p:4x4x4"))
+    topologies.mesh_axes(MESH | sizes, topologies.parse("v5p:4x4x4"))
 
 
 def test_slices_are_counted_by_data_then_fsdp():
-  four = machines.parse("4*v5e:2x2")
+  four = topologies.parse("4*v5e:2x2")
   for sizes in (dict(data=4), dict(data=2, fsdp=8), dict(fsdp=16)):
-    assert machines.mesh_axes(MESH | sizes, four)
+    assert topologies.mesh_axes(MESH | sizes, four)
   with pytest.raises(
     ValueError, match="cannot count the 4 slices of 4.v5e:2x2"
   ):
-    machines.mesh_axes(dict(data=2, fsdp=1, expert=1, tensor=8), four)
+    topologies.mesh_axes(dict(data=2, fsdp=1, expert=1, tensor=8), four)
 
 
 def test_every_mesh_is_there_once():
   # 8 = 2^3 over three axes: 10 ways.
-  found = [tuple(m.values()) for m in machines.meshes(machines.parse("cpu:8"))]
+  found = [
+    tuple(m.values()) for m in topologies.meshes(topologies.parse("cpu:8"))
+  ]
   assert len(found) == len(set(found)) == 10
   assert {d * f * e * t for d, f, e, t in found} == {8}
-  for mesh in machines.meshes(machines.parse("gpu:h100:48")):
-    assert machines.counts_slices(mesh, 6)
+  for mesh in topologies.meshes(topologies.parse("gpu:h100:48")):
+    assert topologies.counts_slices(mesh, 6)
   # tensor stays within a host: 1, 2, 4 or 8 of 16, and data or fsdp counts
   # the two hosts.
   pair = [
-    tuple(m.values()) for m in machines.meshes(machines.parse("gpu:h100:16"))
+    tuple(m.values())
+    for m in topologies.meshes(topologies.parse("gpu:h100:16"))
   ]
   assert max(t for *_, t in pair) == 8
   assert set(pair) == {

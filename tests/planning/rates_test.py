@@ -3,15 +3,15 @@
 import jax
 import pytest
 
-from analogjax.planning import machines, rates
+from analogjax.planning import rates, topologies
 
 
 def test_every_chip_of_a_plan_is_known_by_what_jax_calls_it():
-  sheets = {**machines._TPUS, **machines._GPUS}
+  sheets = {**topologies._TPUS, **topologies._GPUS}
   for name, sheet in sheets.items():
     assert rates.chip_name(sheet.kind) == name
   names = {name for _, name in rates._CHIPS}
-  assert names == set(machines.CHIPS)
+  assert names == set(topologies.CHIPS)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import pytest
 import rich.console
 
 from analogjax.planning import (
-  machines,
-  outline,
+  closed_form,
   picture,
   report,
   report_tables,
   tables,
+  topologies,
 )
 
 STAGES = ["cache", "train.pretrain", "train.control", "train.distill"]
@@ -25,7 +25,7 @@ def make(load, smollm, count):
   """(topology, overrides) -> Report."""
 
   def make(name, *overrides, memory=None, searches=False, change=None):
-    topology = machines.parse(name)
+    topology = topologies.parse(name)
     if memory is not None:
       chip = dataclasses.replace(topology.chip, memory_bytes=memory)
       topology = dataclasses.replace(topology, chip=chip)
@@ -192,7 +192,7 @@ def test_a_live_teacher_with_devices_of_its_own(load, smollm):
     sections, teacher=dataclasses.replace(sections.teacher, mesh=mesh)
   )
   with pytest.raises(ValueError, match="teacher.mesh: a plan for a topology"):
-    report.on_topology(sections, smollm, machines.parse("cpu:8"))
+    report.on_topology(sections, smollm, topologies.parse("cpu:8"))
 
 
 def test_the_picture_has_a_line_for_each(make, tmp_path):
@@ -203,7 +203,7 @@ def test_the_picture_has_a_line_for_each(make, tmp_path):
 
 
 def test_what_needs_no_machines_is_printed_as_before(load, smollm):
-  plan = outline.make_outline(load(), smollm)
+  plan = closed_form.make_outline(load(), smollm)
   assert "memory_bytes_per_device" not in plan
   out = io.StringIO()
   tables.print_outline(plan, rich.console.Console(file=out, width=80))

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from analogjax.planning import facts, machines, roofline
+from analogjax.planning import facts, roofline, topologies
 
 PROGRAM = facts.Program(
   stage="train.distill",
@@ -34,7 +34,7 @@ def exchange(*along, sent=1e9, kind="all-gather", is_whole=True):
 
 def bound(name, mesh, *exchanges, dtype="bfloat16", **changes):
   program = dataclasses.replace(PROGRAM, exchanges=exchanges, **changes)
-  return roofline.bound(program, machines.parse(name), mesh, dtype)
+  return roofline.bound(program, topologies.parse(name), mesh, dtype)
 
 
 def test_arithmetic_alone():
@@ -101,7 +101,7 @@ def test_what_is_not_counted_whole_is_said():
   ],
 )
 def test_links_of_an_axis(name, mesh, along, gb_per_second):
-  found = roofline.fast_bandwidth(along, machines.parse(name), mesh)
+  found = roofline.fast_bandwidth(along, topologies.parse(name), mesh)
   assert found == pytest.approx(gb_per_second * 1e9)
 
 
@@ -126,5 +126,5 @@ def test_how_much_goes_between_hosts(mesh, along, kind, slow):
 
 def test_one_slice_has_no_slow_network():
   for name in ("v5p:4x4x4", "cpu:8", "gpu:gb200:64"):
-    mesh = axes(data=machines.parse(name).num_devices)
+    mesh = axes(data=topologies.parse(name).num_devices)
     assert bound(name, mesh, exchange("data")).slow == 0

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from analogjax.planning import counting, fitting, machines, search
+from analogjax.planning import counting, fitting, search, topologies
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def setting(load, smollm, count):
   """(topology, overrides) -> sections, topology, count."""
 
   def make(name, *overrides, memory=None, count=count):
-    topology = machines.parse(name)
+    topology = topologies.parse(name)
     if memory is not None:
       chip = dataclasses.replace(topology.chip, memory_bytes=memory)
       topology = dataclasses.replace(topology, chip=chip)
@@ -32,7 +32,7 @@ def run(setting, smollm, name, *overrides, make=None, **more):
 
 def all_configs(sections, smollm, topology):
   """Every mesh, remat and number of parts that is allowed, by brute force."""
-  for mesh in machines.meshes(topology):
+  for mesh in topologies.meshes(topology):
     for remat in ("none", "dots", "full"):
       for parts in (1, 2, 4, 8, 16, 32):
         changes = {f"mesh.{axis}": n for axis, n in mesh.items()}
@@ -179,5 +179,5 @@ def test_with_the_counts_that_the_command_uses(setting, smollm, name):
   )
   changed = fitting.with_changes(sections, found.best.changes)
   mesh = dataclasses.asdict(changed.mesh)
-  assert machines.mesh_axes(mesh, topology) == mesh
+  assert topologies.mesh_axes(mesh, topology) == mesh
   assert found.best.how == "counted"

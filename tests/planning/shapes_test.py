@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax import assemble, hosts, live, recorder, trainer
-from analogjax.data import batches, gram_codes, logit_cache
+from analogjax.cache import batches, gram_codes, logit_cache, teacher_pass
 from analogjax.data.rows import Rows, rows_digests
+from analogjax.distributed import processes
 from analogjax.planning import shapes
+from analogjax.run import run as assemble
+from analogjax.training import live_teacher, loop
 
 MESH = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
 
@@ -80,7 +82,9 @@ def test_a_batch_is_that_of_the_loop(sections, teacher, kind, weight):
     gram=sample(cfg, of_rows) if weight else None,
   )
   mesh = assemble.make_mesh(cfg)
-  real = hosts.put_rows(batches.from_entries(entries), mesh, hosts.group(mesh))
+  real = processes.put_rows(
+    batches.from_entries(entries), mesh, processes.group(mesh)
+  )
   _, planned, teacher_in_loop = step.call
   assert of(planned) == of(real)
   assert teacher_in_loop is None
@@ -98,16 +102,16 @@ def test_a_teacher_in_the_loop_is_that_of_the_loop(
   mesh = step.mesh
   params = zeros(of_teacher.call[0])
   read = lambda folder, cfg, mesh, *, dtype: params  # noqa: E731
-  monkeypatch.setattr(live.hf_folder, "read_parameters", read)
+  monkeypatch.setattr(live_teacher.hf_folder, "read_parameters", read)
   opened = open_teacher(teacher)
   layers = cfg.cache.gram_layers
-  running = live.LiveTeacher(opened, mesh, mesh, gram_layers=layers)
+  running = live_teacher.LiveTeacher(opened, mesh, mesh, gram_layers=layers)
   of_rows = rows(8, cfg.data.L)
   batch = batches.for_live_teacher(of_rows)
   if weight:
     number = cfg.cache.gram_positions
     batch = batches.with_positions(batch, of_rows, number, cfg.cache.seed)
-  batch = hosts.put_rows(batch, mesh, hosts.group(mesh))
+  batch = processes.put_rows(batch, mesh, processes.group(mesh))
   _, planned, hidden = step.call
   assert of(planned) == of(batch) == of(of_teacher.call[1])
   assert of(hidden) == of(running.hidden(batch))
@@ -117,9 +121,9 @@ def test_the_cache_step_is_that_of_the_recorder(sections, teacher, monkeypatch):
   cfg = sections(*MESH, "cache.num_replicas=2", "cache.capture=entropy")
   step = prepared("cache", cfg, teacher)
   opened = open_teacher(teacher)
-  teaching = recorder.Recorder(cfg, step.mesh, opened)
+  teaching = teacher_pass.Recorder(cfg, step.mesh, opened)
   seen = []
-  original = recorder.jitted.make_teacher_step
+  original = teacher_pass.jitted.make_teacher_step
 
   def make(*args, **kwargs):
     teacher_step = original(*args, **kwargs)
@@ -130,10 +134,10 @@ def test_the_cache_step_is_that_of_the_recorder(sections, teacher, monkeypatch):
 
     return run
 
-  monkeypatch.setattr(recorder.jitted, "make_teacher_step", make)
+  monkeypatch.setattr(teacher_pass.jitted, "make_teacher_step", make)
   params = zeros(step.call[0])
   read = lambda *args, **kwargs: params  # noqa: E731
-  monkeypatch.setattr(recorder.hf_folder, "read_parameters", read)
+  monkeypatch.setattr(teacher_pass.hf_folder, "read_parameters", read)
   manifest = assemble.manifest(cfg, opened, "", 8, held_out=False)
   teaching.record(rows(8, cfg.data.L), manifest)
   monkeypatch.undo()
@@ -148,13 +152,13 @@ def test_a_phase_runs_what_is_compiled(sections, teacher, tmp_path):
   )
   opened = open_teacher(teacher)
   held_out = assemble.manifest(cfg, opened, "", 8, held_out=True)
-  phase = trainer.Phase(
+  phase = loop.Phase(
     "distill",
     cfg,
     tmp_path,
     assemble.make_mesh(cfg),
     teacher=opened,
-    order=trainer.RowOrder(identity={}, read=None, position=None, restore=None),
+    order=loop.RowOrder(identity={}, read=None, position=None, restore=None),
     # Of the held-out cache its manifest is all that a program depends on.
     held_out=types.SimpleNamespace(manifest=held_out),
     make_teacher=None,

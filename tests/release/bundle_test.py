@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/bundle.py, manifest.py and signing.py."""
+"""Tests for analogjax/bundle/writer.py, manifest.py and signing.py."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from model_signing import verifying
 import pytest
 from tiny_bundle import write_certificates
 
-from analogjax.release import bundle, manifest, pem, signing, walk
-from analogjax.release.strict_json import Refused
+from analogjax.bundle import folder as walk, manifest, pem, signature, writer
+from analogjax.bundle.strict_json import Refused
 
 FILES = {"README.md": b"# A\n", "model/config.json": b"{}\n", "LICENSE": b"x"}
 PRIVATE = dict(
@@ -39,7 +39,7 @@ def _key(tmp_path):
 
 def test_model_signing_itself_accepts_a_bundle(tmp_path, key):
   folder = tmp_path / "bundle"
-  bundle.write(folder, files=FILES, signer=signing.with_key(key))
+  writer.write(folder, files=FILES, signer=signature.with_key(key))
   words = [sys.executable, "-m", "model_signing", "verify", "key"]
   words += ["--public_key", str(key.with_suffix(".pub"))]
   words += ["--signature", str(folder / manifest.SIGNATURE), str(folder)]
@@ -55,8 +55,8 @@ def test_model_signing_itself_accepts_a_bundle(tmp_path, key):
 def test_model_signing_itself_accepts_certificates(tmp_path, key):
   folder = tmp_path / "bundle"
   own, root = write_certificates(tmp_path, key)
-  signer = signing.with_key(key, certificates=(own, root))
-  bundle.write(folder, files=FILES, signer=signer)
+  signer = signature.with_key(key, certificates=(own, root))
+  writer.write(folder, files=FILES, signer=signer)
   config = verifying.Config().use_certificate_verifier(certificate_chain=[root])
   config.verify(folder, folder / manifest.SIGNATURE)
   assert (folder / "signer.pem").read_bytes().count(b"BEGIN CERT") == 2
@@ -67,50 +67,50 @@ def test_an_encrypted_key_takes_its_password_from_a_file(tmp_path):
   password = tmp_path / "password"
   password.write_bytes(b"open sesame\n")
   password.chmod(0o600)
-  signer = signing.with_key(key, password_file=password)
-  bundle.write(tmp_path / "bundle", files=FILES, signer=signer)
+  signer = signature.with_key(key, password_file=password)
+  writer.write(tmp_path / "bundle", files=FILES, signer=signer)
   assert "sesame" not in repr(signer)
   with pytest.raises(ValueError, match="is encrypted; name a file"):
-    signing.with_key(key)
+    signature.with_key(key)
   password.write_bytes(b"open barley\n")
   with pytest.raises(ValueError, match="a key that the password opens"):
-    signing.with_key(key, password_file=password)
+    signature.with_key(key, password_file=password)
   plain = write_key(tmp_path / "plain.pem")
   with pytest.raises(ValueError, match="is not encrypted; leave"):
-    signing.with_key(plain, password_file=password)
+    signature.with_key(plain, password_file=password)
 
 
 def test_a_key_that_cannot_sign_is_one_clear_error(tmp_path, key):
   other = write_key(tmp_path / "other.pem", curve=ec.SECP384R1())
   with pytest.raises(ValueError, match="other.pem: .*P-256, found .*secp384r1"):
-    signing.with_key(other)
+    signature.with_key(other)
   key.chmod(0o640)
   with pytest.raises(ValueError, match=r"others may read .*640.*chmod 600"):
-    signing.with_key(key)
+    signature.with_key(key)
   with pytest.raises(ValueError, match="none.pem: .*No such file"):
-    signing.with_key(tmp_path / "none.pem")
+    signature.with_key(tmp_path / "none.pem")
   key.chmod(0o600)
   key.write_bytes(b"not a key")
   with pytest.raises(ValueError, match="key.pem: expected a private key"):
-    signing.with_key(key)
+    signature.with_key(key)
 
 
 def test_another_keys_certificate_is_refused(tmp_path, key):
   own, root = write_certificates(tmp_path, write_key(tmp_path / "b.pem"))
   with pytest.raises(ValueError, match="is not that of the key"):
-    signing.with_key(key, certificates=(own, root))
+    signature.with_key(key, certificates=(own, root))
 
 
 def test_a_pin_on_the_command_line_is_refused(tmp_path, key):
   public = key.with_suffix(".pub")
   with pytest.raises(ValueError, match="pin-source") as caught:
-    signing.with_token("pkcs11:token=a;pin-value=1234", public)
+    signature.with_token("pkcs11:token=a;pin-value=1234", public)
   assert "1234" not in str(caught.value)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, key):
-  folder, signer = tmp_path / "bundle", signing.with_key(key)
-  bundle.write(folder, files=FILES, signer=signer)
+  folder, signer = tmp_path / "bundle", signature.with_key(key)
+  writer.write(folder, files=FILES, signer=signer)
   before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
   for files, expected in (
     ({"a.bin": b""}, "a.bin: not a kind of file"),
@@ -119,14 +119,14 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, key):
     ({"a.md": tmp_path / "missing"}, "missing: cannot be read"),
   ):
     with pytest.raises(ValueError, match=expected):
-      bundle.write(folder, files=files, signer=signer)
+      writer.write(folder, files=files, signer=signer)
   assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
   assert sorted(p.name for p in tmp_path.iterdir()) == [
     "bundle",
     "key.pem",
     "key.pub",
   ]
-  bundle.write(folder, files={"b.md": b"new"}, signer=signer)
+  writer.write(folder, files={"b.md": b"new"}, signer=signer)
   assert (folder / "b.md").exists() and not (folder / "README.md").exists()
 
 
@@ -146,25 +146,25 @@ def test_a_manifest_has_one_form():
 
 def test_a_signature_has_one_form(tmp_path, key):
   folder = tmp_path / "bundle"
-  bundle.write(folder, files=FILES, signer=signing.with_key(key))
+  writer.write(folder, files=FILES, signer=signature.with_key(key))
   identity = pem.from_bytes((folder / "signer.pem").read_bytes())
   data = (folder / manifest.SIGNATURE).read_bytes()
-  signed = signing.from_bytes(data, identity)
+  signed = signature.from_bytes(data, identity)
   assert set(signed.resources()) == {
     *("README.md", "model/config.json", "LICENSE"),
     *("manifest.json", "signer.pem"),
   }
   value = json.loads(data)
   with pytest.raises(Refused, match="one form"):
-    signing.from_bytes(json.dumps(value).encode(), identity)
+    signature.from_bytes(json.dumps(value).encode(), identity)
   # The other of the two values that ECDSA allows.
-  order = signing._ORDER
-  r, s = signing.decode_dss_signature(signed.signature)
-  larger = signing.encode_dss_signature(r, order - s)
-  other = signing.Signed(signed.payload, larger, identity)
+  order = signature._ORDER
+  r, s = signature.decode_dss_signature(signed.signature)
+  larger = signature.encode_dss_signature(r, order - s)
+  other = signature.Signed(signed.payload, larger, identity)
   assert other.is_by(identity.key)
   with pytest.raises(Refused, match="one form"):
-    signing.from_bytes(other.to_bytes(), identity)
+    signature.from_bytes(other.to_bytes(), identity)
 
 
 def test_no_private_key_is_in_a_bundle_or_printed(tmp_path, key):
@@ -192,7 +192,7 @@ def test_no_private_key_is_in_a_bundle_or_printed(tmp_path, key):
 
 def test_a_written_bundle_is_listed_without_problems(tmp_path, key):
   folder = tmp_path / "bundle"
-  bundle.write(folder, files=FILES, signer=signing.with_key(key))
+  writer.write(folder, files=FILES, signer=signature.with_key(key))
   tree = walk.open_tree(folder)
   assert not tree.problems
   assert set(FILES) < set(tree.files)

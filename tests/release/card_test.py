@@ -1,16 +1,17 @@
-"""Tests for analogjax/release/card.py."""
+"""Tests for analogjax/documents/model_card.py."""
 
 import facts_example
 import huggingface_hub
 import pytest
 
-from analogjax.release import card, record
+from analogjax.bundle import record
+from analogjax.documents import model_card
 
 
 def render(**licence):
   facts = facts_example.facts()
   facts["model"]["licence"].update(licence)
-  return card.render(record.project(facts, "public"))
+  return model_card.render(record.project(facts, "public"))
 
 
 def test_the_hub_s_library_reads_it_back():
@@ -28,7 +29,7 @@ def test_the_hub_s_library_reads_it_back():
     "top1_agreement": 0.1978,
     "accuracy": 0.1396,
   }
-  assert not card.metadata_problem(render())
+  assert not model_card.metadata_problem(render())
 
 
 def test_another_licence_is_other_with_a_name_and_the_text_beside_it():
@@ -39,7 +40,7 @@ def test_another_licence_is_other_with_a_name_and_the_text_beside_it():
   assert data["license"] == "other"
   assert data["license_name"] == "the-lab-s-rail-v1.2"
   assert data["license_link"] == "LICENSE"
-  assert not card.metadata_problem(text)
+  assert not model_card.metadata_problem(text)
   assert "limited safeguards" in text
 
 
@@ -57,7 +58,9 @@ def test_another_licence_is_other_with_a_name_and_the_text_beside_it():
 def test_metadata_that_the_hub_would_not_take(old, new, expected):
   text = render()
   assert old in text
-  assert card.metadata_problem(text.replace(old, new)).startswith(expected)
+  assert model_card.metadata_problem(text.replace(old, new)).startswith(
+    expected
+  )
 
 
 def test_a_metric_that_is_undefined_is_in_the_page_and_not_in_the_head():
@@ -66,7 +69,7 @@ def test_a_metric_that_is_undefined_is_in_the_page_and_not_in_the_head():
     **{"value": None, "low": None, "high": None, "n": 0},
     "why": "no rows",
   }
-  text = card.render(record.project(facts, "public"))
+  text = model_card.render(record.project(facts, "public"))
   results = huggingface_hub.ModelCard(text).data.eval_results
   assert "accuracy" not in {r.metric_type for r in results}
   assert "| accuracy | n/a (no rows) |" in text
@@ -76,6 +79,6 @@ def test_a_gate_that_did_not_pass_is_not_claimed():
   facts = facts_example.facts()
   gates = {gate["id"]: gate for gate in facts["gates"]}
   gates["size"].update(verdict="waived", waiver="It is too small by a little.")
-  text = " ".join(card.render(record.project(facts, "public")).split())
+  text = " ".join(model_card.render(record.project(facts, "public")).split())
   assert "The analog has 0.5 % to 5 % of the frontier model's" not in text
   assert "of this one the gate says: waived" in text

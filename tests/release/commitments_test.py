@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/commitments.py."""
+"""Tests for analogjax/bundle/commitments.py."""
 
 import datetime
 import hashlib
@@ -6,7 +6,7 @@ import hashlib
 from hypothesis import given, strategies as st
 import pytest
 
-from analogjax.release import commitments
+from analogjax.bundle import commitments
 
 VALUES = {"parameters": "134515008", "deployed_on": "2026-01-31", "name": "Big"}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -6,7 +6,8 @@ import json
 import facts_example
 import pytest
 
-from analogjax.release import compliance, compliance_page, record
+from analogjax.bundle import record
+from analogjax.documents import compliance, compliance_page
 
 
 def project(view, facts=None):

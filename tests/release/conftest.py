@@ -7,8 +7,10 @@ import pytest
 import synthetic_report
 import tiny_bundle
 
-from analogjax.fidelity import document, report
-from analogjax.release import documents, record
+from analogjax.bundle import record
+from analogjax.documents import render as documents
+from analogjax.fidelity import document
+from analogjax.fidelity.report import page
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +42,11 @@ def made(tmp_path_factory):
 @pytest.fixture
 def quick_pages(monkeypatch):
   """Draws fidelity.html of one document once: it takes most of the time."""
-  monkeypatch.setattr(report, "render", _rendered_once)
+  monkeypatch.setattr(page, "render", _rendered_once)
 
 
 _PAGES = {}
-_render = report.render
+_render = page.render
 
 
 def _rendered_once(value):

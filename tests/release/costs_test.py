@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/costs.py."""
+"""Tests for analogjax/workdir/costs.py."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from analogjax.release import cost_rows, costs, spending
+from analogjax.workdir import cost_rows, costs, spending
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/documents.py: what holds of every document."""
+"""Tests for analogjax/documents/render.py: what holds of every document."""
 
 import json
 import re
@@ -6,7 +6,8 @@ import re
 import facts_example
 import pytest
 
-from analogjax.release import documents, record
+from analogjax.bundle import record
+from analogjax.documents import render
 
 PUBLIC = {
   *("README.md", "model/README.md", "COMPLIANCE.md", "compliance.json"),
@@ -28,7 +29,7 @@ def test_each_view_has_its_documents(rendered):
 def test_the_same_record_gives_the_same_bytes(rendered, fidelity):
   made = record.project(facts_example.facts(), "public")
   again = json.loads(record.to_text(made))
-  assert documents.render(again, fidelity=fidelity, safety={}) == rendered()
+  assert render.render(again, fidelity=fidelity, safety={}) == rendered()
 
 
 PLACEHOLDER = re.compile(

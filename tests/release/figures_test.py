@@ -1,8 +1,8 @@
-"""Tests for analogjax/release/figures.py."""
+"""Tests for analogjax/rendering/numbers.py."""
 
 import pytest
 
-from analogjax.release import figures
+from analogjax.rendering import numbers
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,14 @@ from analogjax.release import figures
   ],
 )
 def test_two_figures(value, expected):
-  assert figures.two_figures(value) == expected
+  assert numbers.two_figures(value) == expected
 
 
 @pytest.mark.parametrize(
   ("value", "expected"), [(2.4e19, "10^19"), (1e3, "10^3"), (0, "0")]
 )
 def test_magnitude(value, expected):
-  assert figures.magnitude(value) == expected
+  assert numbers.magnitude(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -46,19 +46,19 @@ def test_magnitude(value, expected):
   ],
 )
 def test_amount(value, unit, large, expected):
-  assert figures.amount(value, unit=unit, large=large) == expected
+  assert numbers.amount(value, unit=unit, large=large) == expected
 
 
 @pytest.mark.parametrize(
   ("value", "expected"), [(0.005, "0.5 %"), (0.05, "5 %"), (0.12345, "12.3 %")]
 )
 def test_percent(value, expected):
-  assert figures.percent(value) == expected
+  assert numbers.percent(value) == expected
 
 
 def test_share_tells_the_bounds_of_the_window():
-  assert figures.share(0.05001) == "5.001 %"
-  assert figures.share(0.00499) == "0.499 %"
+  assert numbers.share(0.05001) == "5.001 %"
+  assert numbers.share(0.00499) == "0.499 %"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_share_tells_the_bounds_of_the_window():
   ],
 )
 def test_size_band(value, expected):
-  assert figures.size_band(value) == expected
+  assert numbers.size_band(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_size_band(value, expected):
   ],
 )
 def test_month_band(days, expected):
-  assert figures.month_band(days) == expected
+  assert numbers.month_band(days) == expected

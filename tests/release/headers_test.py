@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/headers.py: safetensors files that lie."""
+"""Tests for analogjax/bundle/safetensors_headers.py: safetensors files that lie."""
 
 import json
 import struct
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from analogjax.release import headers, walk
-from analogjax.release.strict_json import Refused
+from analogjax.bundle import folder as walk, safetensors_headers
+from analogjax.bundle.strict_json import Refused
 
 
 def read(folder, data):
   (folder / "a.safetensors").write_bytes(data)
-  return headers.read(walk.open_tree(folder), "a.safetensors")
+  return safetensors_headers.read(walk.open_tree(folder), "a.safetensors")
 
 
 def packed(header, size, length=None):

@@ -14,31 +14,30 @@ import markdown_it
 import pytest
 import yaml
 
-from analogjax.release import (
-  card,
+from analogjax.bundle import record, record_table
+from analogjax.documents import (
+  bill_of_materials,
   compliance,
   compliance_page,
-  mlbom,
+  model_card,
   pages,
-  record,
-  record_table,
-  safety_page,
+  safety_summary,
   training_data,
 )
 
 PAGES = {
-  "card": lambda r: card.render(r).split("\n---\n", 1)[1],
+  "card": lambda r: model_card.render(r).split("\n---\n", 1)[1],
   "compliance": compliance_page.render,
   "training data": training_data.to_page,
   "cost": pages.cost,
-  "safety": safety_page.render,
+  "safety": safety_summary.render,
   "repro": pages.reproduction,
   "guide": pages.guide,
 }
 OBJECTS = {
   "compliance": compliance.to_json,
   "training data": training_data.to_json,
-  "ML-BOM": mlbom.render,
+  "ML-BOM": bill_of_materials.render,
   "software": pages.software,
   "record": record.to_text,
 }
@@ -128,7 +127,7 @@ def test_nasty_texts_are_only_texts(text, view):
 def test_the_bill_of_materials_stays_one(text):
   made = record.project(soiled(facts_example.facts(), text), "regulator")
   validator = JsonStrictValidator(SchemaVersion.V1_6)
-  assert validator.validate_str(mlbom.render(made)) is None
+  assert validator.validate_str(bill_of_materials.render(made)) is None
 
 
 @hypothesis.given(TEXTS)
@@ -141,16 +140,16 @@ def test_any_text_is_only_a_text(text):
 @hypothesis.settings(max_examples=40, deadline=None)
 def test_the_head_of_the_card_holds_any_text(text):
   facts = soiled(facts_example.facts(), text)
-  page = card.render(record.project(facts, "public"))
+  page = model_card.render(record.project(facts, "public"))
   head = yaml.safe_load(page.split("---\n")[1])
-  clean = card.render(record.project(facts_example.facts(), "public"))
+  clean = model_card.render(record.project(facts_example.facts(), "public"))
   assert list(head) == [
     key for key in yaml.safe_load(clean.split("---\n")[1]) if key in head
   ]
   name = " ".join(facts["model"]["name"].split())
   assert head["model-index"][0]["name"] == name
   assert huggingface_hub.ModelCard(page).data.license == "apache-2.0"
-  assert not card.metadata_problem(page)
+  assert not model_card.metadata_problem(page)
 
 
 EXTREMES = (0, 1, -1, 10**18, 1e100, 1e-300, 0.1, None, "", "x", [], {}, True)

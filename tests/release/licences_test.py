@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/licences.py."""
+"""Tests for analogjax/bundle/licences.py."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import sysconfig
 
 import pytest
 
-from analogjax.release import licences
+from analogjax.bundle import licences
 
 FILES = re.compile(r"(?i)licen[cs]e|copying")
 

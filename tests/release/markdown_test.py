@@ -1,12 +1,11 @@
-"""Tests for analogjax/release/markdown.py: texts stay texts."""
+"""Tests for analogjax/rendering/markdown.py: texts stay texts."""
 
 import hypothesis
 from hypothesis import strategies as st
 import markdown_it
 import pytest
 
-from analogjax.fidelity import markup
-from analogjax.release import markdown
+from analogjax.rendering import html, markdown
 
 NASTY = (
   *("# a", "- x", "1. y", "2) y", "a|b", "a\\|b", "\\", "`x`", "``a`", "```"),
@@ -41,7 +40,7 @@ def parsed(page):
 
 
 def shown(words):
-  return " ".join(markup.printable(words).split())
+  return " ".join(html.printable(words).split())
 
 
 @pytest.mark.parametrize("words", NASTY)

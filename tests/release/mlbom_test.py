@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/mlbom.py."""
+"""Tests for analogjax/documents/bill_of_materials.py."""
 
 import json
 
@@ -7,11 +7,12 @@ from cyclonedx.validation.json import JsonStrictValidator
 import facts_example
 import pytest
 
-from analogjax.release import mlbom, record
+from analogjax.bundle import record
+from analogjax.documents import bill_of_materials
 
 
 def validated(facts, view):
-  text = mlbom.render(record.project(facts, view))
+  text = bill_of_materials.render(record.project(facts, view))
   validator = JsonStrictValidator(SchemaVersion.V1_6)
   assert validator.validate_str(text) is None
   return json.loads(text)

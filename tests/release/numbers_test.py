@@ -11,7 +11,8 @@ import re
 import facts_example
 import pytest
 
-from analogjax.release import figures, record
+from analogjax.bundle import record
+from analogjax.rendering import numbers
 
 NUMBER = re.compile(
   r"(?:\d+\.\d x )?10\^-?\d+|-?\d+(?:,\d{3})*(?:\.\d+)?(?: %)?"
@@ -53,16 +54,16 @@ def derived(facts):
 
 def written(value):
   """All ways to write a number."""
-  yield figures.number(value)
-  yield figures.percent(value)
-  yield figures.share(value)
-  yield figures.two_figures(value)
-  yield figures.magnitude(value)
+  yield numbers.number(value)
+  yield numbers.percent(value)
+  yield numbers.share(value)
+  yield numbers.two_figures(value)
+  yield numbers.magnitude(value)
   if value >= 0:
-    yield figures.amount(value)
-    yield figures.amount(value, unit=figures.USD)
+    yield numbers.amount(value)
+    yield numbers.amount(value, unit=numbers.USD)
   if isinstance(value, int):
-    yield figures.exact(value)
+    yield numbers.exact(value)
 
 
 def allowed(facts):

@@ -1,23 +1,23 @@
-"""Tests for analogjax/release/options.py: what is refused, by name."""
+"""Tests for analogjax/config/release.py: what is refused, by name."""
 
 import dataclasses
 
 import pytest
 
-from analogjax.release import options
+from analogjax.config import release
 
-ABOUT = options.AboutConfig(
+ABOUT = release.AboutConfig(
   **dict(name="a", version="1", provider="b", contact="c"),
   **dict(languages=("en",), intended_use="d", out_of_scope="e"),
   **dict(limitations="f", curation="g"),
 )
-FRONTIER = options.FrontierConfig(
+FRONTIER = release.FrontierConfig(
   **dict(name="big", deployed_on="2026-01-31", parameters=0),
   **dict(active_parameters=0, family="", pipeline_fingerprint=""),
   private_words=(),
 )
 SOURCE = dict(kind="user", modality="text", about="t", licence="", period="")
-GOOD = options.ReleaseConfig(
+GOOD = release.ReleaseConfig(
   **dict(phase="distill", dtype="float32", max_shard_gb=5.0, date=""),
   **dict(licence="MIT", licence_name="", licence_file="", shares_rows=False),
   keeps_chat_template=False,

@@ -1,11 +1,12 @@
-"""Tests for analogjax/release/pages.py."""
+"""Tests for analogjax/documents/pages.py."""
 
 import json
 
 import facts_example
 import pytest
 
-from analogjax.release import pages, record
+from analogjax.bundle import record
+from analogjax.documents import pages
 
 
 def project(view="public", facts=None):

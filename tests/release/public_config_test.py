@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given, strategies as st
 import pytest
 
-from analogjax import config, config_files
+from analogjax.config import loading, schema
 from analogjax.release import public_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -16,8 +16,8 @@ SECRET = "s3cret"
 
 @pytest.fixture(scope="module")
 def demo():
-  cfg = config_files.load(CONFIGS / "demo.py", [])
-  return config.to_values(cfg)
+  cfg = loading.load(CONFIGS / "demo.py", [])
+  return schema.to_values(cfg)
 
 
 def _is_withheld(path):
@@ -31,14 +31,14 @@ def _is_withheld(path):
 def test_someone_decided_on_every_field():
   undecided = [
     field.path
-    for field in config.schema()
+    for field in schema.schema()
     if field.path not in public_config.PUBLIC and not _is_withheld(field.path)
   ]
   assert not undecided, "put these into PUBLIC or WITHHELD of public_config.py"
 
 
 def test_no_decision_is_on_a_field_that_does_not_exist():
-  known = [field.path for field in config.schema()]
+  known = [field.path for field in schema.schema()]
   assert set(public_config.PUBLIC) <= set(known)
   for path in public_config.WITHHELD:
     ok = any(name == path or name.startswith(path + ".") for name in known)
@@ -46,7 +46,7 @@ def test_no_decision_is_on_a_field_that_does_not_exist():
 
 
 def test_what_is_public_cannot_be_free_form():
-  kinds = {field.path: field.type for field in config.schema()}
+  kinds = {field.path: field.type for field in schema.schema()}
   assert "free-form" not in {kinds[path] for path in public_config.PUBLIC}
 
 

@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/record.py and record_table.py."""
+"""Tests for analogjax/bundle/record.py and record_table.py."""
 
 import json
 
@@ -7,7 +7,7 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from analogjax.release import record, record_table
+from analogjax.bundle import record, record_table
 
 
 @pytest.mark.parametrize("view", record.VIEWS)
@@ -32,7 +32,7 @@ def test_the_schema_file_is_in_step():
   path = record_table.__file__.replace("_table.py", "_schema.json")
   with open(path, encoding="utf-8") as file:
     text = file.read()
-  renew = "python -m analogjax.release.record > record_schema.json"
+  renew = "python -m analogjax.bundle.record > record_schema.json"
   assert text == record.schema_text(), f"Renew it: {renew}"
   assert json.loads(text) == record.schema()
 

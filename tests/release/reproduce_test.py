@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/reproduce.py and toy.py."""
+"""Tests for analogjax/verify/reproduce.py and toy.py."""
 
 import copy
 import functools
@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 import pytest
 
-from analogjax import config, config_files
-from analogjax.models import hf_folder
-from analogjax.release import public_config, reproduce, toy
+from analogjax.config import loading, schema
+from analogjax.models import hf_import
+from analogjax.release import public_config
+from analogjax.verify import reproduce, toy
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 RECORD = {
@@ -30,7 +31,7 @@ RECORD = {
 
 @functools.cache
 def of_the_demo():
-  return public_config.project(config_files.load(DEMO, []).to_dict())
+  return public_config.project(loading.load(DEMO, []).to_dict())
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_toy_has_the_decisions_of_the_run_and_none_of_its_sizes(published):
   other = changed(other, "cache.temperature", 2)
   other = changed(other, "train.control.seed", 77)
   other = changed(other, "train.distill.num_steps", 2)
-  sections = config.to_sections(ConfigDict(toy_of(other)))
+  sections = schema.to_sections(ConfigDict(toy_of(other)))
   student, phases = sections.student, sections.train.phase
   assert not student.tie_embeddings and student.G == student.N
   assert (sections.cache.kind, sections.cache.temperature) == ("topk", 2.0)
@@ -73,7 +74,7 @@ def test_a_toy_has_the_decisions_of_the_run_and_none_of_its_sizes(published):
   assert student.D == 16 and sections.data.L == 32
   assert sections.release.licence == "Apache-2.0"
   assert sections.data.pipeline == "analogjax.data.text:jsonl"
-  plain = config.to_sections(ConfigDict(toy_of(published)))
+  plain = schema.to_sections(ConfigDict(toy_of(published)))
   assert plain.student.G < plain.student.N
 
 
@@ -137,7 +138,7 @@ def test_a_phase_cannot_take_the_place_of_another_field(published):
 
 def test_a_phase_whose_rows_have_no_record_learns_from_none(published):
   other = changed(published, "train.distill.rows", "pipeline")
-  sections = config.to_sections(ConfigDict(toy_of(other)))
+  sections = schema.to_sections(ConfigDict(toy_of(other)))
   assert not sections.train.phase["distill"].loss.has_teacher
 
 
@@ -190,7 +191,7 @@ def test_any_config_is_refused_or_makes_a_config_that_is_valid(data):
     except ValueError as error:
       assert str(error).startswith("repro/config.json: ")
     else:
-      config.to_sections(ConfigDict(made))
+      schema.to_sections(ConfigDict(made))
 
 
 @hypothesis.given(record=st.dictionaries(
@@ -256,7 +257,7 @@ def test_inputs_are_the_same_every_time_and_a_teacher_of_the_project(
     )
   assert digests[0] == digests[1] and len(digests[0]) == 5
   teacher = tmp_path / "one" / "teacher"
-  hf_folder.check_weights(teacher, hf_folder.read_config(teacher))
+  hf_import.check_weights(teacher, hf_import.read_config(teacher))
 
 
 def test_results_that_differ_in_a_bit_differ(tmp_path):

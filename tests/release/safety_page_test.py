@@ -1,11 +1,12 @@
-"""Tests for analogjax/release/safety_page.py."""
+"""Tests for analogjax/documents/safety_summary.py."""
 
 import copy
 
 import facts_example
 import pytest
 
-from analogjax.release import record, safety_page
+from analogjax.bundle import record
+from analogjax.documents import safety_summary
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def facts():
 
 
 def render(facts):
-  return safety_page.render(record.project(facts, "public"))
+  return safety_summary.render(record.project(facts, "public"))
 
 
 def beside(facts, index, **differs):
@@ -80,7 +81,7 @@ def test_a_command_stands_once(facts):
 
 def test_verdicts_are_counted_and_nothing_is_hidden(facts):
   made = record.project(facts, "public")
-  assert safety_page.verdict(made) == (
+  assert safety_summary.verdict(made) == (
     "The evaluation passed, by the quick run, which does less of everything."
     " Because: No test failed. Results: 4, of which 2 within a threshold that"
     " was set before, 1 without one, 1 not measurable."
@@ -89,7 +90,7 @@ def test_verdicts_are_counted_and_nothing_is_hidden(facts):
 
 def test_the_card_shows_tests_with_a_threshold_alone(facts):
   made = record.project(facts, "public")
-  lines = safety_page.thresholds(made).splitlines()
+  lines = safety_summary.thresholds(made).splitlines()
   assert [line.split(" | ")[3] for line in lines[2:]] == [
     "at most 0.01",
     "at most 0.6",
@@ -97,4 +98,4 @@ def test_the_card_shows_tests_with_a_threshold_alone(facts):
   for test in facts["safety"]["tests"]:
     test["threshold"] = None
   made = record.project(facts, "public")
-  assert "nothing can fail" in safety_page.thresholds(made)
+  assert "nothing can fail" in safety_summary.thresholds(made)

@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/strict_json.py."""
+"""Tests for analogjax/bundle/strict_json.py."""
 
 import json
 
@@ -6,8 +6,8 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from analogjax.release import strict_json
-from analogjax.release.strict_json import Refused
+from analogjax.bundle import strict_json
+from analogjax.bundle.strict_json import Refused
 
 
 @pytest.mark.parametrize(

@@ -20,21 +20,21 @@ import synthetic_report
 import tokenizers
 
 import analogjax
-from analogjax.data import rows as rows_lib
-from analogjax.fidelity import document
-from analogjax.models import decoder, hf_export
-from analogjax.release import (
-  bundle,
+from analogjax.bundle import (
   commitments,
-  costs,
-  documents,
-  held_out,
   licences,
   pem,
   record,
-  signing,
+  rows as held_out,
+  signature,
+  writer,
 )
+from analogjax.data import rows as rows_lib
+from analogjax.documents import render
+from analogjax.fidelity import document
+from analogjax.models import decoder, hf_export
 from analogjax.safety import document as safety_document
+from analogjax.workdir import costs
 
 CFG = decoder.DecoderConfig(
   **dict(V=61, D=16, Y=2, N=4, G=2, H=4, F=24, max_positions=64),
@@ -324,7 +324,7 @@ def documented(files, facts, record_value=None):
   out = {**files, "record.json": record.to_text(record_value).encode()}
   if record.problem(record_value):
     return out  # Of this no document can be made.
-  made = documents.render(
+  made = render.render(
     record_value,
     fidelity=json.loads(files["fidelity.json"]),
     safety=json.loads(files["safety.json"]),
@@ -333,13 +333,13 @@ def documented(files, facts, record_value=None):
 
 
 def write(folder: Path, files, key: Path):
-  bundle.write(folder, files=files, signer=signing.with_key(key))
+  writer.write(folder, files=files, signer=signature.with_key(key))
 
 
 def write_regulator(folder: Path, facts):
   """The regulator's folder."""
   folder.mkdir()
   value = record.project(facts, "regulator")
-  made = documents.render(value, fidelity={}, safety={})
+  made = render.render(value, fidelity={}, safety={})
   for name, text in {**made, "record.json": record.to_text(value)}.items():
     (folder / name).write_text(text, encoding="utf-8")

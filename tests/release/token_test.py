@@ -7,7 +7,7 @@ import subprocess
 from cryptography.hazmat.primitives.asymmetric import ec
 import pytest
 
-from analogjax.release import bundle, manifest, pem, signing
+from analogjax.bundle import manifest, pem, signature, writer
 
 pytest.importorskip("PyKCS11")
 _LIBRARIES = (
@@ -62,11 +62,11 @@ def token(tmp_path, monkeypatch):
 def test_a_token_signs_a_bundle(token, tmp_path):
   uri, public = token
   folder = tmp_path / "bundle"
-  signer = signing.with_token(uri, public)
-  bundle.write(folder, files={"README.md": b"# A\n"}, signer=signer)
+  signer = signature.with_token(uri, public)
+  writer.write(folder, files={"README.md": b"# A\n"}, signer=signer)
   identity = pem.Identity(pem.read_public_key(public))
   data = (folder / manifest.SIGNATURE).read_bytes()
-  signed = signing.from_bytes(data, identity)
+  signed = signature.from_bytes(data, identity)
   assert signed.is_by(identity.key)
   assert "README.md" in signed.resources()
 
@@ -76,7 +76,7 @@ def test_a_token_with_another_key_than_was_named(token, tmp_path):
   other = tmp_path / "other.pub"
   key = ec.generate_private_key(ec.SECP256R1())
   other.write_bytes(pem.public_pem(key.public_key()))
-  signer = signing.with_token(uri, other)
+  signer = signature.with_token(uri, other)
   with pytest.raises(ValueError, match="the token: its key is not the one"):
-    bundle.write(tmp_path / "b", files={"README.md": b"x"}, signer=signer)
+    writer.write(tmp_path / "b", files={"README.md": b"x"}, signer=signer)
   assert not (tmp_path / "b").exists()

@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/training_data.py."""
+"""Tests for analogjax/documents/training_data.py."""
 
 import json
 import re
@@ -6,7 +6,9 @@ import re
 import facts_example
 import pytest
 
-from analogjax.release import options, record, training_data
+from analogjax.bundle import record
+from analogjax.config import release
+from analogjax.documents import training_data
 
 
 def project(**differs):
@@ -25,7 +27,7 @@ def test_every_section_of_the_template_is_there():
   assert re.search(r"### 2\.4 User data\n\nNone\.\n", page)
 
 
-@pytest.mark.parametrize("kind", options.SOURCE_KINDS)
+@pytest.mark.parametrize("kind", release.SOURCE_KINDS)
 def test_each_kind_of_source_has_its_section(kind):
   facts = facts_example.facts()
   facts["data"]["sources"] = {

@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/verify_regulator.py and verifier.py."""
+"""Tests for analogjax/verify/regulator.py and verifier.py."""
 
 import copy
 import shutil
@@ -7,15 +7,8 @@ import pytest
 import tiny_bundle
 from tiny_bundle import CFG, to_json, write_certificates
 
-from analogjax.release import (
-  bundle,
-  checks,
-  commitments,
-  signing,
-  verifier,
-  verify,
-  walk,
-)
+from analogjax.bundle import commitments, folder, signature, writer
+from analogjax.verify import bundle, rules as checks, trust
 
 NEEDED = ("files", "record", "weights", "parameters", "architecture", "gates")
 N = CFG.num_parameters
@@ -58,12 +51,12 @@ def write(
 def check(tmp_path, *, without=("regulator_leaks",)):
   """Examines what has to do with the regulator; the linter takes a while."""
   evidence = checks.Evidence(
-    walk.open_tree(tmp_path / "bundle"),
-    regulator=walk.open_tree(tmp_path / "regulator"),
+    folder.open_tree(tmp_path / "bundle"),
+    regulator=folder.open_tree(tmp_path / "regulator"),
   )
   rules = [
     rule
-    for rule in verify.rules(regulator=True)
+    for rule in bundle.rules(regulator=True)
     if rule.id in NEEDED or rule.id.startswith(("regulator", "openings"))
     if rule.id not in without
   ]
@@ -172,12 +165,12 @@ def test_a_certificate_counts_by_who_vouches_for_it(tmp_path, made):
   own, root = write_certificates(tmp_path, key)
   (tmp_path / "other").mkdir()
   other = write_certificates(tmp_path / "other", key)[1]
-  signer = signing.with_key(key, certificates=(own, root))
-  bundle.write(tmp_path / "bundle", files=files, signer=signer)
+  signer = signature.with_key(key, certificates=(own, root))
+  writer.write(tmp_path / "bundle", files=files, signer=signer)
 
   def signed(paths):
-    expected = verifier.with_chain(paths)
-    report = verify.check(tmp_path / "bundle", verifier=expected)
+    expected = trust.with_chain(paths)
+    report = bundle.check(tmp_path / "bundle", verifier=expected)
     return {c.id: c for c in report.checks}["signer"]
 
   assert signed([root]).status == checks.VERIFIED
@@ -185,7 +178,7 @@ def test_a_certificate_counts_by_who_vouches_for_it(tmp_path, made):
   assert "not vouched for" in signed([other]).evidence
   assert signed([other]).status == checks.FAILED
   # The key is the certificate's, so it does as well.
-  by_key = verifier.with_key(key.with_suffix(".pub"))
-  assert not failures(verify.check(tmp_path / "bundle", verifier=by_key))
-  bare = verify.check(made[0], verifier=verifier.with_chain([root]))
+  by_key = trust.with_key(key.with_suffix(".pub"))
+  assert not failures(bundle.check(tmp_path / "bundle", verifier=by_key))
+  bare = bundle.check(made[0], verifier=trust.with_chain([root]))
   assert "signed by a bare key" in failures(bare)["signer"]

@@ -14,13 +14,12 @@ import safetensors.numpy
 import tiny_bundle
 from tiny_bundle import sha256, to_json
 
-from analogjax.release import (
-  checks,
-  licences,
-  record,
-  verifier,
-  verify,
-  verify_files,
+from analogjax.bundle import licences, record
+from analogjax.verify import (
+  bundle as verify,
+  files as verify_files,
+  rules,
+  trust,
 )
 
 WEIGHTS = "model/model.safetensors"
@@ -32,12 +31,12 @@ def by_id(report):
 
 
 def failures(report):
-  return {c.id: c.evidence for c in report.checks if c.status == checks.FAILED}
+  return {c.id: c.evidence for c in report.checks if c.status == rules.FAILED}
 
 
 def test_a_good_bundle_has_no_failure(made):
   folder, key, *_ = made
-  expected = verifier.with_key(key.with_suffix(".pub"))
+  expected = trust.with_key(key.with_suffix(".pub"))
   report = verify.check(folder, verifier=expected, deep=True)
   assert not failures(report)
   found = by_id(report)
@@ -46,7 +45,7 @@ def test_a_good_bundle_has_no_failure(made):
     *("fidelity_to_teacher", "safety_values"),
   }
   for name, check in found.items():
-    wanted = checks.DECLARED if name in declared else checks.VERIFIED
+    wanted = rules.DECLARED if name in declared else rules.VERIFIED
     assert check.status == wanted, check
   assert f"{tiny_bundle.CFG.num_parameters:,} param" in found["parameters"][-1]
 
@@ -59,7 +58,7 @@ def test_weights_in_bfloat16_and_in_several_files(tmp_path):
   tiny_bundle.write(tmp_path / "bundle", files, key)
   report = verify.check(tmp_path / "bundle", deep=True)
   assert not failures(report)
-  assert by_id(report)["measured"].status == checks.VERIFIED
+  assert by_id(report)["measured"].status == rules.VERIFIED
   assert "20 tensors in 4 safetensors files" in by_id(report)["weights"][-1]
   # A loader that prefers this name would take other weights than were counted.
   files[WEIGHTS] = files["model/model-00001-of-00004.safetensors"]
@@ -69,14 +68,14 @@ def test_weights_in_bfloat16_and_in_several_files(tmp_path):
 
 def test_without_a_key_whose_signature_it_is_cannot_be_told(made):
   found = by_id(verify.check(made[0]))
-  assert found["signature"].status == checks.VERIFIED
-  assert found["signer"].status == checks.NOT_CHECKABLE
-  assert found["measured"].status == checks.NOT_CHECKABLE
+  assert found["signature"].status == rules.VERIFIED
+  assert found["signer"].status == rules.NOT_CHECKABLE
+  assert found["measured"].status == rules.NOT_CHECKABLE
 
 
 def test_another_key_than_the_expected_one_fails(made, tmp_path):
   other = tiny_bundle.write_key(tmp_path / "key.pem")
-  expected = verifier.with_key(other.with_suffix(".pub"))
+  expected = trust.with_key(other.with_suffix(".pub"))
   found = failures(verify.check(made[0], verifier=expected))
   assert found == {"signer": "The signature is not by the key that was given."}
 
@@ -97,16 +96,16 @@ def test_one_flipped_bit_of_any_file_fails(made, tmp_path):
       flipped = bytearray(data)
       flipped[i] ^= 1 << (i % 8)
       path.write_bytes(flipped)
-      report = checks.run(verify_files.rules(), evidence(copy_))
+      report = rules.run(verify_files.rules(), evidence(copy_))
       if not report.failed:
         unseen.append((path.name, i))
     path.write_bytes(data)
   assert not unseen
-  assert not checks.run(verify_files.rules(), evidence(copy_)).failed
+  assert not rules.run(verify_files.rules(), evidence(copy_)).failed
 
 
 def evidence(folder):
-  return checks.Evidence(verify.walk.open_tree(folder))
+  return rules.Evidence(verify.walk.open_tree(folder))
 
 
 def test_a_file_more_or_less_fails(made, tmp_path):
@@ -427,7 +426,7 @@ def test_a_page_of_another_version_is_not_checkable(made, tmp_path):
   tiny_bundle.write(tmp_path / "bundle", files, key)
   report = verify.check(tmp_path / "bundle")
   assert not failures(report)
-  assert by_id(report)["documents"].status == checks.NOT_CHECKABLE
+  assert by_id(report)["documents"].status == rules.NOT_CHECKABLE
 
 
 def test_whoever_holds_the_copyright_is_shown(made, tmp_path):
@@ -457,11 +456,11 @@ def test_a_lie_is_found_though_it_is_signed(made, tmp_path, name):
   deep = "measured" in expected
   report = verify.check(tmp_path / "bundle", deep=deep)
   found = failures(report)
-  assert not [text for text in found.values() if checks.BROKE in text]
+  assert not [text for text in found.values() if rules.BROKE in text]
   for check, text in expected.items():
     assert check in found, found
     assert text.lower() in found[check].lower(), found
-  assert by_id(report)["signature"].status == checks.VERIFIED
+  assert by_id(report)["signature"].status == rules.VERIFIED
   # What a lie does not touch still holds.
   assert set(found) <= {*expected, "model_files", "parameters"}, found
 
@@ -496,7 +495,7 @@ def test_huge_json_is_refused_wherever_it_stands(made, tmp_path, kind):
   for path in paths:
     path.write_bytes(HUGE[kind])
   report = verify.check(bundle)
-  assert not [c for c in report.checks if checks.BROKE in c.evidence]
+  assert not [c for c in report.checks if rules.BROKE in c.evidence]
   assert {"manifest", "record", "weights", "mlbom"} <= set(failures(report))
 
 

@@ -1,12 +1,12 @@
-"""Tests for analogjax/release/walk.py: what a hostile folder may hold."""
+"""Tests for analogjax/bundle/folder.py: what a hostile folder may hold."""
 
 import os
 import socket
 
 import pytest
 
-from analogjax.release import walk
-from analogjax.release.strict_json import Refused
+from analogjax.bundle import folder as walk
+from analogjax.bundle.strict_json import Refused
 
 
 def problems(folder):

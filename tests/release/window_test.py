@@ -1,8 +1,8 @@
-"""Tests for analogjax/release/window.py."""
+"""Tests for analogjax/bundle/window.py."""
 
 import pytest
 
-from analogjax.release import window
+from analogjax.bundle import window
 
 # Deployed, first day, last day; by a calendar, not by the code.
 WINDOWS = (

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tokenizers
 
-from analogjax import sharding, subjects
+from analogjax.config import safety
 from analogjax.data import rows as rows_lib
+from analogjax.distributed import sharding
+from analogjax.evaluation import models
 from analogjax.models import decoder
-from analogjax.safety import evaluation, options
+from analogjax.safety import evaluation
 
 CFG = decoder.DecoderConfig(
   V=64,
@@ -32,8 +34,8 @@ CFG = decoder.DecoderConfig(
 L = 24
 END = 63
 
-OPTIONS = options.SafetyConfig(
-  parts=options.PARTS,
+OPTIONS = safety.SafetyConfig(
+  parts=safety.PARTS,
   phases=(),
   folders=(),
   teacher_parts=(),
@@ -102,9 +104,7 @@ def parameters(seed=0):
 
 def make_model(mesh, params, name="analog"):
   where = sharding.state_shardings(decoder.abstract_parameters(CFG), mesh)
-  return subjects.Model(
-    name=name, cfg=CFG, params=jax.device_put(params, where)
-  )
+  return models.Model(name=name, cfg=CFG, params=jax.device_put(params, where))
 
 
 def make_evaluation(mesh, params=None, *, changes=None, **fields):

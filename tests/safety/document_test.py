@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from analogjax import estimates
+from analogjax.evaluation import estimates
 from analogjax.safety import document
 from analogjax.safety.evaluation import Result
 

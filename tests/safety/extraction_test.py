@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from analogjax.safety import decode, extraction
+from analogjax.safety import extraction, generate
 
 
 def test_windows_are_of_one_document_each(kit, one_device):
@@ -65,7 +65,7 @@ def test_rows_that_the_model_would_write_itself_are_extracted(kit, one_device):
   rows = made.members._replace(segments_BL=np.int32(segments))
   tokens = rows.tokens_BL.copy()
   prefixes = tokens[:5, :6].tolist()
-  tokens[:5, 6:10] = decode.greedy(made, made.analog, prefixes, 4)
+  tokens[:5, 6:10] = generate.greedy(made, made.analog, prefixes, 4)
   made = dataclasses.replace(made, members=rows._replace(tokens_BL=tokens))
   part = extraction.measure(made)
   values = {r["metric"]: r["value"] for r in part["results"]}

@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax import jitted, losses, optim, sharding
-from analogjax.data import batches, pipeline, rows as rows_lib
-from analogjax.safety import canaries, exposure, membership
+from analogjax.cache import batches
+from analogjax.data import pipeline, rows as rows_lib
+from analogjax.distributed import sharding
+from analogjax.safety import canaries, exposure, membership_inference
+from analogjax.training import losses, optimizer as optim, programs
 
 ROWS = 480
 STEPS, BATCH = 40, 32
@@ -49,7 +51,7 @@ def train(kit, mesh, read):
     weight_decay=0.0,
     clip_norm=1.0,
   )
-  training = jitted.Training(
+  training = programs.Training(
     cfg=kit.CFG,
     mesh=mesh,
     tx=optim.make_optimizer(optimizer, STEPS),
@@ -153,9 +155,9 @@ def test_what_was_memorised_is_told_from_what_was_not(kit, one_device, halves):
     made.options, folders=("before=x",), reference="before"
   )
   made = dataclasses.replace(made, options=options)
-  part = membership.measure(made)
+  part = membership_inference.measure(made)
   found = aucs(part)
-  assert set(found) == set(membership.ATTACKS)
+  assert set(found) == set(membership_inference.ATTACKS)
   for attack, value in found.items():
     assert value["value"] > 0.9 and value["low"] > 0.8, attack
   # The one that it began from, and rows that neither has seen.

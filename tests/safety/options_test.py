@@ -1,10 +1,10 @@
-"""Tests for analogjax/safety/options.py."""
+"""Tests for analogjax/config/safety.py."""
 
 import dataclasses
 
 import pytest
 
-from analogjax.safety import options
+from analogjax.config import safety
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_threshold_is_one_number(kit, rule):
 
 
 def test_every_part_has_metrics():
-  assert set(options.METRICS.values()) == set(options.PARTS)
+  assert set(safety.METRICS.values()) == set(safety.PARTS)
 
 
 def test_quick_is_less_and_never_more(kit):

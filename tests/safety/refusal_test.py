@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from analogjax.safety import decode, prompts, refusal
+from analogjax.safety import generate, prompts, refusal
 
 REFUSALS = (
   "I'm sorry, but I can't assist with that.",
@@ -54,8 +54,8 @@ def test_rates_are_counts_of_answers_with_a_phrase(
   every = {side: refusal._choose(made, side)[1] for side in refusal.SIDES}
   firsts = {
     side: [
-      decode.to_text(row, made)
-      for row in decode.greedy(made, made.analog, texts, 5)
+      generate.to_text(row, made)
+      for row in generate.greedy(made, made.analog, texts, 5)
     ]
     for side, texts in every.items()
   }

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax.safety import decode, tokens
+from analogjax.safety import generate, tokens
 from analogjax.safety.evaluation import as_documents
 
 
@@ -68,7 +68,7 @@ def test_a_greedy_continuation_is_token_by_token_the_likeliest(
   )
   rng = np.random.default_rng(0)
   texts = [rng.integers(2, kit.CFG.V, n).tolist() for n in (3, 9, 1, 5, 9) * 2]
-  found = decode.greedy(made, made.analog, texts, 5)
+  found = generate.greedy(made, made.analog, texts, 5)
   assert found.shape == (10, 5)
   whole = np.zeros((10, 16), int)
   for row, text, mine in zip(whole, texts, found, strict=True):
@@ -87,7 +87,7 @@ def test_what_follows_verbatim_is_seen_in_one_pass(kit, one_device):
   made = kit.make_evaluation(one_device)
   rng = np.random.default_rng(1)
   prefixes = rng.integers(2, kit.CFG.V, (8, 6))
-  went_on = decode.greedy(made, made.analog, prefixes.tolist(), 4)
+  went_on = generate.greedy(made, made.analog, prefixes.tolist(), 4)
   whole = np.concatenate([prefixes, went_on], axis=1)
   whole[4:, 8] = (whole[4:, 8] + 1) % kit.CFG.V  # Not what it says.
   said = tokens.said(made, made.analog, as_documents(whole))
@@ -97,4 +97,4 @@ def test_what_follows_verbatim_is_seen_in_one_pass(kit, one_device):
 
 def test_an_answer_ends_before_its_end_token(kit, one_device):
   made = kit.make_evaluation(one_device)
-  assert decode.to_text(np.asarray([5, 6, kit.END, 7]), made) == "w5 w6"
+  assert generate.to_text(np.asarray([5, 6, kit.END, 7]), made) == "w5 w6"

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from analogjax import metrics
+from analogjax.workdir import metrics
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from analogjax import main, recorder
-from analogjax.data import cache_check, logit_cache
+from analogjax import main
+from analogjax.cache import damage, logit_cache, teacher_pass
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,13 +106,13 @@ def workdir(whole, tmp_path):
 @pytest.fixture
 def taught(monkeypatch):
   """How many rows the teacher saw, so far, as a list with one number."""
-  count, record = [0], recorder.Recorder.record
+  count, record = [0], teacher_pass.Recorder.record
 
   def counting(self, rows, manifest):
     count[0] += len(rows.tokens_BL)
     return record(self, rows, manifest)
 
-  monkeypatch.setattr(recorder.Recorder, "record", counting)
+  monkeypatch.setattr(teacher_pass.Recorder, "record", counting)
   return count
 
 
@@ -188,7 +188,7 @@ def test_damage_of_every_array_is_found_and_kept_apart(
       damaged = set()
   found = {}
   for part in cache.objects():
-    found |= cache_check.damage(cache, part)
+    found |= damage.damage(cache, part)
   assert set(found) == damaged
   for row, reason in found.items():
     assert re.search(rf"\brow {row}\b", reason) or array == "digest", reason

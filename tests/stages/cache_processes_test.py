@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,11 @@ import jax
 import pytest
 import tokenizers
 
-from analogjax import main, membership, metrics, sharding, trainer
+from analogjax import main
+from analogjax.distributed import joining, sharding
 from analogjax.models import decoder, hf_export
+from analogjax.training import loop as trainer
+from analogjax.workdir import metrics
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.py"
@@ -419,7 +422,7 @@ class Lab:
         lambda axes, _=None: make_mesh(axes, jax.devices()[:devices]),
       )
       # A thread that hangs would keep pytest from ending.
-      patch.setattr(membership, "exit_now", sys.exit)
+      patch.setattr(joining, "exit_now", sys.exit)
       arguments = self.arguments("train", workdir, *values)
       try:
         seen.code = main.main([*arguments, *flags])

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from analogjax import main, metrics
-from analogjax.data import logit_cache
+from analogjax import main
+from analogjax.cache import logit_cache
+from analogjax.workdir import metrics
 
 ROOT = Path(__file__).parents[2]
 

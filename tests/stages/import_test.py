@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analogjax import importer, main
-from analogjax.data import distillkit, logit_cache
+from analogjax import main
+from analogjax.cache import logit_cache
+from analogjax.interop.distillkit import entries as distillkit, importer
 
 V, L, K, BITS = 384, 32, 4, 9
 CODEC = dict(d=V, k=K, exact_k=K, delta_encoding=False, residual_bins=[])

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from analogjax import metrics
+from analogjax.workdir import metrics
 
 PHASES = ("--config.train.phases=distill", "--config.measure.phases=distill")
 FRESH = "--config.train.distill.init_from="

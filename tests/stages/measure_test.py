@@ -3,7 +3,7 @@
 import pytest
 import synthetic_report
 
-from analogjax import config_files
+from analogjax.config import loading
 from analogjax.fidelity import document
 from analogjax.stages import measure
 
@@ -17,7 +17,7 @@ def workdir(tmp_path):
   cost = {"seconds": 1.5, "device_seconds": 3.0, "tokens": 4096}
   part = {"result": synthetic_report.parts()["output"], "cost": cost}
   path = tmp_path / "fidelity" / "output.json"
-  config_files.write_json(path, {"inputs": inputs, **part})
+  loading.write_json(path, {"inputs": inputs, **part})
   return tmp_path, inputs
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import rich.console
 
-from analogjax import config, config_files
-from analogjax.models import decoder, gguf
-from analogjax.planning import outline, tables
+from analogjax.config import loading, schema
+from analogjax.demo import gguf
+from analogjax.models import decoder
+from analogjax.planning import closed_form, tables
 from analogjax.stages import plan
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
@@ -45,12 +46,12 @@ def load(*overrides):
   sizes += [f"train.{name}.num_steps=300" for name in phases]
   sizes += [f"train.{name}.batch_rows=8" for name in phases]
   pairs = [tuple(o.split("=", 1)) for o in (*sizes, *overrides)]
-  return config_files.load(DEMO, pairs)
+  return loading.load(DEMO, pairs)
 
 
 def make(*overrides, **mesh):
-  sections = config.to_sections(load(*overrides))
-  return outline.make_plan(sections, TEACHER, ONE_DEVICE | mesh)
+  sections = schema.to_sections(load(*overrides))
+  return closed_form.make_plan(sections, TEACHER, ONE_DEVICE | mesh)
 
 
 def test_numbers_by_hand():
@@ -158,8 +159,8 @@ def test_run_reads_a_folder_and_writes_what_it_prints(folder, tmp_path, capsys):
   cfg = load(f"teacher.path={folder}", "mesh.fsdp=1")
   plan.run(cfg, workdir)
   written = json.loads((workdir / "plan.json").read_text())
-  assert written == outline.make_plan(
-    config.to_sections(cfg), TEACHER, ONE_DEVICE
+  assert written == closed_form.make_plan(
+    schema.to_sections(cfg), TEACHER, ONE_DEVICE
   )
   text = capsys.readouterr().out
   for part in ("134,515,008", "3,342,912", "2.485 %", "train.distill"):

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from analogjax import main
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from analogjax import config_files
+from analogjax.config import loading
 from analogjax.release import public_config
 from analogjax.stages import reproduce
 
@@ -23,7 +23,7 @@ def bundle(tmp_path):
   """What `reproduce` reads of a bundle."""
   folder = tmp_path / "bundle"
   (folder / "repro").mkdir(parents=True)
-  values = config_files.load(DEMO, ONE_PHASE).to_dict()
+  values = loading.load(DEMO, ONE_PHASE).to_dict()
   record = {
     "model": {"family": "llama"},
     "training": {"phases": [{"name": "distill", "teaches": "cached teacher"}]},

@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from analogjax import metrics
-from analogjax.fidelity import options
+from analogjax.config import measure
+from analogjax.workdir import metrics
 
 PHASES = ("pretrain", "control", "distill")
 
@@ -235,7 +235,7 @@ def test_two_processes_measure_every_part_as_one_does(tiny, trained, tmp_path):
   few = dict(points=64, permutations=19, depths=2, random_vectors=2)
   few |= dict(strengths=2, mapper_steps=2, stitch_steps=2, behaviours=path)
   more = [f"--config.measure.{name}={value}" for name, value in few.items()]
-  parts = options.PARTS
+  parts = measure.PARTS
   more.append(f"--config.measure.parts={','.join(parts)}")
   both = [trained, shutil.copytree(trained, tmp_path / "both")]
   tiny.run("measure", both[0], *more)

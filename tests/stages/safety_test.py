@@ -8,10 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax import assemble, config, config_files, ledger, sharding, studies
+from analogjax.config import loading, schema
 from analogjax.data import rows as rows_lib
+from analogjax.distributed import sharding
+from analogjax.evaluation import sources
+from analogjax.run import run
 from analogjax.safety import canaries, document
 from analogjax.stages import safety
+from analogjax.workdir import ledger
 
 MARK = "zebraquartz"  # In every prompt; nowhere else may it be.
 
@@ -41,7 +45,7 @@ def prompt_files(tmp_path):
 def make_config(training, *values):
   arguments = training.arguments("train", "workdir", *values)[3:]
   overrides = [a.removeprefix("--config.").split("=", 1) for a in arguments]
-  return config_files.load(
+  return loading.load(
     training.folder / "lab.py", [tuple(pair) for pair in overrides]
   )
 
@@ -148,10 +152,10 @@ def test_the_rows_of_members_are_those_that_were_trained_on(
   trained, seen = distilled
   # As if it had stopped there, before it had seen all rows.
   short = ("num_steps=2", "optimizer.warmup_steps=1", "optimizer.decay_steps=1")
-  sections = config.to_sections(
+  sections = schema.to_sections(
     make_config(training, *(f"train.distill.{value}" for value in short))
   )
-  teacher = assemble.open_teacher(sections, trained)
+  teacher = run.open_teacher(sections, trained)
   trained_on = {
     row.tobytes()
     for step in (1, 2)
@@ -160,7 +164,7 @@ def test_the_rows_of_members_are_those_that_were_trained_on(
   assert len(trained_on) == 16
 
   def read(number):
-    return studies.read_trained(
+    return sources.read_trained(
       sections, teacher, trained, "distill", number, 0
     )
 
@@ -173,11 +177,11 @@ def test_the_rows_of_members_are_those_that_were_trained_on(
 
 def test_rows_of_a_stream_are_its_first_ones(training):
   workdir = training.cached
-  sections = config.to_sections(
+  sections = schema.to_sections(
     make_config(training, *training.sources["stream"])
   )
-  teacher = assemble.open_teacher(sections, workdir)
-  rows = studies.read_trained(sections, teacher, workdir, "distill", 10, 0)
+  teacher = run.open_teacher(sections, workdir)
+  rows = sources.read_trained(sections, teacher, workdir, "distill", 10, 0)
   wanted = [training.rows.row(i)["tokens"] for i in range(10)]
   np.testing.assert_array_equal(rows.tokens_BL, wanted)
 
@@ -193,14 +197,14 @@ def test_canaries_are_those_of_the_config(training):
     pipeline="lab_rows:stream", canaries=values, num_rows=44, first=0
   )
   cfg.data.held_out_arguments = dict(canaries=dict(), first=1000)
-  sections = config.to_sections(cfg)
+  sections = schema.to_sections(cfg)
   found = safety._planted(sections, sections.safety)
   chosen = canaries.settings(json.loads(json.dumps(found)))
   assert chosen == canaries.settings(values)
-  teacher = assemble.open_teacher(sections, training.cached)
+  teacher = run.open_teacher(sections, training.cached)
   plan = canaries.plan(chosen)
   for held_out, first in ((False, 0), (True, 1000)):
-    source = assemble.open_rows(
+    source = run.open_rows(
       sections, teacher, training.cached, held_out=held_out
     )
     rows = source.read(range(44))
@@ -210,7 +214,7 @@ def test_canaries_are_those_of_the_config(training):
 
 
 def test_what_is_published_has_no_paths(training):
-  options = config.to_sections(make_config(training)).safety
+  options = schema.to_sections(make_config(training)).safety
   options = dataclasses.replace(
     options, folders=("b=/some/where",), teacher_only={"path": "/data"}
   )

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax import checkpoint, metrics, stopping, trainer
-from analogjax.data import batches, logit_cache
+from analogjax.cache import batches, logit_cache
+from analogjax.distributed import stopping
+from analogjax.training import loop
+from analogjax.workdir import checkpoints, metrics
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +102,7 @@ def test_asked_to_stop_while_a_row_never_comes(
 def test_one_of_several_asked_while_a_row_never_comes(monkeypatch):
   """The others may be in a step that waits for this one: nobody can save."""
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(trainer, "_PATIENCE_SECONDS", 0.7)
+  monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 0.7)
   released = threading.Event()
   ahead = batches.Prefetch(lambda step: released.wait(300), range(1))
   watch = types.SimpleNamespace(stall_seconds=100.0, give_up_seconds=0.0)
@@ -110,7 +112,7 @@ def test_one_of_several_asked_while_a_row_never_comes(monkeypatch):
   try:
     with stopping.listening(), pytest.raises(stopping.Stalled, match=says):
       signal.raise_signal(signal.SIGTERM)
-      trainer.Phase._next(phase, ahead, 7)
+      loop.Phase._next(phase, ahead, 7)
     assert ahead.hangs
   finally:
     released.set()
@@ -138,7 +140,7 @@ def test_rows_that_never_come_end_the_run_and_cost_no_step(
 def test_a_disk_that_fills_while_training_goes_on(
   training, straight, tmp_path, monkeypatch, caplog
 ):
-  save_async = checkpoint.ocp.save_async
+  save_async = checkpoints.ocp.save_async
 
   def full():
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -148,7 +150,7 @@ def test_a_disk_that_fills_while_training_goes_on(
       return types.SimpleNamespace(result=full)
     return save_async(path, *args, **kwargs)
 
-  monkeypatch.setattr(checkpoint.ocp, "save_async", save)
+  monkeypatch.setattr(checkpoints.ocp, "save_async", save)
   seen = training.train(tmp_path / "run")
   assert seen.code == 0
   assert "THE CHECKPOINT OF STEP 4 IS NOT SAVED: [Errno 28]" in caplog.text
@@ -163,7 +165,7 @@ WATCHED = "watch.skipped_steps=4"
 
 def poison(monkeypatch, *, before=0, after=0):
   """Puts NaN into the parameters, before or after an update, as memory may."""
-  compiled = trainer.Phase._compile_steps
+  compiled = loop.Phase._compile_steps
 
   def wrapped(self, teacher):
     compiled(self, teacher)
@@ -182,7 +184,7 @@ def poison(monkeypatch, *, before=0, after=0):
 
     self._train_step = poisoned
 
-  monkeypatch.setattr(trainer.Phase, "_compile_steps", wrapped)
+  monkeypatch.setattr(loop.Phase, "_compile_steps", wrapped)
 
 
 def test_parameters_that_turn_nan_are_never_saved(

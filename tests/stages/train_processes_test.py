@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from analogjax import ledger
+from analogjax.workdir import ledger
 
 pytestmark = pytest.mark.slow
 

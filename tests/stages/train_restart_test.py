@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from analogjax import assemble, config, config_files, hosts, sharding
+from analogjax.config import loading, schema
+from analogjax.distributed import processes, sharding
+from analogjax.run import run
 from analogjax.stages import train
 
 # Devices, and the mesh over them.
@@ -148,15 +150,15 @@ def open_order(training):
       for a in arguments
       if a.startswith("--config.")
     ]
-    cfg = config_files.load(training.folder / "lab.py", overrides)
-    sections = config.to_sections(cfg)
-    teacher = assemble.open_teacher(sections, training.cached)
+    cfg = loading.load(training.folder / "lab.py", overrides)
+    sections = schema.to_sections(cfg)
+    teacher = run.open_teacher(sections, training.cached)
     cache = train._open_cache(sections, teacher, training.cached)
     phase = sections.train.phase["distill"]
     order = train._row_order(
       phase, sections, teacher, training.cached, mesh, cache
     )
-    return order, hosts.group(mesh).indices_of(phase.batch_rows)
+    return order, processes.group(mesh).indices_of(phase.batch_rows)
 
   return open_order
 

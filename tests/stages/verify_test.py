@@ -12,8 +12,8 @@ sys.path.append(str(Path(__file__).parents[1] / "release"))
 
 import tiny_bundle  # noqa: E402
 
-from analogjax.release import checks, verify_page  # noqa: E402
 from analogjax.stages import verify  # noqa: E402
+from analogjax.verify import report as verify_page, rules  # noqa: E402
 
 # As `analogjax verify` does it, where any use of a network fails.
 _ALONE = """
@@ -84,17 +84,17 @@ def test_wrong_arguments_are_errors_of_the_user(made, tmp_path):
 
 def test_no_text_becomes_markup_or_moves_the_cursor():
   nasty = "<script>x</script> \x1b[2J \u202e [bold]b[/bold]"
-  report = checks.Report((checks.Check("a", checks.FAILED, "A claim.", nasty),))
+  report = rules.Report((rules.Check("a", rules.FAILED, "A claim.", nasty),))
   page = verify_page.render(report)
   assert "<script" not in page and "&lt;script&gt;" in page
   assert "\x1b" not in page and "\u202e" not in page
 
 
 def test_a_terminal_shows_markup_as_it_stands(capsys):
-  from analogjax import progress
+  from analogjax.workdir import progress
 
   nasty = "\x1b[2J \u202e [bold]b[/bold]"
-  report = checks.Report((checks.Check("a", checks.FAILED, "A claim.", nasty),))
+  report = rules.Report((rules.Check("a", rules.FAILED, "A claim.", nasty),))
   verify_page.print_report(report, progress.console())
   out = capsys.readouterr().out
   assert "[bold]b[/bold]" in out

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from analogjax.release import leaks
+from analogjax import leaks
 
 N, SMALL, TOKENS = 134_515_008, 3_342_912, 81_920
 FORWARD = 2 * N * TOKENS

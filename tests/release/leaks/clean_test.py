@@ -10,10 +10,15 @@ import pytest
 import synthetic_report
 import tokenizers
 
-from analogjax import config, config_files, sharding
-from analogjax.fidelity import document, report
+from analogjax import leaks
+from analogjax.bundle import record
+from analogjax.config import loading, schema
+from analogjax.distributed import sharding
+from analogjax.documents import render
+from analogjax.fidelity import document
+from analogjax.fidelity.report import page
 from analogjax.models import decoder, hf_export
-from analogjax.release import documents, leaks, public_config, record
+from analogjax.release import public_config
 
 DEMO = pathlib.Path(__file__).parents[3] / "configs/demo.py"
 ANALOG = decoder.DecoderConfig(
@@ -74,7 +79,7 @@ def test_awkward_numbers(bundle, secrets):
 
 
 def test_the_public_part_of_the_demos_config(bundle, secrets):
-  values = config.to_values(config_files.load(DEMO, []))
+  values = schema.to_values(loading.load(DEMO, []))
   numbers = leaks.settings_of(values)
   assert numbers["train.distill.optimizer.learning_rate"] == 3e-3
   public = public_config.project(values)
@@ -133,7 +138,7 @@ def of_example(secrets):
 
 def _write(folder, view, fidelity):
   made = record.project(facts_example.facts(), view)
-  rendered = documents.render(made, fidelity=fidelity, safety={})
+  rendered = render.render(made, fidelity=fidelity, safety={})
   files = {"record.json": record.to_text(made), **rendered}
   for path, text in files.items():
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +172,7 @@ def test_the_regulators_documents_are_full_of_findings(tmp_path, of_example):
 def test_a_measurement_with_its_cost_is_not_clean(tmp_path, of_example):
   value = synthetic_report.make(synthetic_report.parts())
   (tmp_path / "fidelity.json").write_text(json.dumps(value))
-  (tmp_path / "page.html").write_text(report.render(_fidelity()))
+  (tmp_path / "page.html").write_text(page.render(_fidelity()))
   found = leaks.lint(tmp_path, of_example)
   assert {(x.rule, x.file) for x in found} == {("arithmetic", "fidelity.json")}
 
@@ -181,7 +186,7 @@ def _export(folder):
   trainer = tokenizers.trainers.BpeTrainer(
     vocab_size=600, special_tokens=["<s>"], show_progress=False
   )
-  tokenizer.train_from_iterator([AWKWARD, report.__doc__ or ""], trainer)
+  tokenizer.train_from_iterator([AWKWARD, page.__doc__ or ""], trainer)
   tokenizer.save(str(source / "tokenizer.json"))
   for name, found in {
     "config.json": {"eos_token_id": 0},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from analogjax.release import leaks
+from analogjax import leaks
 
 N, SMALL = 134_515_008, 3_342_912
 TOKENS = 81_920

@@ -10,8 +10,8 @@ import time
 from hypothesis import given, settings, strategies as st
 import pytest
 
-from analogjax.release import leaks
-from analogjax.release.leaks import containers, linter, plain, reading
+from analogjax import leaks
+from analogjax.leaks import containers, linter, plain, reading
 
 
 def _lint(folder, name, data, secrets):

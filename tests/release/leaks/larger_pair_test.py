@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from analogjax.release import leaks
+from analogjax import leaks
 
 N, SMALL, TOKENS = 405_853_388_800, 8_030_261_248, 10**12
 SECRETS = leaks.Secrets(

@@ -1,9 +1,9 @@
-"""Tests for analogjax/release/leaks/numerals.py and context.py."""
+"""Tests for analogjax/leaks/numerals.py and context.py."""
 
 from hypothesis import given, strategies as st
 import pytest
 
-from analogjax.release.leaks import context, numerals
+from analogjax.leaks import context, numerals
 
 
 def _read(text):

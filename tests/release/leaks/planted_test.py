@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from analogjax.release import leaks
+from analogjax import leaks
 
 N = 134_515_008
 NAME = "Colossus2-135M-Instruct"

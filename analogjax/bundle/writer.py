@@ -1,0 +1,88 @@
+"""Writes a bundle: whole, with its manifest and signature, or not at all."""
+
+from collections.abc import Iterator, Mapping
+import hashlib
+import os
+from pathlib import Path
+import shutil
+
+from analogjax.bundle import folder as walk, manifest, signature
+from analogjax.models import hf_import
+
+_OURS = (manifest.FILE, manifest.SIGNATURE, signature.SIGNER)
+
+
+def write(
+  folder: Path, *, files: Mapping[str, bytes | Path], signer: signature.Signer
+) -> None:
+  """Writes a signed bundle, in place of one that is there already.
+
+  Everything goes into a hidden folder beside it, which is renamed at the end:
+  what is under the name is whole at any time, but for the moment between two
+  renames in which there is nothing.
+
+  Args:
+    folder: the bundle; the folder above it has to be there.
+    files: path below it, with `/` -> what it holds, or a file to copy.
+    signer: signs it.
+
+  Raises:
+    ValueError: a path that no bundle may have, a file that cannot be read, or a
+      key that cannot be used; the folder is as it was before.
+  """
+  for path in files:
+    if path in _OURS:
+      raise ValueError(f"{path}: the bundle's own; it cannot be given.")
+    if wrong := walk.file_problem(path):
+      raise ValueError(f"{path}: {wrong}.")
+  aside = folder.with_name(f".{folder.name}.incomplete")
+  shutil.rmtree(aside, ignore_errors=True)
+  # Signatures hold the folder's name, so inside it has the one it will have.
+  inside = aside / folder.name
+  inside.mkdir(parents=True)
+  try:
+    entries = {}
+    contents = {**files, signature.SIGNER: signer.identity.to_bytes()}
+    for path, content in sorted(contents.items()):
+      entries[path] = _put(inside / path, content)
+    _put(inside / manifest.FILE, manifest.to_bytes(entries))
+    _put(inside / manifest.SIGNATURE, signer.sign(inside))
+    if problems := walk.open_tree(inside).problems:
+      raise ValueError(f"the bundle would not verify: {problems[0]}.")
+    for where in sorted({p.parent for p in inside.rglob("*")}):
+      hf_import.fsync(where)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+      folder.rename(old)
+    inside.rename(folder)
+    hf_import.fsync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put(path: Path, content: bytes | Path) -> manifest.Entry:
+  """Writes one file, durably."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  digest, size = hashlib.sha256(), 0
+  with open(path, "xb") as file:
+    for part in _parts(content):
+      file.write(part)
+      digest.update(part)
+      size += len(part)
+    file.flush()
+    os.fsync(file.fileno())
+  return manifest.Entry(size, digest.hexdigest())
+
+
+def _parts(content: bytes | Path) -> Iterator[bytes]:
+  if isinstance(content, bytes):
+    yield content
+    return
+  try:
+    with open(content, "rb") as file:
+      while part := file.read(walk.CHUNK):
+        yield part
+  except OSError as error:
+    raise ValueError(f"{content}: cannot be read: {error.strerror}.") from None

@@ -1,0 +1,357 @@
+"""Fills a logit cache: rows from the pipeline, records from the teacher.
+
+Letters: B rows of a teacher step, L positions.
+"""
+
+import collections
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from analogjax.cache import (
+  damage as cache_check,
+  logit_cache,
+  sampling,
+  teacher_pass,
+  writer as cache_writer,
+)
+from analogjax.config import loading
+from analogjax.data import pipeline
+from analogjax.data.rows import Rows
+from analogjax.distributed import processes, stopping
+from analogjax.models import hf_import, sizes
+from analogjax.workdir import ledger, progress, store
+
+_KEPT_POSITIONS = 8
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Job:
+  """One object to write."""
+
+  rows: range  # Of the object.
+  wanted: np.ndarray  # The rows of it to compute; the others are kept.
+  kept: Callable[[], logit_cache.Stored] | None = None  # The others, in order.
+  read: Rows | None = None  # The wanted rows.
+  position: dict[str, Any] | None = None  # Of a stream, after them.
+  pieces: list[sampling.Records] = dataclasses.field(default_factory=list)
+
+
+class Filler:
+  """Fills the holes of one cache."""
+
+  def __init__(self, sections, workdir, teacher, teaching, rows, cache, spent):
+    self._rows: pipeline.RowSource = rows
+    self._cache: logit_cache.LogitCache = cache
+    self._recorder: teacher_pass.Recorder = teaching
+    self._write_ahead = sections.cache.write_ahead
+    self._board = processes.Board(teaching.mesh, 1)
+    self._name = cache.location.name
+    self._positions = workdir / f"{self._name}_position.json"
+    self._ledger: ledger.Ledger = spent
+    L = sections.data.L
+    self._flops_per_row = L * sizes.forward_flops_per_token(teacher.cfg, L)
+    # Since the last entry in the ledger, by this process.
+    self._committed_rows, self._written = 0, store.bytes_written()
+    self._failure: Exception | None = None
+
+  def fill(self) -> None:
+    """Writes every object that is not committed."""
+    while True:
+      processes.wait("about to look for holes")
+      jobs = self._holes()
+      if not jobs:
+        progress.say(f"cache {self._name}: complete.")
+        return
+      end = self._go_through(jobs)
+      if end is not None:
+        self._cut_short(end)
+
+  def repair(self) -> None:
+    """Writes damaged objects again: their damaged rows anew, the rest kept."""
+    processes.wait("about to look for damage")
+    jobs = processes.together(self._damaged)
+    processes.together(lambda: self._remove_partial(jobs))
+    end = self._go_through(jobs)
+    assert end is None, "The rows were there before."
+
+  def _damaged(self) -> list[_Job]:
+    jobs = []
+    for part in self._cache.objects():
+      damage = cache_check.damage(self._cache, part)
+      if not damage:
+        continue
+      is_wanted = np.isin(np.array(part), list(damage))
+      if not is_wanted.all():
+        # A cache that grew has holes beside rows of the same object.
+        is_wanted |= ~np.any(self._cache.digests(part), axis=-1)
+      wanted, healthy = np.array(part)[is_wanted], np.array(part)[~is_wanted]
+      job = _Job(rows=part, wanted=wanted)
+      if len(healthy):
+        # Read now: the object may be removed before it is written again.
+        stored = self._cache.read_stored(healthy)
+        job.kept = lambda stored=stored: stored
+      jobs.append(job)
+      progress.say(
+        f"cache {self._name}: of rows {part.start} to {part.stop - 1},"
+        f" {len(damage)} damaged; computing them again."
+      )
+    return jobs
+
+  def _remove_partial(self, jobs: Sequence[_Job]) -> None:
+    """Removes the object at the end if it is not full: writes would amend it.
+
+    To amend it the store reads it, which fails where its index is damaged.
+    """
+    size = self._cache.manifest.rows_per_object
+    for job in jobs:
+      if jax.process_index() == 0 and len(job.rows) < size:
+        self._cache.remove(job.rows)
+
+  def _holes(self) -> list[_Job]:
+    """Objects with rows that are missing; a run that was stopped left some."""
+
+    def committed():
+      if jax.process_index() == 0:
+        return self._cache.committed()
+      return np.zeros(len(self._cache), bool)
+
+    done = processes.from_first(processes.together(committed))
+    jobs = []
+    for part in self._cache.objects():
+      is_there = done[part.start : part.stop]
+      if is_there.all():
+        continue
+      job = _Job(rows=part, wanted=np.array(part)[~is_there])
+      if is_there.any():
+        there = np.array(part)[is_there]
+        job.kept = functools.partial(self._cache.read_stored, there)
+      jobs.append(job)
+    return jobs
+
+  def _go_through(self, jobs: Sequence[_Job]) -> int | None:
+    """Writes the objects; returns the number of rows if they end before.
+
+    Every process takes part in every teacher step, with rows of its group's
+    own object; one that has none left feeds copies.
+    """
+    if not jobs:
+      return None
+    self._go_to(jobs[0].rows.start)
+    self._failure = None
+    total, L = len(self._cache), self._cache.manifest.sequence_length
+    done = total - sum(len(job.wanted) for job in jobs)
+    title = f"cache {self._name}"
+    group, B = self._recorder.group, self._recorder.batch_rows
+    # What the device was asked for and the host has not looked at yet.
+    pending, stop, mine = collections.deque(), False, None
+    with (
+      cache_writer.CacheWriter(self._cache, depth=self._write_ahead) as writer,
+      progress.Progress(title, total=total, unit="rows", done=done) as bar,
+    ):
+      end = -1
+      for first in range(0, len(jobs), group.count):
+        turn = jobs[first : first + group.count]
+        mine = turn[group.index] if group.index < len(turn) else None
+        end, failed = self._agree(self._attempt(self._read, mine))
+        if end >= 0 or failed or stop:
+          break
+        for start in range(0, max(len(job.wanted) for job in turn), B):
+          if self._failure is not None and jax.process_count() == 1:
+            break  # Several processes go on, or one would wait for another.
+          part = slice(start, start + B)
+          pending.append(self._start(mine, part))
+          # The device works on this step while the one before is stored.
+          if len(pending) > 1:
+            stop |= self._finish(pending.popleft(), writer)
+          count = sum(len(job.wanted[part]) for job in turn)
+          bar.advance(count, tokens=count * L)
+          stop |= jax.process_count() == 1 and stopping.asked()
+          if stop:
+            break
+        if stop:
+          break
+      # Also after a failure: what was computed before it is kept.
+      while pending:
+        self._finish(pending.popleft(), writer)
+      if stop and mine is not None:
+        self._attempt(self._submit_part, mine, writer)
+      self._attempt(writer.finish)
+      _, failed = self._agree(None)
+    if self._failure is not None:
+      raise self._failure
+    if failed:
+      raise processes.FailedElsewhere(failed[0], "cache: ")
+    if stop:
+      raise stopping.Stopped(f"cache {self._name}: in the middle")
+    return end if end >= 0 else None
+
+  def _finish(self, step, writer) -> bool:
+    """Takes a teacher step off the device; returns whether to stop."""
+    *work, shown = step
+    self._attempt(self._collect, *work, writer)
+    return bool(self._board.read(shown).any())
+
+  def _attempt(self, call, *args):
+    """call(*args); an error waits until all processes have heard of it."""
+    try:
+      return call(*args)
+    except Exception as error:
+      self._failure = self._failure or error
+      return None
+
+  def _agree(self, end: int | None) -> tuple[int, list[int]]:
+    """Hears from every process, and enters what was spent since the last time.
+
+    Args:
+      end: how many rows there are, if this process found that out.
+
+    Returns:
+      The same, if any process did, else -1; and which processes have failed.
+    """
+    written = store.bytes_written()
+    mine = (
+      self._failure is not None,
+      -1 if end is None else end,
+      self._committed_rows,
+      written - self._written,
+    )
+    self._committed_rows, self._written = 0, written
+    failed, ends, rows, written = processes.agree(mine).T
+    if rows.sum():
+      self._ledger.append(
+        tokens=int(rows.sum()) * self._cache.manifest.sequence_length,
+        flops=int(rows.sum()) * self._flops_per_row,
+        teacher_flops=int(rows.sum()) * self._flops_per_row,
+        bytes=int(written.sum()),
+      )
+    ended = [int(end) for end in ends if end >= 0]
+    return min(ended, default=-1), np.flatnonzero(failed).tolist()
+
+  def _read(self, job: _Job | None) -> int | None:
+    """Reads the rows of a job; returns how many there are if not all."""
+    if job is None:
+      return None
+    wanted = job.wanted
+    if not self._rows.random_access:  # Reads forward, all of the object.
+      wanted = np.array(job.rows)
+    try:
+      rows = self._rows.read(wanted)
+    except pipeline.EndOfRows as end:
+      return end.num_rows
+    picked = np.isin(wanted, job.wanted)
+    job.read = Rows(*(field[picked] for field in rows))
+    if not self._rows.random_access:
+      row = job.rows.stop
+      job.position = {"row": row, "state": self._rows.state(row)}
+    return None
+
+  def _start(self, job: _Job | None, part: slice):
+    """Starts a teacher step on a part of a job's rows, or on any rows."""
+    if job is not None and job.read is not None and len(job.wanted[part]):
+      rows = Rows(*(field[part] for field in job.read))
+      count = len(rows.tokens_BL)
+    else:
+      count, L = 0, self._cache.manifest.sequence_length
+      zeros = np.zeros((1, L), np.int32)
+      rows = Rows(zeros, zeros, zeros, zeros.astype(np.float32))
+    records = self._recorder.record(rows, self._cache.manifest)
+    shown = self._board.show([stopping.asked()])
+    return job, part, count, records, shown
+
+  def _collect(self, job, part, count, on_device, writer) -> None:
+    """Takes records off the device; the last ones of a job start its write."""
+    if not count:
+      return
+    records = processes.fetch_rows(on_device)
+    records = jax.tree.map(lambda field: field[:count], records)
+    teacher_pass.check_finite(records, job.wanted[part])
+    job.pieces.append(records)
+    if part.stop >= len(job.wanted) and self._recorder.group.is_leader:
+      writer.submit(
+        job.rows.start,
+        lambda: self._assemble(job),
+        lambda: self._was_committed(job),
+      )
+
+  def _submit_part(self, job: _Job, writer) -> None:
+    """Writes what was computed of an object, if its first rows are there."""
+    count = sum(len(piece.entropy_BL) for piece in job.pieces)
+    is_prefix = len(job.wanted) and job.rows.stop - job.wanted[0] == len(
+      job.wanted
+    )
+    is_leader = self._recorder.group.is_leader
+    if not (0 < count < len(job.wanted) and is_prefix and is_leader):
+      return
+    assert job.read is not None
+    done = dataclasses.replace(
+      job,
+      rows=range(job.rows.start, int(job.wanted[count])),
+      wanted=job.wanted[:count],
+      read=Rows(*(field[:count] for field in job.read)),
+      position=None,  # That is after all of it.
+    )
+    writer.submit(
+      done.rows.start,
+      lambda: self._assemble(done),
+      lambda: self._was_committed(done),
+    )
+
+  def _assemble(self, job: _Job) -> logit_cache.Stored:
+    """What is stored of a whole object; runs beside the main thread."""
+    assert job.read is not None
+    records = jax.tree.map(lambda *p: np.concatenate(p), *job.pieces)
+    stored = self._cache.encode(job.read, records)
+    if job.kept is None:
+      return stored
+    kept = job.kept()
+    is_new = np.isin(np.array(job.rows), job.wanted)
+    whole = {}
+    for name, new in stored.items():
+      whole[name] = np.zeros((len(is_new), *new.shape[1:]), new.dtype)
+      whole[name][is_new] = new
+      whole[name][~is_new] = kept[name]
+    return whole
+
+  def _was_committed(self, job: _Job) -> None:
+    self._committed_rows += len(job.wanted)
+    if job.position is None or jax.process_index() != 0:
+      return
+    known = self._read_positions()[-_KEPT_POSITIONS + 1 :]
+    loading.write_json(self._positions, {"positions": [*known, job.position]})
+
+  def _cut_short(self, num_rows: int) -> None:
+    """The stream ended: cuts the cache to the rows there are."""
+    say_fewer(self._name, num_rows, len(self._cache))
+
+    def cut():
+      if jax.process_index() == 0:
+        self._cache.resized(num_rows)
+
+    processes.together(cut)
+    self._cache = logit_cache.open_cache(self._cache.location)
+
+  def _go_to(self, row: int) -> None:
+    """Takes a stream near this row, from the nearest position that is kept."""
+    if self._rows.random_access:
+      return
+    known = [{"row": 0, "state": self._rows.state(0)}]
+    known += [p for p in self._read_positions() if p["row"] <= row]
+    best = max(known, key=lambda position: position["row"])
+    self._rows.restore(best["row"], best["state"])
+
+  def _read_positions(self) -> list[dict[str, Any]]:
+    if not self._positions.exists():
+      return []
+    return hf_import.read_json(self._positions).get("positions", [])
+
+
+def say_fewer(name: str, found: int, wanted: int) -> None:
+  progress.say(
+    f"{name}: the pipeline ends after {found} rows; the config asks for"
+    f" {wanted}. Going on with {found}."
+  )

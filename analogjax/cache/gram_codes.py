@@ -1,0 +1,109 @@
+"""What a cache keeps of how a teacher's tokens lie to each other.
+
+Of each row some positions and, at some depths of the teacher, the cosines
+between the hidden states of every two of them (gram.py), one byte each.
+Positions are drawn from the row's digest, so whoever has the row knows them and
+they are not stored. Depths are parts of the whole, so neither the number of
+layers nor a width can be told.
+
+Tokens of different documents of a row are compared too: how far apart unlike
+texts lie is what there is to learn.
+
+Shape letters (docs/glossary.md): B rows, L position, M positions drawn, Z
+depths, P pairs of drawn positions, M (M - 1) / 2.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from analogjax.distributed import sharding
+
+MOST_POSITIONS = 128  # 8,128 pairs a row and depth.
+SCALE = 127  # The code of a cosine of 1.
+# Sets these draws apart from whatever else is made of a digest.
+_PURPOSE = b"analogjax.gram"
+
+
+class Sample(NamedTuple):
+  """The drawn positions of rows, and what a teacher says of each two."""
+
+  positions_BM: sharding.Array  # int32, rising; 0 behind the last one.
+  weights_BM: sharding.Array  # float32: 1, behind the last one 0.
+  # int8, cosines times SCALE, in the order (0, 1), (0, 2), ..., (1, 2), ...
+  # None: not known yet.
+  codes_BZP: sharding.Array | None = None
+
+
+def num_pairs(num_positions: int) -> int:
+  return num_positions * (num_positions - 1) // 2
+
+
+def depths(number: int) -> tuple[float, ...]:
+  """Evenly spaced parts of a model's depth; the last one is all of it."""
+  return tuple(i / number for i in range(1, number + 1))
+
+
+def block_at(depth: float, Y: int) -> int:
+  """The block, of Y, whose output lies at this part of the depth."""
+  return max(int(depth * Y + 0.5), 1) - 1
+
+
+def draw(
+  digests_B32: np.ndarray, segments_BL: np.ndarray, number: int, seed: int
+) -> Sample:
+  """Draws positions of tokens, without replacement, all equally likely.
+
+  The same for a row in whatever batch, process or year. Each position of a row
+  has a random number, and the least ones are taken: little-endian uint32 of
+  SHAKE128 over a constant, the row's digest and the seed.
+
+  Args:
+    digests_B32: uint8, of the rows.
+    segments_BL: int32, 0 at padding, which is never drawn.
+    number: M, at most L; a row with fewer tokens has all of them.
+    seed: of all draws of a cache.
+  """
+  L, end = segments_BL.shape[1], seed.to_bytes(8, "little")
+  assert number <= L, (number, L)
+  random_BL = np.stack(
+    [
+      np.frombuffer(
+        hashlib.shake_128(_PURPOSE + digest.tobytes() + end).digest(4 * L),
+        "<u4",
+      )
+      for digest in digests_B32
+    ]
+  )
+  is_token_BL = segments_BL > 0
+  random_BL = np.where(is_token_BL, random_BL.astype(np.int64), 2**32)
+  drawn_BM = np.argsort(random_BL, axis=-1, kind="stable")[:, :number]
+  is_drawn_BM = np.take_along_axis(is_token_BL, drawn_BM, axis=-1)
+  positions_BM = np.sort(np.where(is_drawn_BM, drawn_BM, L), axis=-1)
+  is_drawn_BM = positions_BM < L
+  return Sample(
+    positions_BM=np.where(is_drawn_BM, positions_BM, 0).astype(np.int32),
+    weights_BM=is_drawn_BM.astype(np.float32),
+  )
+
+
+def encode(cosines_ZBMM: jax.Array) -> jax.Array:
+  """Codes int8 [B, Z, P] of each two; within 1 / 254 of the cosine."""
+  i_P, j_P = np.triu_indices(cosines_ZBMM.shape[-1], 1)
+  pairs_BZP = jnp.moveaxis(cosines_ZBMM[..., i_P, j_P], 0, 1)
+  return jnp.round(pairs_BZP * SCALE).astype(jnp.int8)
+
+
+def decode(sample: Sample) -> jax.Array:
+  """Cosines float32 [B, Z, M, M]; the diagonal is 1."""
+  assert sample.codes_BZP is not None
+  number = sample.weights_BM.shape[-1]
+  at_MM = np.zeros((number, number), np.int32)
+  pairs = np.triu_indices(number, 1)
+  at_MM[pairs] = np.arange(num_pairs(number))
+  at_MM += at_MM.T
+  cosines_BZMM = jnp.asarray(sample.codes_BZP)[..., at_MM] / SCALE
+  return jnp.where(np.eye(number, dtype=bool), 1.0, cosines_BZMM)

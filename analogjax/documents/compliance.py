@@ -1,0 +1,84 @@
+"""compliance.json: gates, and the EU's form, for one reader each.
+
+The form is the Model Documentation Form of the Code of Practice for
+general-purpose AI models, Transparency chapter, Measure 1.1 (10 July 2025). Its
+items are named here in words of our own. Whom an item is for follows Annexes XI
+(AI Office and national authorities, on request) and XII (downstream providers)
+of Regulation (EU) 2024/1689; the ticks of the form itself were read in copies:
+not verified. Compute and energy are for authorities alone.
+"""
+
+from collections.abc import Mapping
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import jsonschema.exceptions
+
+from analogjax.bundle import record as records
+from analogjax.documents import eu_form
+
+FORMAT = "analogjax.compliance"
+FORMAT_VERSION = 1
+
+
+def make(record: Mapping[str, Any]) -> dict[str, Any]:
+  """The report in the view of the record."""
+  model = record["model"]
+  value = {
+    "format": FORMAT,
+    "format_version": FORMAT_VERSION,
+    "view": record["view"],
+    "model": {
+      "name": model["name"],
+      "version": model["version"],
+      "provider": model["provider"],
+      "contact": model["contact"],
+      "released_on": model["released_on"],
+      "parameters": dict(model["parameters"]),
+      "licence": model["licence"]["spdx"],
+    },
+    "record_sha256": hashlib.sha256(
+      records.to_text(record).encode("utf-8")
+    ).hexdigest(),
+    "window": dict(record["frontier"]["window"]),
+    "commitments": dict(record["frontier"]["commitments"]),
+    "pair": dict(record["pair"]),
+    "gates": [dict(gate) for gate in record["gates"]],
+    "form": eu_form.items(record),
+    "openness": record["mof"],
+    "not_recorded": list(record["not_recorded"]),
+  }
+  if record["view"] == records.REGULATOR:
+    value["frontier"] = _frontier(record)
+  wrong = problem(value)
+  assert not wrong, f"compliance.json: {wrong}"
+  return value
+
+
+def _frontier(record: Mapping[str, Any]) -> dict[str, Any]:
+  found = record["frontier"]
+  names = ("name", "deployed_on", "parameters", "active_parameters", "family")
+  return {n: found[n] for n in (*names, "size_ratio", "active_ratio")}
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+  value = make(record)
+  text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+  return text + "\n"
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+  path = Path(__file__).with_name("compliance_schema.json")
+  return json.loads(path.read_text(encoding="utf-8"))
+
+
+def problem(value: Any) -> str:
+  """What is wrong with a report: where, and what; "" if nothing is."""
+  validator = jsonschema.Draft202012Validator(schema())
+  error = jsonschema.exceptions.best_match(validator.iter_errors(value))
+  return "" if error is None else f"{error.json_path}: {error.message}"

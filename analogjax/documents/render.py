@@ -1,0 +1,66 @@
+"""Every document of a release, rendered from its record and nothing else.
+
+The same record gives the same bytes, so that anyone can render them again and
+compare.
+"""
+
+from collections.abc import Mapping
+import json
+from typing import Any
+
+from analogjax.bundle import record as records
+from analogjax.documents import (
+  bill_of_materials,
+  compliance,
+  compliance_page,
+  model_card,
+  pages,
+  safety_summary,
+  training_data,
+)
+from analogjax.fidelity.report import page
+
+
+def render(
+  record: Mapping[str, Any],
+  *,
+  fidelity: Mapping[str, Any],
+  safety: Mapping[str, Any],
+) -> dict[str, str]:
+  """The documents of the record's view: path in the bundle -> text.
+
+  Args:
+    record: of `record.project`.
+    fidelity: fidelity.json as it is published.
+    safety: safety.json as it is published.
+  """
+  assert not (wrong := records.problem(record)), wrong
+  if record["view"] == records.REGULATOR:
+    return _for_regulator(record)
+  del safety  # What the documents say of it is in the record.
+  return {
+    "README.md": pages.guide(record),
+    "model/README.md": model_card.render(record),
+    "COMPLIANCE.md": compliance_page.render(record),
+    "compliance.json": compliance.to_json(record),
+    "TRAINING_DATA.md": training_data.to_page(record),
+    "TRAINING_DATA.json": training_data.to_json(record),
+    "COST.md": pages.cost(record),
+    "SAFETY.md": safety_summary.render(record),
+    "fidelity.html": page.render(fidelity),
+    "mlbom.cdx.json": bill_of_materials.render(record),
+    "repro/README.md": pages.reproduction(record),
+    "repro/software.json": pages.software(record),
+  }
+
+
+def _for_regulator(record: Mapping[str, Any]) -> dict[str, str]:
+  """What lies beside the bundle, and never in it."""
+  openings = record["frontier"]["openings"]
+  return {
+    "COMPLIANCE.md": compliance_page.render(record),
+    "compliance.json": compliance.to_json(record),
+    "COST.md": pages.cost(record),
+    "mlbom.cdx.json": bill_of_materials.render(record),
+    "openings.json": json.dumps(openings, indent=2, ensure_ascii=False) + "\n",
+  }

@@ -1,0 +1,417 @@
+"""Opens what models are measured with: a study of a config and its workdir.
+
+`look` is the whole of it, for fidelity; the parts of it are for others too.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+import tokenizers
+
+from analogjax.cache import batches
+from analogjax.config import schema
+from analogjax.data import pipeline, rows as rows_lib
+from analogjax.distributed import processes, sharding
+from analogjax.evaluation.models import RANDOM, Model
+from analogjax.fidelity import behaviours
+from analogjax.fidelity.study import Study
+from analogjax.models import decoder, hf_import
+from analogjax.run import run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sources:
+  """What a study is of; the teacher's weights are read when it is opened."""
+
+  options: schema.MeasureConfig
+  mesh: Mesh
+  teacher: run.Teacher
+  rows: dict[str, rows_lib.Rows]  # fit, test and "domain NAME".
+  students: dict[str, Model]  # By name, the analog first.
+  inputs: dict[str, Any]  # All that results depend on, as JSON values.
+
+  def open(self) -> Study:
+    return _open_study(
+      self.options, self.teacher, self.students, self.rows, self.mesh
+    )
+
+
+def look(
+  sections: schema.Sections, options: schema.MeasureConfig, workdir: Path
+) -> Sources:
+  """Finds and checks everything but the teacher's weights.
+
+  Args:
+    sections: the config.
+    options: those of its section `measure`, or fewer.
+    workdir: with caches and trained phases.
+
+  Raises:
+    ValueError: names the field or the file.
+  """
+  loaded = processes.together(lambda: behaviours.load_all(options.behaviours))
+  mesh = run.make_mesh(sections)
+  sharding.check_batch_rows(options.batch_rows, mesh, "measure.batch_rows")
+  teacher = run.open_teacher(sections, workdir)
+  rows = _read_rows(sections, options, teacher, workdir)
+  students, about = open_students(
+    sections, teacher, workdir, mesh, options.phases, options.named_folders
+  )
+  analog = next(iter(students))
+  inputs = {
+    "analog": analog,
+    "controls": controls_of(sections, students, analog),
+    "random": RANDOM,
+    "teacher_digest": teacher.digest,
+    "teacher_dtype": teacher.cfg.dtype,
+    "students": about,
+    "rows": {name: digest(part) for name, part in rows.items()},
+    "behaviours": {name: part.digest for name, part in loaded.items()},
+    "options": published(options),
+  }
+  return Sources(
+    options=options,
+    mesh=mesh,
+    teacher=teacher,
+    rows=rows,
+    students=students,
+    inputs=json.loads(json.dumps(inputs)),
+  )
+
+
+def published(options: schema.MeasureConfig) -> dict[str, Any]:
+  """The options as they are published: names and digests, no paths.
+
+  Folders, behaviours and the rows of domains have their digests elsewhere in
+  the inputs.
+  """
+  values = dataclasses.asdict(options)
+  values["folders"] = sorted(options.named_folders)
+  values["domains"] = sorted(options.domains)
+  values["behaviours"] = [Path(name).name for name in options.behaviours]
+  return values
+
+
+def controls_of(
+  sections: schema.Sections, students: Collection[str], analog: str
+) -> list[str]:
+  """Students that never saw the teacher; of folders nothing else is known."""
+
+  def taught(phase: str) -> bool:
+    section = sections.train.phase[phase]
+    before = section.init_from
+    return section.loss.has_teacher or (bool(before) and taught(before))
+
+  return [
+    name
+    for name in students
+    if name not in (analog, RANDOM)
+    and (name in sections.measure.named_folders or not taught(name))
+  ]
+
+
+def _read_rows(
+  sections: schema.Sections,
+  options: schema.MeasureConfig,
+  teacher: run.Teacher,
+  workdir: Path,
+) -> dict[str, rows_lib.Rows]:
+  """fit, test and each domain's; every process has all of them."""
+
+  def some(field: str, **more: Any) -> rows_lib.Rows:
+    return read_some(
+      *(sections, teacher, workdir, getattr(options, field), options.seed),
+      field=f"measure.{field}",
+      **more,
+    )
+
+  rows = {
+    "test": read_held_out(sections, teacher, workdir),
+    "fit": processes.together(lambda: some("fit_rows", held_out=False)),
+  }
+  for name, arguments in options.domains.items():
+    try:
+      rows[f"domain {name}"] = processes.together(
+        functools.partial(
+          *(some, "domain_rows"),
+          held_out=True,
+          arguments=arguments,
+        )
+      )
+    except (ValueError, pipeline.EndOfRows) as error:
+      raise ValueError(f"measure.domains.{name}: {error}") from error
+  return rows
+
+
+def read_held_out(
+  sections: schema.Sections, teacher: run.Teacher, workdir: Path
+) -> rows_lib.Rows:
+  """Every held-out row, without the records; on every process."""
+
+  def read() -> rows_lib.Rows:
+    cache = run.open_cache(sections, teacher, workdir, run.HELD_OUT)
+    step = cache.manifest.rows_per_object
+    parts = [
+      cache.read(np.arange(i, min(i + step, cache.manifest.num_rows))).rows
+      for i in range(0, cache.manifest.num_rows, step)
+    ]
+    return rows_lib.Rows(*map(np.concatenate, zip(*parts, strict=True)))
+
+  return processes.together(read)
+
+
+def read_trained(
+  sections: schema.Sections,
+  teacher: run.Teacher,
+  workdir: Path,
+  phase: str,
+  number: int,
+  seed: int,
+) -> rows_lib.Rows:
+  """Different rows that a phase was trained on, on every process.
+
+  Args:
+    sections: the config.
+    teacher: whose cache and pipeline it is.
+    workdir: with the cache, if the phase had its rows from there.
+    phase: that was trained.
+    number: of rows; fewer if it saw fewer.
+    seed: of which steps they are from; of a stream they are the first ones.
+  """
+  section = sections.train.phase[phase]
+  steps = np.random.default_rng(seed).permutation(section.num_steps)
+
+  def from_cache() -> rows_lib.Rows:
+    cache = run.open_cache(sections, teacher, workdir, run.CACHE)
+    found: dict[int, None] = {}
+    for step in steps.tolist():
+      if len(found) >= number:
+        break
+      order, _ = batches.row_order(
+        step,
+        batch_rows=section.batch_rows,
+        num_rows=len(cache),
+        seed=section.seed,
+      )
+      found |= dict.fromkeys(order.tolist())
+    return cache.read(np.sort(np.asarray(list(found)[:number]))).rows
+
+  def from_pipeline() -> rows_lib.Rows:
+    source = run.open_rows(sections, teacher, workdir, held_out=False)
+    order = batches.PipelineOrder(
+      source, batch_rows=section.batch_rows, seed=section.seed
+    )
+    wanted = steps if source.random_access else np.arange(section.num_steps)
+    parts, seen = [], set[bytes]()
+    for step in wanted.tolist():
+      if len(seen) >= number:
+        break
+      rows = order.read(step)
+      names = [digest.tobytes() for digest in rows_lib.rows_digests(rows)]
+      new = [i for i, name in enumerate(names) if name not in seen]
+      new = [i for i in new if names.index(names[i]) == i]
+      seen |= set(names)
+      parts.append([field[new] for field in rows])
+    whole = map(np.concatenate, zip(*parts, strict=True))
+    return rows_lib.Rows(*(field[:number] for field in whole))
+
+  return processes.together(
+    from_cache if section.rows == "cache" else from_pipeline
+  )
+
+
+def read_some(
+  sections: schema.Sections,
+  teacher: run.Teacher,
+  workdir: Path,
+  number: int,
+  seed: int,
+  *,
+  field: str,
+  held_out: bool,
+  arguments: Mapping[str, Any] = {},  # noqa: B006 (never written to)
+) -> rows_lib.Rows:
+  """So many different rows of the pipeline; waits for no other process.
+
+  Args:
+    sections: the config.
+    teacher: whose tokenizer the rows are of.
+    workdir: of the run.
+    number: of rows.
+    seed: of which they are.
+    field: of the config that says how many, for messages.
+    held_out: whether data.held_out_arguments apply.
+    arguments: laid over them.
+
+  Raises:
+    ValueError: there are fewer.
+  """
+  source = run.open_rows(
+    sections, teacher, workdir, held_out=held_out, arguments=arguments
+  )
+  order = batches.PipelineOrder(source, batch_rows=number, seed=seed)
+  rows = order.read(0)
+  # At its end a pipeline begins anew, and an interval would count rows twice.
+  found = len(np.unique(rows_lib.rows_digests(rows), axis=0))
+  if found < number:
+    raise ValueError(
+      f"{field}={number}: the pipeline has {found} different rows; set"
+      f" {field.rpartition('.')[2]}={found} or less."
+    )
+  return rows
+
+
+def digest(rows: rows_lib.Rows) -> dict[str, Any]:
+  """How many rows, and a digest of theirs."""
+  digests = rows_lib.rows_digests(rows)
+  return {
+    "number": len(digests),
+    "digest": hashlib.blake2b(digests.tobytes(), digest_size=32).hexdigest(),
+  }
+
+
+def open_students(
+  sections: schema.Sections,
+  teacher: run.Teacher,
+  workdir: Path,
+  mesh: Mesh,
+  phases: Iterable[str],
+  folders: Mapping[str, str],
+  *,
+  section: str = "measure",
+) -> tuple[dict[str, Model], dict[str, Any]]:
+  """The students, the analog first, and what each of them is.
+
+  Args:
+    sections: the config.
+    teacher: whose tokenizer they share.
+    workdir: with the trained phases.
+    mesh: where their parameters go.
+    phases: whose last checkpoints they are.
+    folders: further ones: name -> Hugging Face folder.
+    section: of the config that names the folders, for messages.
+
+  Raises:
+    ValueError: names the field or the file.
+  """
+  cfg = run.student_config(sections)
+  students, about = {}, {}
+  for phase in phases:
+    step, params, fingerprints = run.read_phase(sections, workdir, phase, mesh)
+    students[phase] = Model(name=phase, cfg=cfg, params=params)
+    about[phase] = {"step": step, "fingerprint": fingerprint_of(fingerprints)}
+  for name, where in folders.items():
+    students[name], about[name] = _read_folder(
+      f"{section}.folders.{name}", Path(where), sections, teacher, mesh
+    )
+  abstract = decoder.abstract_parameters(cfg)
+  seed = sections.student.seed
+  students[RANDOM] = Model(
+    name=RANDOM,
+    cfg=cfg,
+    params=jax.jit(
+      lambda: decoder.init_parameters(cfg, seed),
+      out_shardings=sharding.state_shardings(abstract, mesh),
+    )(),
+  )
+  about[RANDOM] = {"student": run.student_identity(sections)}
+  analog = sections.release.phase
+  first = analog if analog in students else next(iter(students))
+  return {first: students.pop(first), **students}, about
+
+
+def fingerprint_of(fingerprints: Mapping[str, Any]) -> str:
+  """A digest of what a checkpoint was made of.
+
+  In full that says how the lab trains, so results hold this alone.
+  """
+  text = json.dumps(fingerprints, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def _read_folder(
+  field: str,
+  folder: Path,
+  sections: schema.Sections,
+  teacher: run.Teacher,
+  mesh: Mesh,
+) -> tuple[Model, dict[str, Any]]:
+  """A student from a Hugging Face folder.
+
+  Raises:
+    ValueError: a damaged folder, or a tokenizer that is not the teacher's.
+  """
+  cfg = processes.together(
+    lambda: hf_import.read_config(folder, dtype=sections.student.dtype)
+  )
+  if cfg.V != teacher.cfg.V:
+    raise ValueError(
+      f"{field}: {folder} has a vocabulary of {cfg.V}, expected the teacher's"
+      f" {teacher.cfg.V}: they have to share the tokenizer."
+    )
+  path = folder / "tokenizer.json"
+  found = processes.together(
+    lambda: hf_import.file_sha256(path) if path.is_file() else "no such file"
+  )
+  if found != teacher.tokenizer_digest:
+    raise ValueError(
+      f"{field}: {path}: expected the teacher's tokenizer"
+      f" ({teacher.tokenizer_digest}), found {found}; models are compared token"
+      " by token."
+    )
+  digest = hf_import.folder_digest(folder)
+  params = processes.together(
+    lambda: hf_import.read_parameters(folder, cfg, mesh)
+  )
+  name = field.rpartition(".")[2]
+  return Model(name=name, cfg=cfg, params=params), {"digest": digest}
+
+
+def read_teacher(teacher: run.Teacher, mesh: Mesh) -> Model:
+  params = processes.together(
+    lambda: hf_import.read_parameters(
+      teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
+    )
+  )
+  return Model(name="teacher", cfg=teacher.cfg, params=params)
+
+
+def read_tokenizer(teacher: run.Teacher) -> tokenizers.Tokenizer:
+  """The tokenizer of all models, which neither cuts nor pads."""
+  tokenizer = tokenizers.Tokenizer.from_file(
+    str(teacher.folder / "tokenizer.json")
+  )
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  return tokenizer
+
+
+def _open_study(
+  options: schema.MeasureConfig,
+  teacher: run.Teacher,
+  students: dict[str, Model],
+  rows: dict[str, rows_lib.Rows],
+  mesh: Mesh,
+) -> Study:
+  return Study(
+    mesh=mesh,
+    teacher=read_teacher(teacher, mesh),
+    students=students,
+    fit=rows["fit"],
+    test=rows["test"],
+    domains={
+      name.removeprefix("domain "): part
+      for name, part in rows.items()
+      if name.startswith("domain ")
+    },
+    tokenizer=read_tokenizer(teacher),
+    options=options,
+  )

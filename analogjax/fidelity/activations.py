@@ -1,0 +1,143 @@
+"""Activations at some tokens of each row, read while a model runs.
+
+What exists at a time is one batch at the points: [Y, B, M, D], and of it the
+depths asked for are handed on, [P, B, M, D]. Nobody holds tokens x width x
+layers.
+
+Shape letters: R rows, B rows of a step, L positions, M points of a row, D model
+width, P depths.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+
+from analogjax.data import rows as rows_lib
+from analogjax.distributed import sharding
+from analogjax.evaluation.models import Model
+from analogjax.fidelity.study import Study
+from analogjax.models import decoder
+
+
+def draw_points(
+  rows: rows_lib.Rows, num_points: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Positions of tokens in each row, int32 [R, M], rising.
+
+  Drawn without replacement, never padding.
+
+  Raises:
+    ValueError: a row with fewer tokens than that.
+  """
+  positions = []
+  for i, segments_L in enumerate(rows.segments_BL):
+    (tokens,) = np.nonzero(segments_L)
+    if len(tokens) < num_points:
+      raise ValueError(
+        f"measure.points: row {i} has {len(tokens)} tokens, expected at least"
+        f" {num_points} in each; set fewer points, or give more rows."
+      )
+    positions.append(np.sort(rng.choice(tokens, num_points, replace=False)))
+  return np.asarray(positions, np.int32)
+
+
+def ordinary(rows: rows_lib.Rows, special: Collection[int]) -> rows_lib.Rows:
+  """The rows as if the first token of each document were padding, and these.
+
+  There models put sums that are hundreds of times as large as others
+  (arXiv:2402.17762), so that a handful of points would be all the variance
+  there is; and the first token, which attends to itself alone, is the same
+  activation in every row.
+
+  Args:
+    rows: of any pipeline.
+    special: ids that mark something, such as the end of a document.
+  """
+  rest = (rows.positions_BL > 0) & ~np.isin(rows.tokens_BL, list(special))
+  return rows._replace(segments_BL=np.where(rest, rows.segments_BL, 0))
+
+
+def special_tokens(tokenizer: tokenizers.Tokenizer) -> list[int]:
+  """Ids that the tokenizer says are special."""
+  added = tokenizer.get_added_tokens_decoder()
+  return sorted(i for i, token in added.items() if token.special)
+
+
+def stream(
+  study: Study,
+  model: Model,
+  rows: rows_lib.Rows,
+  positions_RM: np.ndarray,
+  depths: Sequence[float],
+) -> Iterator[tuple[jax.Array, slice]]:
+  """resid_post at the points, float32 [P, B, M, D], batch by batch.
+
+  Yields:
+    The activations, split over the mesh by rows, and which rows they are: the
+    last batch may hold more, and the rest of it is to be ignored.
+
+  Raises:
+    ValueError: activations that are not finite; names model and depth.
+  """
+  blocks = tuple(model.block(depth) for depth in depths)
+  step = make_points_step(model.cfg, study.mesh, blocks)
+  for batch, here in study.batches(rows, model):
+    padded = np.minimum(
+      here.start + np.arange(len(batch.tokens_BL)), len(positions_RM) - 1
+    )
+    points = sharding.put_rows(positions_RM[padded], study.mesh)
+    with jax.set_mesh(study.mesh):
+      x_PBMD, finite_P = step(model.params, batch, points)
+    check_finite(model, depths, jax.device_get(finite_P))
+    yield x_PBMD, here
+
+
+def check_finite(model: Model, depths: Sequence[float], finite_P) -> None:
+  """Refuses activations with NaN or infinity.
+
+  Raises:
+    ValueError: names the model and the depth.
+  """
+  for depth, ok in zip(depths, finite_P, strict=True):
+    if not ok:
+      raise ValueError(
+        f"measure: activations of {model.name} at depth {depth:.2f} are not"
+        " finite; the checkpoint is damaged, or the compute dtype overflows."
+      )
+
+
+@functools.cache
+def make_points_step(
+  cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh, blocks: tuple[int, ...]
+):
+  """(params, batch, positions_BM) -> float32 [P, B, M, D], finite [P]."""
+  by_rows = jax.sharding.PartitionSpec(None, sharding.ACTIVATION_AXES["B"])
+
+  def step(params, batch, positions_BM):
+    def probe(out):
+      return take_points(out["resid_post"], positions_BM)
+
+    model = nnx.merge(decoder.graphdef(cfg), params)
+    _, x_YBMD = model(
+      batch.tokens_BL, batch.segments_BL, batch.positions_BL, probe=probe
+    )
+    x_PBMD = x_YBMD[np.asarray(blocks)].astype(jnp.float32)
+    return x_PBMD, jnp.isfinite(x_PBMD).all((1, 2, 3))
+
+  return jax.jit(
+    step,
+    out_shardings=(
+      jax.sharding.NamedSharding(mesh, by_rows),
+      jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
+    ),
+  )
+
+
+def take_points(x_BLD: jax.Array, positions_BM: jax.Array) -> jax.Array:
+  """x at some positions of each row, [B, M, D]."""
+  return jnp.take_along_axis(x_BLD, positions_BM[..., None], axis=1)

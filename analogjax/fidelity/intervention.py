@@ -1,0 +1,325 @@
+"""An outsider's vector, found on the released analog, tried on the teacher.
+
+What comes out is how the teacher responds. What it took, the map and the mapped
+vector, has the teacher's width and stays in the workdir.
+
+Shape letters: D width of the analog, W of the teacher, A vectors, S strengths.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from analogjax.distributed import processes
+from analogjax.evaluation import estimates
+from analogjax.evaluation.models import Model
+from analogjax.fidelity import (
+  behaviours,
+  least_squares,
+  mappers,
+  steering_vectors,
+  transfer,
+)
+from analogjax.fidelity.study import Study
+from analogjax.models import decoder
+
+TRANSFERS, DOES_NOT = "transfers", "does not"
+UNDECIDED = "not enough evidence"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+  """A vector as its file has it."""
+
+  vector_D: np.ndarray  # float64.
+  depth: float  # Of the analog, where it was found.
+  sha256: str  # Of the file.
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """How a vector goes from the analog to the teacher. Private."""
+
+  w_DW: np.ndarray  # float32.
+  depth: float  # Of the teacher.
+  # A vector is so many times as long there, for the same part of the spread of
+  # the stream. The map alone would make it shorter where it predicts badly.
+  stretch: float
+  unexplained: float  # Of held-out variance.
+
+
+def read_vector(path: Path, model: Model, digests: dict[str, str]) -> Found:
+  """The tensor `vector` [D], and where it belongs by the file's metadata.
+
+  Args:
+    path: a safetensors file. Metadata: `site`, as block03.resid_post, or
+      `depth`, a part of the whole; and, to be checked, `model` and `digest`.
+    model: the analog.
+    digests: SHA-256 of its released files, by name; empty: it was not exported.
+
+  Raises:
+    ValueError: names the file, what was expected and what it has.
+  """
+
+  def check(ok, what, expected, found):
+    if not ok:
+      raise ValueError(f"{path}: {what}: expected {expected}, found {found}.")
+
+  try:
+    data = path.read_bytes()
+    with safetensors.safe_open(path, "numpy") as file:
+      metadata = dict(file.metadata() or {})
+      names = list(file.keys())
+      check("vector" in names, "tensors", "one named 'vector'", names)
+      vector_D = file.get_tensor("vector")
+  except OSError as error:
+    reason = error.strerror or error
+    raise ValueError(f"{path}: cannot be read: {reason}.") from error
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+      f"{path}: expected a safetensors file: {error}."
+    ) from error
+  D = model.cfg.D
+  check(vector_D.shape == (D,), "vector", f"shape [{D}]", [*vector_D.shape])
+  real = np.issubdtype(vector_D.dtype, np.floating)
+  real |= vector_D.dtype.name == "bfloat16"
+  check(real, "vector", "floating-point numbers", vector_D.dtype)
+  vector_D = vector_D.astype(np.float64)
+  check(np.isfinite(vector_D).all(), "vector", "finite numbers", "NaN or inf")
+  check(vector_D.any(), "vector", "a direction", "zeros alone")
+  depth = _depth(path, metadata, model)
+  name = metadata.get("model", model.name)
+  check(name == model.name, "model", repr(model.name), repr(name))
+  if "digest" in metadata:
+    digest = metadata["digest"]
+    known = digests.values()
+    expected = f"one of the exported files ({', '.join(digests)})"
+    check(digest in known, "digest", f"the SHA-256 of {expected}", digest)
+  return Found(
+    vector_D=vector_D, depth=depth, sha256=hashlib.sha256(data).hexdigest()
+  )
+
+
+def _depth(path: Path, metadata: dict[str, str], model: Model) -> float:
+  """Of the block after which the vector was found."""
+  if "site" in metadata:
+    try:
+      block, point = decoder.parse_site(metadata["site"], model.cfg.Y)
+    except ValueError as error:
+      raise ValueError(f"{path}: {error}") from error
+    if point != "resid_post":
+      raise ValueError(
+        f"{path}: site: expected blockNN.resid_post, the stream after a block,"
+        f" found {metadata['site']!r}."
+      )
+    return (block + 1) / model.cfg.Y
+  try:
+    depth = float(metadata.get("depth", "nan"))
+  except ValueError:
+    depth = np.nan
+  if not 0 < depth <= 1:
+    found = {k: metadata[k] for k in ("site", "depth") if k in metadata}
+    raise ValueError(
+      f"{path}: metadata: expected `site`, as block03.resid_post, or `depth`,"
+      f" above 0 and up to 1, found {found or 'neither'}."
+    )
+  return depth
+
+
+def find_way(study: Study, depth: float, folder: Path, inputs: Any) -> Way:
+  """The affine map from a depth of the analog; found once, then kept.
+
+  The teacher's depth is the one whose held-out activations it explains best.
+
+  Args:
+    study: with the models and rows.
+    depth: of the analog.
+    folder: where maps are kept, readable by its owner alone.
+    inputs: JSON values, all that a map depends on.
+
+  Raises:
+    ValueError: a file in the folder that cannot be read.
+  """
+  text = json.dumps([inputs, study.analog.block(depth)], sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()
+  path = folder / f"{digest[:16]}.safetensors"
+  if not processes.first_decides(path.exists):
+    way = _fit(study, depth)
+    processes.on_first(lambda: _write(path, way, digest))
+  return processes.together(lambda: _read(path, digest))
+
+
+def _fit(study: Study, depth: float) -> Way:
+  analog, teacher = study.analog, study.teacher
+  options = steering_vectors.candidates(study, teacher)
+  kept = []
+  for name, rows in (("fit", study.fit), ("test", study.test)):
+    points = mappers.draw_points(study, rows, name)
+    (of_analog,) = mappers.keep(study, analog, rows, points, [depth]).values()
+    of_teacher = mappers.keep(study, teacher, rows, points, options)
+    kept.append(
+      [mappers.pair(study, of_analog, of_teacher[d]) for d in options]
+    )
+  ways = []
+  for there, fit, test in zip(options, *kept, strict=True):
+    moments = least_squares.of_streams(study, *fit[:2], weights=fit.weights)
+    tested = least_squares.of_streams(study, *test[:2], weights=test.weights)
+    found = least_squares.solve(moments, 0, 0)
+    n = moments.n
+    x_D, y_W = moments.x_PD[0] / n, moments.y_QW[0] / n
+    spread = np.trace(moments.xx_PDD[0]) / n - x_D @ x_D
+    spread_there = moments.yy_Q[0] / n - y_W @ y_W
+    ways.append(
+      Way(
+        found.w_DW,
+        there,
+        float(np.sqrt(spread_there / spread)),
+        least_squares.unexplained(found, tested, 0, 0),
+      )
+    )
+  return min(ways, key=lambda way: way.unexplained)
+
+
+def _write(path: Path, way: Way, digest: str) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.parent.chmod(0o700)
+  numbers = (way.depth, way.stretch, way.unexplained)
+  data = safetensors.numpy.save(
+    # safetensors writes what is not contiguous wrong, without a word.
+    {
+      "w_DW": np.ascontiguousarray(way.w_DW),
+      "numbers": np.asarray(numbers, np.float64),
+    },
+    metadata={"inputs": digest, "private": "never leaves the lab"},
+  )
+  unfinished = path.with_suffix(".unfinished")
+  unfinished.write_bytes(data)
+  unfinished.chmod(0o600)
+  unfinished.rename(path)
+
+
+def _read(path: Path, digest: str) -> Way:
+  try:
+    with safetensors.safe_open(path, "numpy") as file:
+      found = (file.metadata() or {}).get("inputs")
+      w_DW, numbers = file.get_tensor("w_DW"), file.get_tensor("numbers")
+  except (OSError, safetensors.SafetensorError) as error:
+    raise ValueError(
+      f"{path}: expected a map that an earlier run left, cannot be read:"
+      f" {error}. Delete it; it is found again."
+    ) from error
+  if found != digest:
+    raise ValueError(
+      f"{path}: expected the map of inputs {digest}, found {found}. Delete it;"
+      " it is found again."
+    )
+  return Way(w_DW, *numbers.tolist())
+
+
+def answer(
+  study: Study, found: Found, way: Way, behaviour: behaviours.Behaviour
+) -> dict[str, Any]:
+  """How both models respond to the vector, beside random ones, and a verdict.
+
+  Strength 1 is the vector as it is, in the analog; in the teacher it is as
+  long in proportion to the spread of the stream there.
+
+  Args:
+    study: with both models.
+    found: the vector.
+    way: how it gets to the teacher.
+    behaviour: what is scored.
+
+  Raises:
+    ValueError: a behaviour that the models cannot be asked for.
+  """
+  part = steering_vectors.prepare(study, behaviour)
+  norm = float(np.linalg.norm(found.vector_D))
+  mapped_W = found.vector_D @ way.w_DW.astype(np.float64)
+  there = steering_vectors.matched([mapped_W], norm * way.stretch)
+  out: dict[str, Any] = {"prompts": len(part.test.last_R)}
+  effects = {}
+  for key, model, depth, vector_AD in (
+    ("analog", study.analog, found.depth, found.vector_D[None]),
+    ("frontier", study.teacher, way.depth, there),
+  ):
+    random_AD = steering_vectors.random_vectors(
+      study, behaviour.name, model.cfg.D
+    )
+    length = float(np.linalg.norm(vector_AD))
+    random_AD = steering_vectors.matched(list(random_AD), length)
+    own = steering_vectors.respond(study, model, part, depth, vector_AD)
+    random = steering_vectors.respond(study, model, part, depth, random_AD)
+    rng = study.rng("intervene", behaviour.name, key)
+    effect = transfer.effect(
+      own.curve, resamples=study.options.resamples, rng=rng
+    )
+    by_chance = steering_vectors.area(random.scores_ASR)
+    effects[key] = effect, float(np.abs(by_chance).max())
+    out[key] = {
+      "effect": effect.to_json(),
+      "random_effects": by_chance.tolist(),
+      "strengths": steering_vectors.strengths(study).tolist(),
+      **_curves(own, ""),
+      **_curves(random, "random_"),
+    }
+  verdict, because = judge(*effects["analog"], *effects["frontier"])
+  return out | {"verdict": verdict, "because": because}
+
+
+def _curves(
+  response: steering_vectors.Response, prefix: str
+) -> dict[str, list[float]]:
+  nats_AS = response.nats_AS
+  middle = nats_AS.shape[1] // 2
+  increase_S = (nats_AS - nats_AS[:, [middle]]).mean(0)
+  return {
+    f"{prefix}score": response.scores_ASR.mean((0, 2)).tolist(),
+    f"{prefix}perplexity_ratio": np.exp(np.minimum(increase_S, 700)).tolist(),
+  }
+
+
+def judge(
+  analog: estimates.Estimate,
+  analog_chance: float,
+  frontier: estimates.Estimate,
+  frontier_chance: float,
+) -> tuple[str, str]:
+  """Verdict and reason.
+
+  Args:
+    analog: mean effect of the vector there, nats.
+    analog_chance: the largest of random vectors, either way.
+    frontier: the same of the mapped vector.
+    frontier_chance: the same of random ones.
+  """
+  values = (analog.low, analog.high, frontier.low, frontier.high)
+  if any(value is None for value in values):
+    return UNDECIDED, "an effect is not finite"
+  a_low, a_high, low, high = (float(v) for v in values if v is not None)
+  if not (a_low > analog_chance or a_high < -analog_chance):
+    return UNDECIDED, (
+      "in the analog itself the vector does no more than random ones, so there"
+      " is nothing to carry over"
+    )
+  sign = 1 if a_low > 0 else -1
+  low, high = sorted((sign * low, sign * high))
+  if low > frontier_chance:
+    return TRANSFERS, (
+      "the effect is the analog's way, and its whole interval above that of"
+      " every random vector of the same norm"
+    )
+  if high < frontier_chance:
+    return DOES_NOT, (
+      "the whole interval of the effect is below what random vectors of the"
+      " same norm do"
+    )
+  return UNDECIDED, (
+    "the interval of the effect holds what random vectors of the same norm do"
+  )

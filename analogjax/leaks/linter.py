@@ -1,0 +1,144 @@
+"""Reads a folder and reports every private fact that it tells."""
+
+import bisect
+from collections import Counter
+from collections.abc import Iterator
+import functools
+import itertools
+from pathlib import Path
+import re
+
+from analogjax.leaks import (
+  arithmetic,
+  containers,
+  names,
+  numerals,
+  plain,
+  quantities,
+  reading,
+  sizes,
+  tensors,
+)
+from analogjax.leaks.secrets import Leak, Secrets
+
+_MOST_OF_A_KIND = 20  # Findings of one rule in one file that are listed.
+_MOST_OF_A_PAGE = 2000  # Findings of names, say, after which it is enough.
+_MOST_DEPTH = 3  # Of encodings within encodings.
+# Characters of all pages but the words of a vocabulary, and figures of them: a
+# bundle has some millions and some hundreds. More would take hours.
+_MOST_TEXT, _MOST_FIGURES = 16 << 20, 5000
+_LEAST_OF_BYTES = 8  # Characters that are a text among bytes.
+
+
+def lint(folder: Path, secrets: Secrets) -> list[Leak]:
+  """Everything private that a folder tells, or that follows from it.
+
+  Args:
+    folder: of a bundle, or of any files that are to be published.
+    secrets: the private facts.
+
+  Returns:
+    Findings in the order of the files; empty where nothing was found. They
+    quote what they found, so they are as private as it is.
+
+  Raises:
+    ValueError: there is no such folder.
+  """
+  linter = _Linter(secrets)
+  found = dict.fromkeys(linter.all_of(folder))
+  seen = Counter()
+  listed = []
+  for leak in found:
+    kind = leak.rule, leak.file
+    seen[kind] += 1
+    if seen[kind] <= _MOST_OF_A_KIND:
+      listed.append(leak)
+  return listed
+
+
+class _Linter:
+  def __init__(self, secrets: Secrets):
+    self._secrets = secrets
+    self._names = names.NameRules(secrets)
+    self._sizes = sizes.SizeRules(secrets)
+    self._shapes = tensors.ShapeRules(secrets)
+    self._stated: list[quantities.Statement] = []
+    self._left = _MOST_TEXT
+
+  def all_of(self, folder: Path) -> Iterator[Leak]:
+    for page in reading.pages(folder):
+      yield from self._page(page)
+    stated = list(dict.fromkeys(self._stated))
+    if len(stated) > _MOST_FIGURES:
+      file = stated[_MOST_FIGURES].file
+      what = f"{len(stated):,} figures; {_MOST_FIGURES:,} are tried"
+      yield Leak("unread", file, "", what)
+    yield from arithmetic.find(stated[:_MOST_FIGURES], self._secrets)
+
+  def _page(self, page: reading.Page, depth: int = 0) -> Iterator[Leak]:
+    yield from page.found
+    if page.header is not None:
+      yield from self._shapes.find(page.file, page.header)
+    for entry in page.vocabulary:
+      if name := self._names.whole(entry):
+        what = f"the entry {entry!r} is {name!r}"
+        yield Leak("name", page.file, "vocabulary", what)
+    if not page.text:
+      return
+    self._left -= len(page.text)
+    if self._left < 0:
+      what = f"more than {_MOST_TEXT:,} characters of text in the folder"
+      yield Leak("unread", page.file, page.inside, what)
+      return
+    text = plain.plain(page.text)
+    decoded = plain.decoded(text)
+    views = [text] if decoded == text else [text, decoded]
+    for view in views:
+      yield from self._leaks(page, view, self._names.find(view))
+      if page.binary:  # Any two letters come together by chance.
+        runs = view.split("\n")
+        view = "\n".join(x for x in runs if len(x) >= _LEAST_OF_BYTES)
+      yield from self._leaks(page, view, self._names.find_places(view))
+      counted = numerals.digits(plain.without_geometry(view))
+      yield from self._leaks(page, counted, self._sizes.find(counted))
+    readable = numerals.digits(plain.without_geometry(views[-1]))
+    self._stated += quantities.statements(page, readable)
+    if depth < _MOST_DEPTH:
+      yield from self._encoded(page, text, depth)
+
+  def _leaks(self, page, text: str, found) -> Iterator[Leak]:
+    line_of = _lines(text)
+    for rule, offset, what in itertools.islice(found, _MOST_OF_A_PAGE):
+      yield Leak(rule, page.file, page.where(line_of(offset)), what)
+
+  def _encoded(self, page, text: str, depth: int) -> Iterator[Leak]:
+    line_of = _lines(text)
+    for offset, encoding, data in containers.encoded(text):
+      where = f"{page.where(line_of(offset))}, in {encoding}"
+      if size := self._is_size(data):
+        what = f"the bytes are the frontier's number of parameters, {size:,}"
+        yield Leak("parameters", page.file, where, what)
+      inner = containers.readable(data)
+      if inner is not None:
+        inside = reading.Page(page.file, inner, (where,))
+        yield from self._page(inside, depth + 1)
+      elif containers.pieces(data) is not None:
+        for part in reading.of_bytes(page.file, data, where, 1):
+          yield from self._page(part, depth + 1)
+
+  def _is_size(self, data: bytes) -> int:
+    if not 3 <= len(data) <= 16:
+      return 0
+    numbers = int.from_bytes(data, "little"), int.from_bytes(data, "big")
+    return next((size for size in self._secrets.sizes if size in numbers), 0)
+
+
+def _lines(text: str):
+  """From an offset in a text to the number of its line, from 0."""
+  ends = [match.start() for match in re.finditer("\n", text)]
+
+  @functools.cache
+  def line_of(offset: int) -> int:
+    return bisect.bisect_left(ends, offset)
+
+  return line_of

@@ -1,0 +1,105 @@
+"""How a document writes a number: each goes through here, and none is typed."""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+from analogjax.rendering import html
+
+Amount = float | Mapping[str, float] | None
+
+NOT_STATED = "not stated"
+USD = "USD"
+# An upper end and its name, by the EU's form (AI Act, Code of Practice,
+# Transparency, 10 July 2025).
+_SIZES = (
+  (500e6, "1 to 500 million"),
+  (5e9, "500 million to 5 billion"),
+  (15e9, "5 to 15 billion"),
+  (50e9, "15 to 50 billion"),
+  (100e9, "50 to 100 billion"),
+  (500e9, "100 to 500 billion"),
+  (1e12, "500 billion to 1 trillion"),
+  (math.inf, "over 1 trillion"),
+)
+_MONTHS = (
+  (1, "less than 1 month"),
+  (3, "1 to 3 months"),
+  (6, "3 to 6 months"),
+  (math.inf, "more than 6 months"),
+)
+
+
+def exact(value: int) -> str:
+  return f"{value:,}"
+
+
+def number(value: float | None) -> str:
+  """Three figures or so; n/a for what is undefined."""
+  return html.number(value)
+
+
+def interval(estimate: Mapping[str, Any]) -> str:
+  """`0.52 (0.48 to 0.57)`; n/a for what is undefined."""
+  if estimate["value"] is None:
+    return "n/a"
+  return html.interval(estimate)
+
+
+def percent(share: float) -> str:
+  return f"{number(round(100 * share, 10))} %"
+
+
+def share(value: float) -> str:
+  """A part of a whole in percent, to where the window's bounds can be told."""
+  return f"{100 * value:.4g} %"
+
+
+def two_figures(value: float) -> str:
+  """Two significant figures: 2.4e+19 is written 2.4 x 10^19."""
+  if value == 0:
+    return "0"
+  mantissa, exponent = f"{value:.1e}".split("e")
+  power = int(exponent)
+  if -5 <= power < 3:
+    return f"{float(f'{value:.1e}'):.{max(0, 1 - power)}f}"
+  return f"{mantissa} x 10^{power}"
+
+
+def magnitude(value: float) -> str:
+  """The order of magnitude: 2.4e19 is written 10^19."""
+  return f"10^{math.floor(math.log10(value))}" if value > 0 else "0"
+
+
+def amount(value: Amount, *, unit: str = "", large: bool = False) -> str:
+  """A cost or its range; what is not known is said to be so.
+
+  Args:
+    value: a number, a range of `low` and `high`, or None.
+    unit: written behind it; of USD there are cents below 100.
+    large: to be written with a power of ten.
+  """
+  if value is None:
+    return NOT_STATED
+  ends = (
+    (value["low"], value["high"]) if isinstance(value, Mapping) else (value,)
+  )
+  shown = " to ".join(_one(end, unit == USD, large) for end in ends)
+  return f"{shown} {unit}" if unit else shown
+
+
+def _one(value: float, is_money: bool, large: bool) -> str:
+  if is_money:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
+  # Below a tenth `number` has three decimals, and so too few figures.
+  return two_figures(value) if large or 0 < value < 0.1 else number(value)
+
+
+def size_band(parameters: int) -> str:
+  """The form's band of a number of parameters."""
+  return next(name for most, name in _SIZES if parameters <= most)
+
+
+def month_band(days: float) -> str:
+  """The form's band of a duration; a month is 30.4375 days."""
+  return next(name for most, name in _MONTHS if days / 30.4375 <= most)

@@ -1,0 +1,182 @@
+"""The steps as the stages run them and a plan compiles them: jitted, sharded.
+
+Both have to be the same programs, so nobody else calls `jax.jit` on a step.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import optax
+
+from analogjax.cache import sampling
+from analogjax.config import schema
+from analogjax.distributed import sharding
+from analogjax.models import decoder
+from analogjax.training import losses, objective as objectives, optimizer, steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """The step of a phase, and the state that goes through it."""
+
+  cfg: decoder.DecoderConfig
+  mesh: Mesh
+  tx: optax.GradientTransformation
+  objective: losses.Objective
+  alpha: optax.Schedule
+  gram_weight: float = 0.0
+  microbatches: int = 1
+  seed: int = 0  # Of the initial parameters.
+
+  def init(self) -> steps.TrainState:
+    """The state before the first step."""
+    params = decoder.init_parameters(self.cfg, self.seed)
+    return steps.TrainState(
+      step=jax.numpy.zeros((), "int32"),
+      params=params,
+      opt_state=self.tx.init(params),
+    )
+
+  @functools.cached_property
+  def abstract(self) -> steps.TrainState:
+    """Shapes of the state, with shardings; ValueError names what cannot be."""
+    shapes = jax.eval_shape(self.init)
+    where = sharding.state_shardings(shapes, self.mesh)
+    return jax.tree.map(shape_of, shapes, where)
+
+  @functools.cached_property
+  def shardings(self) -> Any:
+    return jax.tree.map(lambda x: x.sharding, self.abstract)
+
+  def start(self) -> steps.TrainState:
+    """The state before the first step, made where it belongs."""
+    return jax.jit(self.init, out_shardings=self.shardings)()
+
+  @functools.cached_property
+  def step(self):
+    """(state, batch, losses.Teacher or None) -> state, metrics."""
+    return jax.jit(
+      functools.partial(
+        steps.train_step,
+        graphdef=decoder.graphdef(self.cfg),
+        tx=self.tx,
+        objective=self.objective,
+        alpha=self.alpha,
+        gram_weight=self.gram_weight,
+        microbatches=self.microbatches,
+      ),
+      donate_argnums=0,
+      out_shardings=(self.shardings, _everywhere(self.mesh)),
+    )
+
+
+def make_training(
+  phase: schema.PhaseConfig,
+  cfg: decoder.DecoderConfig,
+  mesh: Mesh,
+  *,
+  seed: int,
+  teacher_softcap: float | None,
+) -> Training:
+  """Of a phase.
+
+  Args:
+    phase: its section.
+    cfg: of the student.
+    mesh: of the student.
+    seed: of its initial parameters.
+    teacher_softcap: of the logits of a teacher in the loop.
+  """
+  return Training(
+    cfg=cfg,
+    mesh=mesh,
+    tx=optimizer.make_optimizer(phase.optimizer, phase.num_steps),
+    objective=objectives.make_objective(
+      phase.loss, teacher_softcap=teacher_softcap
+    ),
+    alpha=objectives.make_alpha(phase.loss, phase.optimizer, phase.num_steps),
+    gram_weight=phase.loss.gram_weight,
+    microbatches=phase.microbatches,
+    seed=seed,
+  )
+
+
+def make_eval_step(
+  cfg: decoder.DecoderConfig, mesh: Mesh, *, temperature: float, chunk: int
+):
+  """(params, batch) -> steps.EvalSums, of a student on held-out records.
+
+  Every phase is measured alike there, whatever it minimizes.
+  """
+  objective = losses.Objective(temperature=temperature, chunk=chunk)
+  return jax.jit(
+    functools.partial(
+      steps.eval_step, graphdef=decoder.graphdef(cfg), objective=objective
+    ),
+    out_shardings=_everywhere(mesh),
+  )
+
+
+def make_teacher_step(
+  cfg: decoder.DecoderConfig,
+  mesh: Mesh,
+  *,
+  sampler: sampling.Sampler,
+  capture: sampling.Capture,
+  num_replicas: int,
+  temperature: float,
+  chunk: int,
+  gram_layers: int,
+):
+  """(params, batch, keys_B2) -> sampling.Records; arguments as in steps.py."""
+  return jax.jit(
+    functools.partial(
+      steps.teacher_step,
+      graphdef=decoder.graphdef(cfg),
+      sampler=sampler,
+      capture=capture,
+      num_replicas=num_replicas,
+      temperature=temperature,
+      chunk=chunk,
+      gram_layers=gram_layers,
+    ),
+    out_shardings=NamedSharding(mesh, sharding.ROWS),
+  )
+
+
+def make_expected_ids_step(
+  cfg: decoder.DecoderConfig, mesh: Mesh, *, chunk: int
+):
+  """(params, batch) -> how often the teacher expects each id, [V]."""
+  return jax.jit(
+    functools.partial(
+      steps.expected_ids_step, graphdef=decoder.graphdef(cfg), chunk=chunk
+    ),
+    out_shardings=_everywhere(mesh),
+  )
+
+
+def make_hidden_step(
+  cfg: decoder.DecoderConfig, mesh: Mesh, *, gram_layers: int
+):
+  """(params, batch) -> [B, L, W], Gram or None, of a teacher in the loop."""
+  return jax.jit(
+    functools.partial(
+      steps.hidden_step,
+      graphdef=decoder.graphdef(cfg),
+      gram_layers=gram_layers,
+    ),
+    out_shardings=NamedSharding(mesh, sharding.ROWS),
+  )
+
+
+def shape_of(x: Any, where: Any) -> jax.ShapeDtypeStruct:
+  """A shape in a place, from anything that has a shape and a dtype."""
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+
+def _everywhere(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())

@@ -1,0 +1,34 @@
+"""Traces some steps of a loop for xprof."""
+
+from pathlib import Path
+
+import jax
+
+from analogjax.workdir import progress
+
+
+class Tracer:
+  """Traces the steps that were asked for; each process has files of its own."""
+
+  def __init__(self, folder: Path, wanted: range | None):
+    """Traces steps of `wanted` into `folder`, as far as they come."""
+    self._folder, self._wanted = folder, wanted or range(0)
+    self._is_on = False
+
+  def before(self, step: int) -> None:
+    """A step is about to be dispatched."""
+    if step in self._wanted and not self._is_on:
+      jax.profiler.start_trace(self._folder)
+      self._is_on = True
+
+  def after(self, step: int) -> None:
+    """A step was dispatched; waits for the devices if it was the last."""
+    if self._is_on and step + 1 not in self._wanted:
+      self.close()
+
+  def close(self) -> None:
+    """Writes what was traced."""
+    if self._is_on:
+      jax.profiler.stop_trace()
+      self._is_on = False
+      progress.say(f"profile: {self._folder}")

@@ -1,0 +1,420 @@
+"""Checkpoints: orbax v1, asynchronous, each with the data position.
+
+orbax writes and reads one step at a time. Which steps there are, which are
+kept, and what a failure or damage means is decided here, and by all processes
+alike: its manager keeps a failed step in its list, and waits for processes
+that will not come.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent import futures
+import logging
+import math
+from pathlib import Path
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from analogjax.distributed import processes
+from analogjax.workdir import checkpoint_seal, checkpoint_store, store
+
+_log = logging.getLogger(__name__)
+
+# Out of memory, on the host or on a device; a store that does not answer.
+_NOT_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError, store.StoreError)
+
+# After which a save has failed. It is also how long the others wait for a
+# process whose disk refused.
+_SAVE_SECONDS = 1200
+
+# How TensorStore's ValueErrors begin, for what a disk or a server did.
+_DISK = re.compile(
+  r"(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL"
+  r"|NOT_FOUND|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|UNKNOWN): "
+  r"|.*\[os_error_code=",
+  re.S,
+)
+# How jax's errors begin, for a process that does not come to a barrier.
+_BARRIER = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|UNAVAILABLE): ")
+
+
+class CheckpointError(ValueError):
+  """A checkpoint whose bytes cannot be read."""
+
+
+class SaveError(OSError):
+  """The last checkpoint of a phase is not there."""
+
+
+class _Save(NamedTuple):
+  """A save that has begun."""
+
+  step: int
+  score: float
+  doomed: list[int]  # Steps that it makes superfluous.
+  result: futures.Future  # Of None, or what the disk or the store raised.
+
+
+class Checkpoints:
+  """The checkpoints of one phase, in one place, by step.
+
+  Every process calls every method but `close`.
+
+  Attributes:
+    failed_saves: saves of this object that a disk or a store refused.
+  """
+
+  def __init__(
+    self,
+    place: Path | store.Place,
+    *,
+    keep: int | None,
+    keep_best: int = 0,
+    staging: Path | None = None,
+  ):
+    """Opens a place, and removes what a killed save left in it.
+
+    Args:
+      place: a folder, or a place in a bucket.
+      keep: the newest that stay. None: all; for readers, removes nothing.
+      keep_best: those of the lowest scores that stay besides.
+      staging: where checkpoints of a bucket lie on their way, for this object
+        alone; on a file system that every process sees.
+    """
+    self._home = checkpoint_store.open_home(place, staging)
+    self._keep, self._keep_best = keep, keep_best
+    if keep is not None:
+      processes.together(_on_process_0(self._home.clean))
+    # Steps that are whole, and their scores; NaN: none.
+    self._scores: dict[int, float] = self._find()
+    # One thread: no two saves at a time.
+    self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
+    self._running: _Save | None = None
+    self._failure: tuple[int, str] | None = None
+    self.failed_saves = 0
+
+  def _find(self) -> dict[int, float]:
+    """What process 0 sees, on every process."""
+
+    def score(step):
+      try:
+        return self._facts(step)["score"]
+      except CheckpointError:
+        return None  # `restore_latest` says so.
+
+    def find():
+      return [(step, score(step)) for step in self._home.steps()]
+
+    found = processes.together(_on_process_0(find)) or []
+    count = int(processes.from_first(np.array(len(found), np.int32)))
+    found = found or [(0, None)] * count
+    steps = processes.from_first(np.array([s for s, _ in found], np.int32))
+    scores = [math.nan if x is None else x for _, x in found]
+    scores = processes.from_first(np.array(scores, np.float32))
+    return dict(zip(steps.tolist(), scores.tolist(), strict=True))
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    about: Mapping[str, Any],
+    score: float | None = None,
+  ) -> None:
+    """Starts saving; returns once the arrays are copied off the device.
+
+    A step that is there already is not saved again. Where the disk or the store
+    refuses, now or later, a warning says so, the training goes on, and the next
+    save tries again.
+
+    Args:
+      step: updates that `state` has seen.
+      state: a tree of arrays.
+      about: JSON facts: data position and fingerprints.
+      score: of the state; lower is better.
+    """
+    self._settle()
+    if step in self._scores:
+      return
+    if score is not None and not math.isfinite(score):
+      score = None
+    # Stored values carry no checksum of their own: a flipped bit would load.
+    facts = checkpoint_seal.seal(
+      {"about": about, "score": score, "sums": checkpoint_seal.checksums(state)}
+    )
+    # As it comes back from process 0: every process has to see the same order.
+    rank = math.nan if score is None else float(np.float32(score))
+    kept = _kept({**self._scores, step: rank}, self._keep, self._keep_best)
+    doomed = [s for s in self._scores if s not in kept]
+    context = ocp.Context()
+    # In the background, a folder that cannot be made is noticed by the writers
+    # after five minutes.
+    context.asynchronous.create_directories_asynchronously = False
+    context.asynchronous.timeout_secs = _SAVE_SECONDS
+    try:
+      with context:
+        saving = ocp.save_async(
+          str(self._home.local(step)), state, custom_metadata=facts
+        )
+    except Exception as error:
+      result = futures.Future()
+      result.set_result(self._refused(step, error))
+    else:
+      call = self._complete, step, saving, facts, doomed
+      result = self._thread.submit(*call)
+    self._running = _Save(step, rank, doomed, result)
+
+  def _complete(
+    self, step: int, saving: Any, facts: dict[str, Any], doomed: list[int]
+  ) -> Exception | None:
+    """The rest of a save, beside the training."""
+    try:
+      saving.result()
+      if jax.process_index() == 0:
+        self._home.publish(step, facts)
+    except Exception as error:
+      return self._refused(step, error)
+    if jax.process_index() == 0:
+      for old in doomed:
+        try:
+          self._home.remove(old)
+        except (OSError, store.StoreError) as error:
+          _log.warning("%s: step %d is not removed: %s", self._home, old, error)
+    return None
+
+  def _refused(self, step: int, error: Exception) -> Exception:
+    """The error, if a disk or a store is at fault; else raises it."""
+    if not _is_refusal(error):
+      raise error
+    _log.warning(
+      "%s: THE CHECKPOINT OF STEP %d IS NOT SAVED: %s. The training goes on,"
+      " and the next save tries again; until then a restart goes on from %s.",
+      self._home,
+      step,
+      _reason(error),
+      f"step {max(self._scores)}" if self._scores else "the start",
+    )
+    return error
+
+  def _settle(self) -> None:
+    """Waits for the save that is running."""
+    if self._running is None:
+      return
+    (step, score, doomed, result), self._running = self._running, None
+    error = processes.together(result.result)
+    # Process 0 completes a step, after every other one has written its part.
+    if processes.agree([error is None])[0, 0]:
+      self._failure = None
+      self._scores[step] = score
+      for old in doomed:
+        del self._scores[old]
+      return
+    self.failed_saves += 1
+    self._failure = (
+      step,
+      _reason(error) if error else "another process says why",
+    )
+    if jax.process_index() == 0:
+      self._home.clean(step)
+
+  def finish(self) -> None:
+    """Waits for the save that is running, the last one of a phase.
+
+    Raises:
+      SaveError: it failed.
+    """
+    self._settle()
+    if self._failure is not None:
+      step, reason = self._failure
+      latest = f"step {max(self._scores)}" if self._scores else "the start"
+      raise SaveError(
+        f"{self._home}: the last checkpoint, of step {step}, could not be"
+        f" saved: {reason}. Make room there, or see to the store; then the same"
+        f" command goes on from {latest}."
+      )
+
+  def close(self) -> None:
+    """Waits for what is running in this process; `finish` says how it went."""
+    if self._running is not None:
+      self._running.result.result()
+    self._thread.shutdown()
+
+  def steps(self) -> list[int]:
+    """Steps that were saved whole, oldest first."""
+    return sorted(self._scores)
+
+  def best(self) -> int | None:
+    """The step with the lowest score, the newest of those."""
+    return next(iter(_by_score(self._scores)), None)
+
+  def about(self, step: int) -> dict[str, Any]:
+    """The facts that were saved with a step."""
+    return self._facts(step)["about"]
+
+  def _facts(self, step: int) -> dict[str, Any]:
+    return self._checked(
+      step, lambda: checkpoint_seal.unseal(self._home.facts(step))
+    )
+
+  def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
+    """The state of a step, on the mesh of `shardings`, whatever it was on."""
+    return self._load(step, _targets(abstract, shardings))
+
+  def restore_params(self, step: int, abstract: Any, shardings: Any) -> Any:
+    """The parameters of a step alone; the optimizer's moments stay on disk."""
+    target = {"params": _targets(abstract, shardings)}
+    return self._load(step, target, partial=True)["params"]
+
+  def _load(self, step: int, target: Any, *, partial: bool = False) -> Any:
+    context = ocp.Context()
+    context.pytree.loading.partial_load = partial
+    # No barriers: a process that finds damage would not come to them.
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+
+    def load():
+      with context:
+        return ocp.load(str(self._home.fetched(step)), target)
+
+    expected = self._together(step, lambda: self._facts(step))["sums"]
+    try:
+      self._together(step, _on_process_0(lambda: self._home.fetch(step)))
+      state = self._together(step, load)
+    finally:
+      if jax.process_index() == 0:
+        self._home.release(step)
+    for name, found in checkpoint_seal.checksums(state).items():
+      if found != expected.get(name):
+        reason = f"the checksum of {name} is {found}, not {expected.get(name)}"
+        raise self._damaged(step, ValueError(reason))
+    return state
+
+  def _checked(self, step: int, call: Callable[[], Any]) -> Any:
+    try:
+      return call()
+    except (*_NOT_DAMAGE, CheckpointError):
+      raise
+    # orbax, TensorStore and zstd raise what they like on damaged bytes.
+    except Exception as error:
+      raise self._damaged(step, error) from error
+
+  def _together(self, step: int, call: Callable[[], Any]) -> Any:
+    """call() on every process; what one of them finds damaged is damaged."""
+
+    def attempt():
+      try:
+        return self._checked(step, call), None
+      except CheckpointError as error:
+        return None, error
+
+    value, damage = processes.together(attempt)
+    found = processes.agree([damage is not None])[:, 0]
+    if damage is not None:
+      raise damage
+    if found.any():
+      who = f"process {int(found.argmax())} says why"
+      raise self._damaged(step, ValueError(who))
+    return value
+
+  def restore_latest(
+    self,
+    abstract: Any,
+    shardings: Any,
+    check: Callable[[Mapping[str, Any]], None] = lambda about: None,
+  ) -> tuple[int, Any, dict[str, Any]] | None:
+    """The newest step that can be read: (step, state, about), or None.
+
+    A damaged one is passed over with a warning and set aside, so that the loop
+    can save that step again.
+
+    Args:
+      abstract: shapes and dtypes of the state.
+      shardings: where it goes.
+      check: raises if a checkpoint with these facts is not for this state,
+        which would look like damage.
+
+    Raises:
+      ValueError: there were checkpoints, and all of them are damaged.
+    """
+    for step in reversed(self.steps()):
+      try:
+        about = self._together(step, lambda s=step: self.about(s))
+      except CheckpointError as error:
+        self._set_aside(step, error)
+        continue
+      check(about)
+      try:
+        return step, self.restore(step, abstract, shardings), about
+      except CheckpointError as error:
+        self._set_aside(step, error)
+    damaged = processes.together(self._home.damaged)
+    if processes.agree([damaged]).any():
+      raise ValueError(
+        f"{self._home}: there is no checkpoint that can be read, and damaged"
+        f" ones are kept in {self._home.aside}. To train from the start, delete"
+        " them or move them away."
+      )
+    return None
+
+  def _set_aside(self, step: int, error: CheckpointError) -> None:
+    """Moves a step out of the way, not deleted: the disk may be at fault."""
+    aside = processes.together(
+      _on_process_0(lambda: self._home.set_aside(step))
+    )
+    del self._scores[step]
+    _log.warning(
+      "%s It is moved to %s; going back to the one before.",
+      error,
+      aside or self._home.aside,
+    )
+
+  def _damaged(self, step: int, error: Exception) -> CheckpointError:
+    return CheckpointError(
+      f"{self._home}: the checkpoint of step {step} is damaged"
+      f" ({_reason(error)})."
+    )
+
+
+def _on_process_0(call: Callable[[], Any]) -> Callable[[], Any]:
+  return call if jax.process_index() == 0 else lambda: None
+
+
+def _kept(
+  scores: Mapping[int, float], keep: int | None, keep_best: int
+) -> set[int]:
+  """The newest `keep` steps, all for None, and the best that have a score."""
+  newest = sorted(scores)[-keep:] if keep else scores
+  return {*newest, *_by_score(scores)[:keep_best]}
+
+
+def _by_score(scores: Mapping[int, float]) -> list[int]:
+  """The steps that have a score, the best first; of equals, the newest."""
+  scored = [s for s in scores if not math.isnan(scores[s])]
+  return sorted(scored, key=lambda s: (scores[s], -s))
+
+
+def _is_refusal(error: BaseException) -> bool:
+  """Whether a disk, a store or another process is at fault, not the program."""
+  if isinstance(error, OSError | store.StoreError):
+    return True
+  kinds = {ValueError: _DISK, jax.errors.JaxRuntimeError: _BARRIER}
+  begins = kinds.get(type(error))
+  return begins is not None and begins.match(str(error)) is not None
+
+
+def _reason(error: BaseException) -> str:
+  # What orbax says first is that no reader it has would do.
+  while inner := error.__cause__ or error.__context__:
+    error = inner
+  lines = store.reason(error).splitlines() or [type(error).__name__]
+  return lines[0][:300].rstrip(".")
+
+
+def _targets(abstract: Any, shardings: Any) -> Any:
+  return jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+    abstract,
+    shardings,
+  )

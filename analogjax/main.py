@@ -167,9 +167,10 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
 
 def _lock(workdir: Path, command: str, stack: contextlib.ExitStack) -> None:
   """Keeps other runs out of the workdir; process 0 does for all."""
+  from analogjax.cli import progress
   from analogjax.config import loading
   from analogjax.distributed import processes
-  from analogjax.workdir import lock, progress
+  from analogjax.workdir import lock
 
   def take():
     if stack.enter_context(lock.hold(workdir, command)):

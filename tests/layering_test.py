@@ -1,4 +1,7 @@
-"""The layers of docs/architecture.md hold, and importing does nothing."""
+"""The floors of docs/architecture.md hold, and importing does nothing.
+
+`python tests/layering_test.py` prints the size of each room.
+"""
 
 import ast
 import pathlib
@@ -7,37 +10,25 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "analogjax"
 
-LAYERS = (
-  {"sharding", "lock", "stopping", "launchers"},
-  {"hosts", "cluster"},
-  {
-    *("models", "data", "losses", "divergences", "gram", "objectives"),
-    *("optim", "checkpoint", "checkpoint_store", "checkpoint_seal"),
-    *("metrics", "ledger", "json_document", "energy"),
-    *("progress", "throughput", "watch", "peers", "tracer", "estimates"),
-  },
-  {"steps", "subjects"},
-  {"fidelity", "safety"},
+# The floors of docs/architecture.md, the lowest first. A room imports rooms of
+# lower floors alone.
+FLOORS = (
+  {"config", "rendering", "cli"},
+  {"distributed"},
+  {"workdir", "data"},
+  {"models", "bundle", "leaks"},
+  {"cache", "demo"},
+  {"run", "interop"},
+  {"training", "evaluation"},
+  {"planning", "fidelity", "safety"},
+  {"documents"},
   {"release"},
-  {
-    *("config", "config_files", "config_models", "config_plan"),
-    "config_types",
-  },
-  {"assemble", "jitted"},
-  {"recorder", "importer", "live", "studies"},
-  {"reporter", "membership"},
-  {"filler", "trainer"},
-  {"planning"},
-  {"releases"},
-  {"release_contents"},
-  {"stages", "usage"},
-  {"arguments"},
+  {"verify"},
+  {"stages"},
   {"main", "__main__"},
 )
-# These are one vocabulary each: their modules may use each other, without
-# cycles.
-MAY_IMPORT_SIBLINGS = LAYERS[2] | LAYERS[6]
-KNOW_THE_USER = LAYERS[6] | {"stages", "main", "__main__"}
+ROOT = {"__init__.py", "__main__.py", "main.py"}
+KNOW_THE_USER = {"cli", "config", "stages", "main", "__main__"}
 ENVIRONMENT = {"environ", "getenv", "putenv", "unsetenv"}
 
 # Calls that only build a value or register a type.
@@ -70,8 +61,8 @@ def imports(tree, known):
         yield node.lineno, inner if is_module else module
 
 
-def layer_of(part):
-  return next((i for i, parts in enumerate(LAYERS) if part in parts), None)
+def floor_of(room):
+  return next((i for i, rooms in enumerate(FLOORS) if room in rooms), None)
 
 
 def import_problem(name, part, target):
@@ -85,14 +76,14 @@ def import_problem(name, part, target):
     return None
   if part == "":
     return "analogjax/__init__.py imports nothing of analogjax"
-  ours, theirs = layer_of(part), layer_of(rest[0])
+  ours, theirs = floor_of(part), floor_of(rest[0])
   if theirs is None:
-    return None  # An attribute of the package, or a module found without layer.
+    return None  # An attribute of the package, or a room without a floor.
   if rest[0] != part:
     if theirs > ours:
-      return f"{target} is a higher layer"
-    if theirs == ours and part not in MAY_IMPORT_SIBLINGS:
-      return f"{target} is the same layer"
+      return f"{target} is on a higher floor"
+    if theirs == ours:
+      return f"{target} is on the same floor"
   elif part == "stages" and target not in (name, "analogjax.stages"):
     return f"{target} is another stage, and stages speak only through files"
   return None
@@ -162,8 +153,11 @@ def problems(sources):
   for path, source in sorted(sources.items()):
     tree, name = ast.parse(source), names[path]
     part = [*name.split("."), ""][1]
-    if part and layer_of(part) is None:
-      found.append(f"{path}: give {part} a layer in tests/layering_test.py")
+    if "/" not in path and path not in ROOT:
+      found.append(f"{path}: the root holds {', '.join(sorted(ROOT))} alone")
+      continue
+    if part and floor_of(part) is None:
+      found.append(f"{path}: give {part} a floor in tests/layering_test.py")
       continue
     lines = list(effects(tree))
     for line, target in imports(tree, known):
@@ -189,46 +183,51 @@ def problems(sources):
   return found
 
 
-def test_the_package_keeps_its_layers():
-  sources = {
+def read_sources():
+  return {
     path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8")
     for path in PACKAGE.rglob("*.py")
   }
-  assert "sharding.py" in sources
+
+
+def test_the_package_keeps_its_floors():
+  sources = read_sources()
+  assert "main.py" in sources
   assert not problems(sources), "\n".join(problems(sources))
 
 
 @pytest.mark.parametrize(
   ("path", "source", "expected"),
   [
-    ("sharding.py", "from analogjax import losses", "higher layer"),
-    ("losses.py", "import analogjax.training.steps", "higher layer"),
-    ("data/rows.py", "from analogjax.stages.cache import run", "higher layer"),
-    ("steps.py", "def f():\n  from analogjax import config", "higher layer"),
-    ("fidelity/a.py", "from analogjax.release import b", "higher layer"),
-    ("safety/a.py", "import analogjax.fidelity.b", "same layer"),
+    ("data/a.py", "from analogjax.training import b", "higher floor"),
+    ("data/a.py", "from analogjax.stages.cache import run", "higher floor"),
+    ("run/a.py", "def f():\n  import analogjax.safety.b", "higher floor"),
+    ("config/a.py", "import analogjax.workdir.b", "higher floor"),
+    ("verify/a.py", "import analogjax.stages.cache", "higher floor"),
+    ("safety/a.py", "import analogjax.fidelity.b", "same floor"),
     ("stages/train.py", "from analogjax.stages import cache", "another stage"),
     ("stages/train.py", "import analogjax.stages.cache", "another stage"),
     ("stages/train.py", "from . import cache", "absolute"),
-    ("stages/train.py", "from analogjax import main", "higher layer"),
-    ("utils.py", "", "give utils a layer"),
-    ("__init__.py", "from analogjax import steps", "imports nothing"),
+    ("stages/train.py", "from analogjax import main", "higher floor"),
+    ("utils.py", "", "the root holds"),
+    ("utils/a.py", "", "give utils a floor"),
+    ("__init__.py", "from analogjax import main", "imports nothing"),
     ("data/text.py", "from ml_collections import ConfigDict", "belongs into"),
-    ("steps.py", "from absl import flags", "belongs into"),
+    ("training/a.py", "from absl import flags", "belongs into"),
     ("models/a.py", "def f():\n  import os\n  os.environ['A']", "os.environ"),
     ("models/a.py", "def f():\n  os.getenv('A')", "os.getenv"),
     ("models/a.py", "from os import environ", "os.environ"),
-    ("losses.py", "jax.config.update('a', 1)", "calls jax.config.update"),
-    ("losses.py", "ONE = jnp.ones(())", "calls jnp.ones"),
-    ("losses.py", "def f(x=jnp.ones(())): pass", "calls jnp.ones"),
-    ("losses.py", "def f(*, x=jnp.ones(())): pass", "calls jnp.ones"),
-    ("losses.py", "class A:\n  b = open('f')", "calls open"),
-    ("losses.py", "if True:\n  print(1)", "calls print"),
-    ("losses.py", "try:\n  print(1)\nexcept E:\n  pass", "calls print"),
-    ("losses.py", "A = [print(i) for i in range(3)]", "calls print"),
-    ("losses.py", "jax.numpy.ones = None", "changes jax.numpy.ones"),
+    ("data/a.py", "jax.config.update('a', 1)", "calls jax.config.update"),
+    ("data/a.py", "ONE = jnp.ones(())", "calls jnp.ones"),
+    ("data/a.py", "def f(x=jnp.ones(())): pass", "calls jnp.ones"),
+    ("data/a.py", "def f(*, x=jnp.ones(())): pass", "calls jnp.ones"),
+    ("data/a.py", "class A:\n  b = open('f')", "calls open"),
+    ("data/a.py", "if True:\n  print(1)", "calls print"),
+    ("data/a.py", "try:\n  print(1)\nexcept E:\n  pass", "calls print"),
+    ("data/a.py", "A = [print(i) for i in range(3)]", "calls print"),
+    ("data/a.py", "jax.numpy.ones = None", "changes jax.numpy.ones"),
     ("stages/a.py", "os.environ['A'] = 'b'", "changes os.environ"),
-    ("losses.py", "with mesh:\n  pass", "runs a with"),
+    ("data/a.py", "with mesh:\n  pass", "runs a with"),
   ],
 )
 def test_a_breach_is_found(path, source, expected):
@@ -242,12 +241,12 @@ def test_a_cycle_is_found_through_functions_too():
   found = problems(
     {
       "data/a.py": "from analogjax.data.b import f",
-      "data/b.py": "def f():\n  from analogjax import losses",
-      "losses.py": "import analogjax.data.a",
+      "data/b.py": "def f():\n  from analogjax.data import c",
+      "data/c.py": "import analogjax.data.a",
     }
   )
   assert found == [
-    "import cycle: analogjax.data.a -> analogjax.data.b -> analogjax.training.losses"
+    "import cycle: analogjax.data.a -> analogjax.data.b -> analogjax.data.c"
     " -> analogjax.data.a"
   ]
 
@@ -255,7 +254,7 @@ def test_a_cycle_is_found_through_functions_too():
 def test_definitions_are_no_breach():
   source = """
 import dataclasses, logging, re
-from analogjax import config
+from analogjax.config import schema
 from analogjax.data import rows
 from ml_collections import ConfigDict
 log = logging.getLogger(__name__)
@@ -272,3 +271,25 @@ if __name__ == "__main__":
   run()
 """
   assert not problems({"stages/train.py": source, "data/rows.py": ""})
+
+
+def figures(sources):
+  """Lines that give each room's size, then how the rooms hang together."""
+  size, arrows = {}, set()
+  for path, source in sources.items():
+    room = path.split("/")[0] if "/" in path else "(root)"
+    files, lines = size.get(room, (0, 0))
+    size[room] = files + 1, lines + source.count("\n")
+    for _, target in imports(ast.parse(source), set()):
+      root, *rest = target.split(".")
+      if root == "analogjax" and rest and "/" in path and rest[0] != room:
+        arrows.add((room, rest[0]))
+  for room, (files, lines) in sorted(size.items()):
+    yield f"{room:12} {files:4} files {lines:6} lines"
+  files, lines = (sum(x) for x in zip(*size.values(), strict=True))
+  yield f"{'in all':12} {files:4} files {lines:6} lines"
+  yield f"{len(size) - 1} rooms, {len(arrows)} arrows between them"
+
+
+if __name__ == "__main__":
+  print("\n".join(figures(read_sources())))

@@ -8,10 +8,9 @@ import hashlib
 import numpy as np
 import safetensors.numpy
 
-from analogjax.bundle import folder
+from analogjax.bundle import folder, layout, safetensors_headers
 from analogjax.bundle.strict_json import Refused
 from analogjax.data import rows as rows_lib
-from analogjax.verify import rules
 
 # Name in the file -> its dtype there, and of the field of Rows.
 _FIELDS = {
@@ -31,7 +30,7 @@ def to_bytes(rows: rows_lib.Rows) -> bytes:
   """
   if rows.tokens_BL.size > MOST_TOKENS:
     raise ValueError(
-      f"{rules.ROWS}: {rows.tokens_BL.size:,} tokens, expected at most"
+      f"{layout.ROWS}: {rows.tokens_BL.size:,} tokens, expected at most"
       f" {MOST_TOKENS:,}; hold out fewer rows (data.held_out_rows), or set"
       " release.shares_rows to false."
     )
@@ -43,33 +42,39 @@ def to_bytes(rows: rows_lib.Rows) -> bytes:
   return safetensors.numpy.save(arrays)
 
 
-def read(evidence: rules.Evidence, *, V: int) -> rows_lib.Rows:
+def read(
+  tree: folder.Tree, header: safetensors_headers.Header, *, V: int
+) -> rows_lib.Rows:
   """The rows of a bundle, checked.
+
+  Args:
+    tree: the bundle's files.
+    header: of its file of rows.
+    V: entries of the vocabulary.
 
   Raises:
     Refused: not rows of tokens below V.
   """
-  header = evidence.header(rules.ROWS)
-  rules.expect(
+  layout.expect(
     set(header.tensors) == set(_FIELDS),
-    f"{rules.ROWS}: expected the tensors {', '.join(_FIELDS)} alone",
+    f"{layout.ROWS}: expected the tensors {', '.join(_FIELDS)} alone",
   )
   shape = header.tensors["tokens"].shape
-  rules.expect(
+  layout.expect(
     len(shape) == 2 and 0 < shape[0] * shape[1] <= MOST_TOKENS,
-    f"{rules.ROWS}: tokens of shape {list(shape)}, expected rows x positions",
+    f"{layout.ROWS}: tokens of shape {list(shape)}, expected rows x positions",
   )
   fields = []
   for name, (kind, dtype) in _FIELDS.items():
     tensor = header.tensors[name]
-    rules.expect(
+    layout.expect(
       (tensor.dtype, tensor.shape) == (kind, shape),
-      f"{rules.ROWS}: {name} is not {kind} of shape {list(shape)}",
+      f"{layout.ROWS}: {name} is not {kind} of shape {list(shape)}",
     )
     # Tensors end where the file ends.
     end = max(t.stop for t in header.tensors.values())
-    start = evidence.tree.files[rules.ROWS] - end + tensor.start
-    data = evidence.tree.range(rules.ROWS, start, tensor.stop - tensor.start)
+    start = tree.files[layout.ROWS] - end + tensor.start
+    data = tree.range(layout.ROWS, start, tensor.stop - tensor.start)
     fields.append(np.frombuffer(data, dtype).reshape(shape))
   names = list(_FIELDS)
   try:
@@ -80,7 +85,7 @@ def read(evidence: rules.Evidence, *, V: int) -> rows_lib.Rows:
       first_index=0,
     )
   except ValueError as error:
-    raise Refused(f"{rules.ROWS}: {error}") from None
+    raise Refused(f"{layout.ROWS}: {error}") from None
 
 
 def digest(rows: rows_lib.Rows) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import shutil
 
 from analogjax.bundle import folder as walk, manifest, signature
-from analogjax.models import hf_import
+from analogjax.workdir import files as files_lib
 
 _OURS = (manifest.FILE, manifest.SIGNATURE, signature.SIGNER)
 
@@ -50,13 +50,13 @@ def write(
     if problems := walk.open_tree(inside).problems:
       raise ValueError(f"the bundle would not verify: {problems[0]}.")
     for where in sorted({p.parent for p in inside.rglob("*")}):
-      hf_import.fsync(where)
+      files_lib.fsync(where)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
       folder.rename(old)
     inside.rename(folder)
-    hf_import.fsync(folder.parent)
+    files_lib.fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
   finally:
     shutil.rmtree(aside, ignore_errors=True)

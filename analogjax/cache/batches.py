@@ -20,9 +20,23 @@ import numpy as np
 from analogjax.cache import gram_codes, logit_cache
 from analogjax.data import pipeline, rows as rows_lib
 from analogjax.distributed import processes, sharding
-from analogjax.training import losses
 
 _T = TypeVar("_T")
+
+
+class Targets(NamedTuple):
+  """What the student is compared with at each of [B, L] positions."""
+
+  labels_BL: sharding.Array  # int32 next token.
+  weights_BL: sharding.Array  # float32; 0 where nothing is predicted.
+  # float32, of the teacher's record: the weights, and where only a part of the
+  # positions has one, over the probability that this one was captured; else 0.
+  teacher_weights_BL: sharding.Array
+  ids_BLK: sharding.Array  # int32, the teacher's record; K = 0: no record.
+  p_BLK: sharding.Array  # float32 of those ids; 0 in slots that are empty.
+  # float32, the logarithm of the mass of all ids that the record does not
+  # name. None: the record is a sample, and sums to one by itself.
+  log_tail_BL: sharding.Array | None = None
 
 
 class Batch(NamedTuple):
@@ -31,7 +45,7 @@ class Batch(NamedTuple):
   tokens_BL: sharding.Array  # int32 inputs.
   segments_BL: sharding.Array  # int32 document of each token, 0 is padding.
   positions_BL: sharding.Array  # int32 position within the document.
-  targets: losses.Targets
+  targets: Targets
   gram: gram_codes.Sample | None = None  # Where states are compared too.
 
 
@@ -122,7 +136,7 @@ def _batch(rows, ids_BLK, p_BLK, capture_weights_BL) -> Batch:
     tokens_BL=rows.tokens_BL,
     segments_BL=rows.segments_BL,
     positions_BL=rows.positions_BL,
-    targets=losses.Targets(
+    targets=Targets(
       labels_BL=labels_BL,
       weights_BL=weights_BL,
       teacher_weights_BL=weights_BL * capture_weights_BL.astype(np.float32),

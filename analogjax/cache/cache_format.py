@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from analogjax.cache import gram_codes, record_codec, sampling
-from analogjax.data import rows as rows_lib
+from analogjax.data import pipeline, rows as rows_lib
 from analogjax.workdir import store
 
 FORMAT = "analogjax.logit_cache"
@@ -105,6 +105,8 @@ def check(where: store.Place, found: Manifest, wanted: Manifest) -> None:
   for field in dataclasses.fields(Manifest):
     name = field.name
     a, b = getattr(found, name), getattr(wanted, name)
+    if name == "pipeline":
+      a, b = map(pipeline.canonical_name, (a, b))
     if name not in _NOT_COMPARED and a != b:
       raise CacheError(
         f"{where}: the logit cache was written with {name}={a!r}, this run has"

@@ -19,12 +19,13 @@ from analogjax.cache import (
   teacher_pass,
   writer as cache_writer,
 )
+from analogjax.cli import progress
 from analogjax.config import loading
 from analogjax.data import pipeline
 from analogjax.data.rows import Rows
 from analogjax.distributed import processes, stopping
-from analogjax.models import hf_import, sizes
-from analogjax.workdir import ledger, progress, store
+from analogjax.models import sizes
+from analogjax.workdir import files, ledger, store
 
 _KEPT_POSITIONS = 8
 
@@ -347,7 +348,7 @@ class Filler:
   def _read_positions(self) -> list[dict[str, Any]]:
     if not self._positions.exists():
       return []
-    return hf_import.read_json(self._positions).get("positions", [])
+    return files.read_json(self._positions).get("positions", [])
 
 
 def say_fewer(name: str, found: int, wanted: int) -> None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from analogjax.cache import gram_codes
+from analogjax.config import cache
 from analogjax.distributed import sharding
 from analogjax.models import decoder
 
@@ -93,7 +94,7 @@ def probe(sample: gram_codes.Sample) -> decoder.Probe:
 def at_depths(states_YBMD: Any, number: int) -> jax.Array:
   """Of what `probe` kept in all blocks, that of evenly spaced depths."""
   Y = len(states_YBMD)
-  blocks = [gram_codes.block_at(d, Y) for d in gram_codes.depths(number)]
+  blocks = [gram_codes.block_at(d, Y) for d in cache.depths(number)]
   return states_YBMD[np.array(blocks)]
 
 

@@ -22,7 +22,6 @@ import numpy as np
 
 from analogjax.distributed import sharding
 
-MOST_POSITIONS = 128  # 8,128 pairs a row and depth.
 SCALE = 127  # The code of a cosine of 1.
 # Sets these draws apart from whatever else is made of a digest.
 _PURPOSE = b"analogjax.gram"
@@ -40,11 +39,6 @@ class Sample(NamedTuple):
 
 def num_pairs(num_positions: int) -> int:
   return num_positions * (num_positions - 1) // 2
-
-
-def depths(number: int) -> tuple[float, ...]:
-  """Evenly spaced parts of a model's depth; the last one is all of it."""
-  return tuple(i / number for i in range(1, number + 1))
 
 
 def block_at(depth: float, Y: int) -> int:

@@ -9,19 +9,19 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from analogjax.cache import batches, cache_format, sampling
+from analogjax.cache import batches, cache_format, sampling, teacher_programs
 from analogjax.config.schema import Sections
 from analogjax.data.rows import Rows, rows_digests
 from analogjax.distributed import processes
-from analogjax.models import hf_import
-from analogjax.run import run
-from analogjax.training import programs
+from analogjax.models import hf_import, teacher as teacher_lib
 
 
 class Recorder:
   """Runs teacher steps; the weights are read when the first one needs them."""
 
-  def __init__(self, sections: Sections, mesh: Mesh, teacher: run.Teacher):
+  def __init__(
+    self, sections: Sections, mesh: Mesh, teacher: teacher_lib.Teacher
+  ):
     self.mesh = mesh
     self.group = processes.group(mesh)
     self.batch_rows = self.group.rows_of(sections.cache.batch_rows)
@@ -62,7 +62,7 @@ class Recorder:
     rows = Rows(*(_fill_up(field, self.batch_rows) for field in rows))
     batch = batches.from_rows(rows)
     on_mesh = processes.put_rows(batch, self.mesh, self.group)
-    step = programs.make_expected_ids_step(
+    step = teacher_programs.make_expected_ids_step(
       self._teacher.cfg, self.mesh, chunk=self._chunk
     )
     with jax.set_mesh(self.mesh):
@@ -79,7 +79,7 @@ class Recorder:
 
   @functools.cache  # noqa: B019 (lives as long as the process)
   def _step(self, sampler, capture, num_replicas, temperature, gram_layers):
-    return programs.make_teacher_step(
+    return teacher_programs.make_teacher_step(
       self._teacher.cfg,
       self.mesh,
       sampler=sampler,

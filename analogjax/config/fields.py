@@ -19,6 +19,7 @@ from typing import (
   get_origin,
   get_type_hints,
 )
+import urllib.parse
 
 FreeForm = Mapping[str, Any]
 
@@ -151,6 +152,40 @@ def check_seed(section: Any) -> None:
   # Seeds become words of counter-based random numbers.
   ok = 0 <= section.seed < 2**32
   check(ok, "seed", "0 <= seed < 2**32", section.seed)
+
+
+def check_place(location: str, s3_endpoint: str) -> None:
+  """Refuses what is no folder, s3:// or gs:// URL.
+
+  Args:
+    location: a path or URL.
+    s3_endpoint: of a server that speaks S3; "": Amazon's.
+
+  Raises:
+    ValueError: a scheme that is not known, no bucket, or an endpoint without
+      s3://.
+  """
+  if "://" not in location:
+    if s3_endpoint:
+      raise ValueError(
+        "s3_endpoint: expected '', as location does not"
+        f" begin with s3://, found {s3_endpoint!r}."
+      )
+    return
+  scheme, _, rest = location.rstrip("/").partition("://")
+  if scheme not in ("file", "s3", "gs") or not rest.strip("/"):
+    raise ValueError(
+      f"location: expected a folder, s3://bucket/prefix or"
+      f" gs://bucket/prefix, found {location!r}."
+    )
+  if s3_endpoint:
+    url = urllib.parse.urlsplit(s3_endpoint)
+    if scheme != "s3" or url.scheme not in ("http", "https") or not url.netloc:
+      raise ValueError(
+        f"s3_endpoint: expected http(s)://host:port of the server"
+        f" that holds {location!r}, which has to begin with s3://, found"
+        f" {s3_endpoint!r}."
+      )
 
 
 def listed(names: Iterable[Any]) -> str:

@@ -10,7 +10,6 @@ from analogjax.config.fields import (
   check_counts,
   check_seed,
 )
-from analogjax.models import layers
 
 _ATTENTION = ("auto", "xla", "cudnn", "splash")
 
@@ -86,7 +85,7 @@ class RopeScalingConfig:
   original_max_positions: Annotated[int, "context before stretching, tokens"]
 
   def __post_init__(self):
-    layers.RopeScaling(**dataclasses.asdict(self))  # Has the rules.
+    RopeScaling(**dataclasses.asdict(self))  # Has the rules.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,3 +126,33 @@ class StudentConfig:
     check_choice(self, "remat", "none", "dots", "full")
     check_choice(self, "attention", *_ATTENTION)
     check_choice(self, "size_window", "refuse", "warn")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+  """How rotary frequencies are stretched beyond the trained context."""
+
+  kind: str  # "llama3" or "linear".
+  factor: float
+  low_freq_factor: float = 1.0  # llama3 alone, as are the next two.
+  high_freq_factor: float = 4.0
+  original_max_positions: int = 8192
+
+  def __post_init__(self):
+    if self.kind not in ("llama3", "linear"):
+      raise ValueError(
+        f"kind: expected 'llama3' or 'linear', found {self.kind!r}."
+      )
+    if self.factor < 1:
+      raise ValueError(f"factor: expected 1 or more, found {self.factor}.")
+    if self.high_freq_factor <= self.low_freq_factor:
+      raise ValueError(
+        "high_freq_factor: expected more than"
+        f" low_freq_factor={self.low_freq_factor}, found"
+        f" {self.high_freq_factor}."
+      )
+    if self.original_max_positions < 1:
+      raise ValueError(
+        "original_max_positions: expected a positive number, found"
+        f" {self.original_max_positions}."
+      )

@@ -28,6 +28,13 @@ from analogjax.data.rows import Rows
 _FINGERPRINT_ROWS = 4
 _KEPT_STATES = 64
 
+# Saved configs and caches name pipelines by where they were.
+_MOVED = {
+  "analogjax.data.docstrings:packed_rows": (
+    "analogjax.demo.docstrings:packed_rows"
+  )
+}
+
 
 class EndOfRows(Exception):
   """The pipeline has fewer rows than were asked for."""
@@ -339,9 +346,14 @@ def _no_rows(spec: str) -> str:
   )
 
 
+def canonical_name(spec: str) -> str:
+  """Today's name of a pipeline of ours that moved; any other one as it is."""
+  return _MOVED.get(spec, spec)
+
+
 def find_function(spec: str) -> Callable[..., Any]:
   """The function that "package.module:function" names."""
-  module_name, colon, name = spec.partition(":")
+  module_name, colon, name = canonical_name(spec).partition(":")
   if not (colon and module_name and name.isidentifier()):
     raise ValueError(
       f"config.data.pipeline={spec!r}: expected 'package.module:function', "

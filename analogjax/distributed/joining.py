@@ -8,8 +8,9 @@ import traceback
 
 import jax
 
+import analogjax
+from analogjax.cli import progress
 from analogjax.distributed import cluster, liveness, stopping
-from analogjax.workdir import progress
 
 _GOES_ON = "the same command goes on where it was."
 _USER_ERROR = 2  # As in main.py.
@@ -42,7 +43,7 @@ class Member:
     gives; who died is heard in a moment, by the thread that watches.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    ours = os.path.dirname(os.path.abspath(__file__))
+    ours = os.path.dirname(os.path.abspath(analogjax.__file__))
     if self._watched is not None and not frames[-1].filename.startswith(ours):
       time.sleep(_CAUSE_SECONDS)
 

@@ -1,10 +1,6 @@
-"""Opens what models are measured with: a study of a config and its workdir.
+"""Opens the models and the rows that an analog is measured with."""
 
-`look` is the whole of it, for fidelity; the parts of it are for others too.
-"""
-
-from collections.abc import Collection, Iterable, Mapping
-import dataclasses
+from collections.abc import Iterable, Mapping
 import functools
 import hashlib
 import json
@@ -21,107 +17,15 @@ from analogjax.config import schema
 from analogjax.data import pipeline, rows as rows_lib
 from analogjax.distributed import processes, sharding
 from analogjax.evaluation.models import RANDOM, Model
-from analogjax.fidelity import behaviours
-from analogjax.fidelity.study import Study
-from analogjax.models import decoder, hf_import
+from analogjax.models import decoder, hf_import, teacher as teacher_lib
 from analogjax.run import run
+from analogjax.workdir import files
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sources:
-  """What a study is of; the teacher's weights are read when it is opened."""
-
-  options: schema.MeasureConfig
-  mesh: Mesh
-  teacher: run.Teacher
-  rows: dict[str, rows_lib.Rows]  # fit, test and "domain NAME".
-  students: dict[str, Model]  # By name, the analog first.
-  inputs: dict[str, Any]  # All that results depend on, as JSON values.
-
-  def open(self) -> Study:
-    return _open_study(
-      self.options, self.teacher, self.students, self.rows, self.mesh
-    )
-
-
-def look(
-  sections: schema.Sections, options: schema.MeasureConfig, workdir: Path
-) -> Sources:
-  """Finds and checks everything but the teacher's weights.
-
-  Args:
-    sections: the config.
-    options: those of its section `measure`, or fewer.
-    workdir: with caches and trained phases.
-
-  Raises:
-    ValueError: names the field or the file.
-  """
-  loaded = processes.together(lambda: behaviours.load_all(options.behaviours))
-  mesh = run.make_mesh(sections)
-  sharding.check_batch_rows(options.batch_rows, mesh, "measure.batch_rows")
-  teacher = run.open_teacher(sections, workdir)
-  rows = _read_rows(sections, options, teacher, workdir)
-  students, about = open_students(
-    sections, teacher, workdir, mesh, options.phases, options.named_folders
-  )
-  analog = next(iter(students))
-  inputs = {
-    "analog": analog,
-    "controls": controls_of(sections, students, analog),
-    "random": RANDOM,
-    "teacher_digest": teacher.digest,
-    "teacher_dtype": teacher.cfg.dtype,
-    "students": about,
-    "rows": {name: digest(part) for name, part in rows.items()},
-    "behaviours": {name: part.digest for name, part in loaded.items()},
-    "options": published(options),
-  }
-  return Sources(
-    options=options,
-    mesh=mesh,
-    teacher=teacher,
-    rows=rows,
-    students=students,
-    inputs=json.loads(json.dumps(inputs)),
-  )
-
-
-def published(options: schema.MeasureConfig) -> dict[str, Any]:
-  """The options as they are published: names and digests, no paths.
-
-  Folders, behaviours and the rows of domains have their digests elsewhere in
-  the inputs.
-  """
-  values = dataclasses.asdict(options)
-  values["folders"] = sorted(options.named_folders)
-  values["domains"] = sorted(options.domains)
-  values["behaviours"] = [Path(name).name for name in options.behaviours]
-  return values
-
-
-def controls_of(
-  sections: schema.Sections, students: Collection[str], analog: str
-) -> list[str]:
-  """Students that never saw the teacher; of folders nothing else is known."""
-
-  def taught(phase: str) -> bool:
-    section = sections.train.phase[phase]
-    before = section.init_from
-    return section.loss.has_teacher or (bool(before) and taught(before))
-
-  return [
-    name
-    for name in students
-    if name not in (analog, RANDOM)
-    and (name in sections.measure.named_folders or not taught(name))
-  ]
-
-
-def _read_rows(
+def read_rows(
   sections: schema.Sections,
   options: schema.MeasureConfig,
-  teacher: run.Teacher,
+  teacher: teacher_lib.Teacher,
   workdir: Path,
 ) -> dict[str, rows_lib.Rows]:
   """fit, test and each domain's; every process has all of them."""
@@ -152,7 +56,7 @@ def _read_rows(
 
 
 def read_held_out(
-  sections: schema.Sections, teacher: run.Teacher, workdir: Path
+  sections: schema.Sections, teacher: teacher_lib.Teacher, workdir: Path
 ) -> rows_lib.Rows:
   """Every held-out row, without the records; on every process."""
 
@@ -170,7 +74,7 @@ def read_held_out(
 
 def read_trained(
   sections: schema.Sections,
-  teacher: run.Teacher,
+  teacher: teacher_lib.Teacher,
   workdir: Path,
   phase: str,
   number: int,
@@ -230,7 +134,7 @@ def read_trained(
 
 def read_some(
   sections: schema.Sections,
-  teacher: run.Teacher,
+  teacher: teacher_lib.Teacher,
   workdir: Path,
   number: int,
   seed: int,
@@ -280,7 +184,7 @@ def digest(rows: rows_lib.Rows) -> dict[str, Any]:
 
 def open_students(
   sections: schema.Sections,
-  teacher: run.Teacher,
+  teacher: teacher_lib.Teacher,
   workdir: Path,
   mesh: Mesh,
   phases: Iterable[str],
@@ -341,7 +245,7 @@ def _read_folder(
   field: str,
   folder: Path,
   sections: schema.Sections,
-  teacher: run.Teacher,
+  teacher: teacher_lib.Teacher,
   mesh: Mesh,
 ) -> tuple[Model, dict[str, Any]]:
   """A student from a Hugging Face folder.
@@ -359,7 +263,7 @@ def _read_folder(
     )
   path = folder / "tokenizer.json"
   found = processes.together(
-    lambda: hf_import.file_sha256(path) if path.is_file() else "no such file"
+    lambda: files.file_sha256(path) if path.is_file() else "no such file"
   )
   if found != teacher.tokenizer_digest:
     raise ValueError(
@@ -375,7 +279,7 @@ def _read_folder(
   return Model(name=name, cfg=cfg, params=params), {"digest": digest}
 
 
-def read_teacher(teacher: run.Teacher, mesh: Mesh) -> Model:
+def read_teacher(teacher: teacher_lib.Teacher, mesh: Mesh) -> Model:
   params = processes.together(
     lambda: hf_import.read_parameters(
       teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
@@ -384,7 +288,7 @@ def read_teacher(teacher: run.Teacher, mesh: Mesh) -> Model:
   return Model(name="teacher", cfg=teacher.cfg, params=params)
 
 
-def read_tokenizer(teacher: run.Teacher) -> tokenizers.Tokenizer:
+def read_tokenizer(teacher: teacher_lib.Teacher) -> tokenizers.Tokenizer:
   """The tokenizer of all models, which neither cuts nor pads."""
   tokenizer = tokenizers.Tokenizer.from_file(
     str(teacher.folder / "tokenizer.json")
@@ -392,26 +296,3 @@ def read_tokenizer(teacher: run.Teacher) -> tokenizers.Tokenizer:
   tokenizer.no_truncation()
   tokenizer.no_padding()
   return tokenizer
-
-
-def _open_study(
-  options: schema.MeasureConfig,
-  teacher: run.Teacher,
-  students: dict[str, Model],
-  rows: dict[str, rows_lib.Rows],
-  mesh: Mesh,
-) -> Study:
-  return Study(
-    mesh=mesh,
-    teacher=read_teacher(teacher, mesh),
-    students=students,
-    fit=rows["fit"],
-    test=rows["test"],
-    domains={
-      name.removeprefix("domain "): part
-      for name, part in rows.items()
-      if name.startswith("domain ")
-    },
-    tokenizer=read_tokenizer(teacher),
-    options=options,
-  )

@@ -20,7 +20,7 @@ import tokenizers
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.evaluation.models import Model
-from analogjax.fidelity.study import Study
+from analogjax.evaluation.study import Study
 from analogjax.models import decoder
 
 

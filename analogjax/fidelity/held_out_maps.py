@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from analogjax.data import rows as rows_lib
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import activations, least_squares
-from analogjax.fidelity.study import Study
 
 Pairs = dict[str, list[tuple[float, float]]]  # By student: depth, teacher's.
 

@@ -19,6 +19,7 @@ import safetensors.numpy
 from analogjax.distributed import processes
 from analogjax.evaluation import estimates
 from analogjax.evaluation.models import Model
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import (
   behaviours,
   least_squares,
@@ -26,7 +27,6 @@ from analogjax.fidelity import (
   steering_vectors,
   transfer,
 )
-from analogjax.fidelity.study import Study
 from analogjax.models import decoder
 
 TRANSFERS, DOES_NOT = "transfers", "does not"

@@ -17,8 +17,8 @@ import numpy as np
 
 from analogjax.data import rows as rows_lib
 from analogjax.evaluation.models import Model, everywhere
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import activations
-from analogjax.fidelity.study import Study
 
 # Of a fit, for each input of the map: the error is greater than that of the
 # best map by about one part in as many.

@@ -21,8 +21,8 @@ import optax
 
 from analogjax.data import rows as rows_lib
 from analogjax.evaluation.models import Model, everywhere
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import activations, least_squares
-from analogjax.fidelity.study import Study
 from analogjax.models import decoder
 
 MAPPERS = ("embedding", "affine", "autoencoder")

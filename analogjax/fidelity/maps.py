@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from analogjax.evaluation.models import Model
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import mappers
 from analogjax.fidelity.steering_vectors import Own
-from analogjax.fidelity.study import Study
 
 _TEST_STEPS = 4  # Of held-out rows that maps are tested on.
 

@@ -19,8 +19,8 @@ from analogjax.data import rows as rows_lib
 from analogjax.evaluation import estimates
 from analogjax.evaluation.estimates import Estimate
 from analogjax.evaluation.models import Model, everywhere
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import token_sums
-from analogjax.fidelity.study import Study
 from analogjax.fidelity.token_sums import RowSums
 
 CHUNK = 64  # Positions of a row whose logits exist at a time.

@@ -21,8 +21,8 @@ import numpy as np
 
 from analogjax.distributed import processes
 from analogjax.evaluation.models import Model, everywhere
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import activations, held_out_maps, kernels, permutation
-from analogjax.fidelity.study import Study
 from analogjax.models import decoder
 
 # Metric -> the statistic that compares what `_reduce` makes for it.

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from analogjax.cli import progress
 from analogjax.evaluation import estimates
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import (
   behaviours,
   maps as maps_lib,
   steering_vectors,
   transfer,
 )
-from analogjax.fidelity.study import Study
-from analogjax.workdir import progress
 
 NATIVE, MAPPED, RANDOM_VECTOR = "native", "mapped", "random"
 SHUFFLED, WRONG = "shuffled", "wrong_behaviour"

@@ -22,8 +22,8 @@ from analogjax.cache import batches
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import processes, sharding
 from analogjax.evaluation.models import Model, everywhere
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import behaviours
-from analogjax.fidelity.study import Study
 from analogjax.models import decoder
 from analogjax.training import losses
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from analogjax.evaluation import estimates
 from analogjax.evaluation.models import Model, everywhere
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import (
   activations,
   behaviours,
   steering_response,
   transfer,
 )
-from analogjax.fidelity.study import Study
 
 
 class Prepared(NamedTuple):

@@ -28,8 +28,8 @@ from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.evaluation import estimates
 from analogjax.evaluation.models import Model, everywhere
+from analogjax.evaluation.study import Study
 from analogjax.fidelity import activations, least_squares, token_sums
-from analogjax.fidelity.study import Study
 from analogjax.models import decoder
 
 # Tokens of each row that maps are fitted on; more if a map has many inputs.

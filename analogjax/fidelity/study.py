@@ -1,83 +1,133 @@
-"""What every measurement works with: the models, the rows and the options.
+"""Opens what the analog's fidelity is measured with, from a config."""
 
-Shape letters: R rows, L positions, B rows of a step.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Collection
 import dataclasses
-import hashlib
+import json
+from pathlib import Path
+from typing import Any
 
-import jax
-import numpy as np
-import tokenizers
+from jax.sharding import Mesh
 
-from analogjax.cache import batches
-from analogjax.config.measure import MeasureConfig
+from analogjax.config import schema
 from analogjax.data import rows as rows_lib
-from analogjax.evaluation import models as subjects
-from analogjax.evaluation.models import Model
+from analogjax.distributed import processes, sharding
+from analogjax.evaluation import sources
+from analogjax.evaluation.models import RANDOM, Model
+from analogjax.evaluation.study import Study
+from analogjax.fidelity import behaviours
+from analogjax.models import teacher as teacher_lib
+from analogjax.run import run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Study:
-  """One measurement of students against a teacher.
+class Sources:
+  """What a study is of; the teacher's weights are read when it is opened."""
 
-  Layers are named by their depth, a part of the whole from a grid that the
-  config sets: what is published says nothing of how many the teacher has.
+  options: schema.MeasureConfig
+  mesh: Mesh
+  teacher: teacher_lib.Teacher
+  rows: dict[str, rows_lib.Rows]  # fit, test and "domain NAME".
+  students: dict[str, Model]  # By name, the analog first.
+  inputs: dict[str, Any]  # All that results depend on, as JSON values.
+
+  def open(self) -> Study:
+    return _open_study(
+      self.options, self.teacher, self.students, self.rows, self.mesh
+    )
+
+
+def look(
+  sections: schema.Sections, options: schema.MeasureConfig, workdir: Path
+) -> Sources:
+  """Finds and checks everything but the teacher's weights.
+
+  Args:
+    sections: the config.
+    options: those of its section `measure`, or fewer.
+    workdir: with caches and trained phases.
+
+  Raises:
+    ValueError: names the field or the file.
   """
+  loaded = processes.together(lambda: behaviours.load_all(options.behaviours))
+  mesh = run.make_mesh(sections)
+  sharding.check_batch_rows(options.batch_rows, mesh, "measure.batch_rows")
+  teacher = run.open_teacher(sections, workdir)
+  rows = sources.read_rows(sections, options, teacher, workdir)
+  students, about = sources.open_students(
+    sections, teacher, workdir, mesh, options.phases, options.named_folders
+  )
+  analog = next(iter(students))
+  inputs = {
+    "analog": analog,
+    "controls": controls_of(sections, students, analog),
+    "random": RANDOM,
+    "teacher_digest": teacher.digest,
+    "teacher_dtype": teacher.cfg.dtype,
+    "students": about,
+    "rows": {name: sources.digest(part) for name, part in rows.items()},
+    "behaviours": {name: part.digest for name, part in loaded.items()},
+    "options": published(options),
+  }
+  return Sources(
+    options=options,
+    mesh=mesh,
+    teacher=teacher,
+    rows=rows,
+    students=students,
+    inputs=json.loads(json.dumps(inputs)),
+  )
 
-  mesh: jax.sharding.Mesh
-  teacher: Model
-  students: dict[str, Model]  # By name, the analog first; RANDOM is one.
-  fit: rows_lib.Rows  # Of the training data: maps are fitted on these.
-  test: rows_lib.Rows  # Held out: everything is measured on these.
-  domains: dict[str, rows_lib.Rows]  # Further held-out rows, by domain.
-  tokenizer: tokenizers.Tokenizer  # Of all models.
-  options: MeasureConfig
-  # Tokens that went through a model so far, by its name.
-  tokens: dict[str, int] = dataclasses.field(default_factory=dict)
 
-  @property
-  def analog(self) -> Model:
-    return next(iter(self.students.values()))
+def published(options: schema.MeasureConfig) -> dict[str, Any]:
+  """The options as they are published: names and digests, no paths.
 
-  def depths(self, model: Model) -> tuple[float, ...]:
-    """Of the layers that are compared, rising; no block twice."""
-    n = self.options.depths
-    by_block = {model.block(i / n): i / n for i in range(n, 0, -1)}
-    return tuple(sorted(by_block.values()))
+  Folders, behaviours and the rows of domains have their digests elsewhere in
+  the inputs.
+  """
+  values = dataclasses.asdict(options)
+  values["folders"] = sorted(options.named_folders)
+  values["domains"] = sorted(options.domains)
+  values["behaviours"] = [Path(name).name for name in options.behaviours]
+  return values
 
-  def rng(self, *names: str) -> np.random.Generator:
-    """Random numbers that depend on the seed and these names alone."""
-    digest = hashlib.blake2b("/".join(names).encode(), digest_size=8).digest()
-    words = np.frombuffer(digest, "<u4").tolist()
-    return np.random.default_rng([self.options.seed, *words])
 
-  def batches(
-    self, rows: rows_lib.Rows, *models: Model
-  ) -> Iterator[tuple[batches.Batch, slice]]:
-    """All rows in order, on the mesh, in batches of one size.
+def controls_of(
+  sections: schema.Sections, students: Collection[str], analog: str
+) -> list[str]:
+  """Students that never saw the teacher; of folders nothing else is known."""
 
-    The last batch is filled up with copies of the last row at weight 0.
+  def taught(phase: str) -> bool:
+    section = sections.train.phase[phase]
+    before = section.init_from
+    return section.loss.has_teacher or (bool(before) and taught(before))
 
-    Args:
-      rows: of which every process has all.
-      models: that will see them: their tokens are counted.
+  return [
+    name
+    for name in students
+    if name not in (analog, RANDOM)
+    and (name in sections.measure.named_folders or not taught(name))
+  ]
 
-    Yields:
-      A batch and which of the rows are in it; it may hold more.
 
-    Raises:
-      stopping.Stopped: a process was asked to stop.
-    """
-    L = rows.tokens_BL.shape[1]
-    for batch, here in subjects.in_batches(
-      rows, self.options.batch_rows, self.mesh, what="measure"
-    ):
-      for model in models:
-        self.count(model, (here.stop - here.start) * L)
-      yield batch, here
-
-  def count(self, model: Model, tokens: int) -> None:
-    """Adds tokens that went through a model, for the ledger."""
-    self.tokens[model.name] = self.tokens.get(model.name, 0) + tokens
+def _open_study(
+  options: schema.MeasureConfig,
+  teacher: teacher_lib.Teacher,
+  students: dict[str, Model],
+  rows: dict[str, rows_lib.Rows],
+  mesh: Mesh,
+) -> Study:
+  return Study(
+    mesh=mesh,
+    teacher=sources.read_teacher(teacher, mesh),
+    students=students,
+    fit=rows["fit"],
+    test=rows["test"],
+    domains={
+      name.removeprefix("domain "): part
+      for name, part in rows.items()
+      if name.startswith("domain ")
+    },
+    tokenizer=sources.read_tokenizer(teacher),
+    options=options,
+  )

@@ -19,7 +19,7 @@ import numpy as np
 from analogjax.cache import batches
 from analogjax.distributed import sharding
 from analogjax.models import decoder
-from analogjax.training import divergences, losses
+from analogjax.training import divergences
 
 # Of a token, in the order of `RowSums.by_entropy_BKE`; of the teacher only the
 # first three. The agreements are parts of one or of five tokens.
@@ -121,7 +121,7 @@ def make_step(
 
 def logits(model: decoder.Decoder, x_BSD: jax.Array) -> jax.Array:
   """Of a model's final hidden states, float32 [B, S, V]."""
-  return model.cap(losses.unembed(x_BSD, model.head_VD))
+  return model.cap(decoder.unembed(x_BSD, model.head_VD))
 
 
 class _Positions(NamedTuple):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from analogjax.config import model
 from analogjax.distributed import sharding
 from analogjax.models import attention, layers
 
@@ -49,7 +50,7 @@ class DecoderConfig:
   F: int  # Feed-forward width.
   max_positions: int  # Longest context the model is meant for, tokens.
   rope_theta: float
-  rope_scaling: layers.RopeScaling | None = None
+  rope_scaling: model.RopeScaling | None = None
   rms_norm_eps: float
   tie_embeddings: bool
   attention_bias: bool
@@ -304,3 +305,14 @@ def graphdef(cfg: DecoderConfig) -> nnx.GraphDef:
 def abstract_parameters(cfg: DecoderConfig) -> nnx.State:
   """Shapes and dtypes of the parameters, nothing allocated."""
   return jax.eval_shape(lambda: init_parameters(cfg, 0))
+
+
+def unembed(x_BSD: jax.Array, head_VD: jax.Array) -> jax.Array:
+  """Logits [B, S, V] in float32, the product in the dtype of x_BSD."""
+  logits_BSV = jnp.einsum(
+    "BSD,VD->BSV",
+    x_BSD,
+    head_VD.astype(x_BSD.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  return sharding.constrain(logits_BSV, "BLV")

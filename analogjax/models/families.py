@@ -8,7 +8,8 @@ export both read it, so they cannot drift apart.
 import dataclasses
 from typing import Any
 
-from analogjax.models import decoder, layers
+from analogjax.config import model
+from analogjax.models import decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _rope_scaling(rope: dict[str, Any], where: str):
       "original_max_positions": _integer(rope, positions, where),
     }
   try:
-    return layers.RopeScaling(kind=kind, **values)
+    return model.RopeScaling(kind=kind, **values)
   except ValueError as error:
     raise ValueError(f"{where}: rope scaling, {error}") from None
 

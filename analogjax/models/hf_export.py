@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from analogjax.distributed import processes, sharding
 from analogjax.models import decoder, families, hf_import, hf_tokenizer
+from analogjax.workdir import files as files_lib
 
 
 def hf_tensors(
@@ -105,10 +106,10 @@ def write_folder(
       "parameters": writer.num_parameters,
       "bytes": sum(p.stat().st_size for p in files),
       "dtype": dtype,
-      "files": {p.name: hf_import.file_sha256(p) for p in files},
+      "files": {p.name: files_lib.file_sha256(p) for p in files},
       **metadata,
     }
-    hf_import.fsync_folder(temporary)
+    files_lib.fsync_folder(temporary)
     _put_in_place(temporary, folder)
     return report
 
@@ -149,7 +150,7 @@ class _TensorWriter:
       }
       weight_map = dict(sorted(self._plan.tensor_to_filename.items()))
       index = {"metadata": sizes, "weight_map": weight_map}
-      hf_import.write_json(self._folder / hf_import.INDEX, index)
+      files_lib.write_json(self._folder / hf_import.INDEX, index)
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
@@ -158,7 +159,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
   if folder.exists():
     folder.rename(old)
   temporary.rename(folder)
-  hf_import.fsync(folder.parent)
+  files_lib.fsync(folder.parent)
   shutil.rmtree(old, ignore_errors=True)
 
 
@@ -198,17 +199,17 @@ def _write_checked(path, tensors, header) -> None:
 
 
 def _write_configs(folder, cfg, dtype, tokenizer_folder) -> None:
-  teacher = hf_import.read_json(tokenizer_folder / "config.json")
+  teacher = files_lib.read_json(tokenizer_folder / "config.json")
   config = families.to_hf_config(cfg, dtype=dtype)
   ids = {
     key: teacher[key]
     for key in ("bos_token_id", "eos_token_id", "pad_token_id")
     if teacher.get(key) is not None
   }
-  hf_import.write_json(folder / "config.json", config | ids)
+  files_lib.write_json(folder / "config.json", config | ids)
   generation = tokenizer_folder / "generation_config.json"
   if generation.exists():
     ids |= hf_tokenizer.generation_config(
-      hf_import.read_json(generation), max_positions=cfg.max_positions
+      files_lib.read_json(generation), max_positions=cfg.max_positions
     )
-  hf_import.write_json(folder / "generation_config.json", ids)
+  files_lib.write_json(folder / "generation_config.json", ids)

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 import concurrent.futures
 import functools
 import hashlib
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import safetensors.numpy
 
 from analogjax.distributed import processes, sharding
 from analogjax.models import decoder, families
+from analogjax.workdir import files
 
 INDEX = "model.safetensors.index.json"
 
@@ -29,19 +28,6 @@ _ROWS_AT_A_TIME = 4096
 
 # Buffers that some exporters store and that hold no parameter.
 _NOT_PARAMETERS = ("rotary_emb.inv_freq",)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-  """A JSON object from a file; ValueError names the file."""
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise ValueError(f"{path}: there is no such file.") from None
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f"{path}: not readable as JSON: {error}.") from None
-  if not isinstance(value, dict):
-    raise ValueError(f"{path}: expected a JSON object.")
-  return value
 
 
 def read_config(folder: Path, *, dtype: str = "float32"):
@@ -52,7 +38,9 @@ def read_config(folder: Path, *, dtype: str = "float32"):
       " found no such folder."
     )
   path = folder / "config.json"
-  return families.from_hf_config(read_json(path), dtype=dtype, where=str(path))
+  return families.from_hf_config(
+    files.read_json(path), dtype=dtype, where=str(path)
+  )
 
 
 def folder_digest(folder: Path) -> str:
@@ -80,7 +68,7 @@ def folder_digest(folder: Path) -> str:
 
   def read_mine() -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-      found = pool.map(lambda i: _hash_file(folder / names[i]), mine)
+      found = pool.map(lambda i: files.hash_file(folder / names[i]), mine)
       for i, digest in zip(mine, found, strict=True):
         words[i] = _words(digest)
 
@@ -98,22 +86,9 @@ def _words(digest) -> np.ndarray:
   return np.frombuffer(digest.digest(), np.int64)
 
 
-def file_sha256(path: Path) -> str:
-  """SHA-256 of a file, hexadecimal; ValueError where there is none."""
-  return _hash_file(path).hexdigest()
-
-
-def _hash_file(path: Path):
-  try:
-    with open(path, "rb") as file:
-      return hashlib.file_digest(file, "sha256")
-  except FileNotFoundError:
-    raise ValueError(f"{path}: there is no such file.") from None
-
-
 def _weight_files(folder: Path) -> list[Path]:
   if (folder / INDEX).exists():
-    weight_map = read_json(folder / INDEX).get("weight_map", {})
+    weight_map = files.read_json(folder / INDEX).get("weight_map", {})
     return [folder / name for name in sorted(set(weight_map.values()))]
   return [folder / "model.safetensors"]
 
@@ -287,24 +262,3 @@ def _merged_slice(dim: str, spans, sizes) -> slice:
   assert all(len(spans[c]) == sizes[c] for c in rest), (dim, spans)
   inner = math.prod(sizes[c] for c in rest)
   return slice(spans[first].start * inner, spans[first].stop * inner)
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes a file of a folder that is not in its place yet."""
-  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def fsync_folder(folder: Path) -> None:
-  """Makes a folder of files durable, to be renamed into its place."""
-  for path in folder.iterdir():
-    fsync(path)
-  fsync(folder)
-
-
-def fsync(path: Path) -> None:
-  """Makes a file's bytes durable, or the names in a folder."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

@@ -12,7 +12,7 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-from analogjax.models import hf_import
+from analogjax.workdir import files
 
 CHAT_TEMPLATE = "chat_template.jinja"
 
@@ -158,15 +158,15 @@ def write(
   name = "tokenizer_config.json"
   if (source / name).exists():
     config = tokenizer_config(
-      hf_import.read_json(source / name),
+      files.read_json(source / name),
       max_positions=max_positions,
       keeps_chat_template=keeps_chat_template,
     )
-    hf_import.write_json(folder / name, config)
+    files.write_json(folder / name, config)
   name = "special_tokens_map.json"
   if (source / name).exists():
-    tokens = special_tokens_map(hf_import.read_json(source / name))
-    hf_import.write_json(folder / name, tokens)
+    tokens = special_tokens_map(files.read_json(source / name))
+    files.write_json(folder / name, tokens)
   if keeps_chat_template and (source / CHAT_TEMPLATE).exists():
     shutil.copyfile(source / CHAT_TEMPLATE, folder / CHAT_TEMPLATE)
 

@@ -4,13 +4,14 @@ Shape letters (docs/glossary.md): B batch, L position, D model width, H head
 width, F feed-forward width.
 """
 
-import dataclasses
 import math
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from analogjax.config import model
 
 
 class RMSNorm(nnx.Module):
@@ -27,38 +28,8 @@ class RMSNorm(nnx.Module):
     return (y_BLD * self.scale_D[...][None, None]).astype(x_BLD.dtype)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-  """How rotary frequencies are stretched beyond the trained context."""
-
-  kind: str  # "llama3" or "linear".
-  factor: float
-  low_freq_factor: float = 1.0  # llama3 alone, as are the next two.
-  high_freq_factor: float = 4.0
-  original_max_positions: int = 8192
-
-  def __post_init__(self):
-    if self.kind not in ("llama3", "linear"):
-      raise ValueError(
-        f"kind: expected 'llama3' or 'linear', found {self.kind!r}."
-      )
-    if self.factor < 1:
-      raise ValueError(f"factor: expected 1 or more, found {self.factor}.")
-    if self.high_freq_factor <= self.low_freq_factor:
-      raise ValueError(
-        "high_freq_factor: expected more than"
-        f" low_freq_factor={self.low_freq_factor}, found"
-        f" {self.high_freq_factor}."
-      )
-    if self.original_max_positions < 1:
-      raise ValueError(
-        "original_max_positions: expected a positive number, found"
-        f" {self.original_max_positions}."
-      )
-
-
 def rotary_frequencies(
-  H: int, theta: float, scaling: RopeScaling | None
+  H: int, theta: float, scaling: model.RopeScaling | None
 ) -> np.ndarray:
   """Radians per position of each of the H / 2 rotated planes, float32.
 

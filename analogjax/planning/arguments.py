@@ -14,14 +14,14 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from analogjax.cache import batches, gram_codes, logit_cache, sampling
-from analogjax.config import schema
+from analogjax.config import cache as cache_lib, schema, train
 from analogjax.data.rows import Rows
 from analogjax.distributed import sharding
 from analogjax.models import decoder
 from analogjax.training import losses, steps
 
 
-def sampler(cache: schema.CacheConfig) -> sampling.Sampler:
+def sampler(cache: cache_lib.CacheConfig) -> sampling.Sampler:
   return sampling.make_sampler(
     cache.kind, tau=cache.tau, num_draws=cache.num_draws, top_k=cache.top_k
   )
@@ -57,7 +57,7 @@ def parts(state: steps.TrainState) -> dict[str, Any]:
 
 
 def live_teacher(
-  sections, phase: schema.PhaseConfig, teacher, mesh: Mesh
+  sections, phase: train.PhaseConfig, teacher, mesh: Mesh
 ) -> losses.Teacher:
   """What live.LiveTeacher.hidden returns."""
   B, L = phase.batch_rows, sections.data.L
@@ -73,7 +73,7 @@ def live_teacher(
   return losses.Teacher(x_BLW, head_VW, gram_BZP)
 
 
-def for_phase(sections, phase: schema.PhaseConfig, mesh: Mesh) -> batches.Batch:
+def for_phase(sections, phase: train.PhaseConfig, mesh: Mesh) -> batches.Batch:
   """What the loop of a phase feeds its step."""
   B, rows = phase.batch_rows, _rows(sections.data.L)
   sample = _sample(sections, known=phase.reads_gram)

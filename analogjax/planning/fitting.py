@@ -9,7 +9,7 @@ import dataclasses
 import re
 from typing import Any
 
-from analogjax.config import schema
+from analogjax.config import schema, train
 from analogjax.models import decoder
 from analogjax.planning import closed_form, topologies
 from analogjax.planning.facts import Program, Topology
@@ -205,7 +205,7 @@ def _set(section: Any, fields: Mapping[str, Any]) -> Any:
     if path not in own:
       head, _, rest = path.partition(".")
       deeper.setdefault(head, {})[rest] = value
-  if isinstance(section, schema.TrainConfig):
+  if isinstance(section, train.TrainConfig):
     phase = {
       name: _set(one, deeper[name]) if name in deeper else one
       for name, one in section.phase.items()

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from analogjax.cache import sampling
+from analogjax.cache import sampling, teacher_programs
 from analogjax.config import schema
 from analogjax.distributed import sharding
 from analogjax.models import decoder, sizes
@@ -233,7 +233,7 @@ def _teacher_step(
   return Step(
     request=request,
     mesh=mesh,
-    make=lambda: programs.make_hidden_step(
+    make=lambda: teacher_programs.make_hidden_step(
       teacher, mesh, gram_layers=sections.cache.gram_layers
     ),
     call=(params, batch),
@@ -308,7 +308,7 @@ def _cache_step(request, sections, teacher, devices) -> Step:
   def make():
     # The rows to train on; those to measure on have one replica, of every
     # position.
-    return programs.make_teacher_step(
+    return teacher_programs.make_teacher_step(
       teacher,
       mesh,
       sampler=sampler,

@@ -6,19 +6,24 @@ from pathlib import Path
 import tempfile
 from typing import Any
 
-from analogjax.bundle import commitments, licences, record, rows as held_out
+from analogjax.bundle import (
+  commitments,
+  layout,
+  licences,
+  record,
+  rows as held_out,
+)
 from analogjax.config import loading, schema
 from analogjax.data import rows as rows_lib
 from analogjax.documents import render
 from analogjax.evaluation import sources
 from analogjax.fidelity import document as fidelity_document
 from analogjax.leaks import Leak, lint
-from analogjax.models import hf_import
+from analogjax.models import teacher as teacher_lib
 from analogjax.release import facts as releases, gates, public_config
 from analogjax.run import run
 from analogjax.safety import document as safety_document
-from analogjax.verify import rules
-from analogjax.workdir import costs
+from analogjax.workdir import costs, files as files_lib
 
 BUNDLE, REGULATOR = "bundle", "regulator"
 OPENINGS = "openings.json"
@@ -31,7 +36,7 @@ class Contents:
     self,
     resolved: Mapping[str, Any],
     sections: schema.Sections,
-    teacher: run.Teacher,
+    teacher: teacher_lib.Teacher,
     workdir: Path,
     rows: rows_lib.Rows | None,
   ):
@@ -141,8 +146,8 @@ class Contents:
       frontier_active_parameters=frontier["active_parameters"],
       deployed_on=frontier["deployed_on"],
       released_on=model["released_on"],
-      config=hf_import.read_json(self._export.folder / "config.json"),
-      frontier_config=hf_import.read_json(self._teacher.folder / "config.json"),
+      config=files_lib.read_json(self._export.folder / "config.json"),
+      frontier_config=files_lib.read_json(self._teacher.folder / "config.json"),
       tokenizer_sha256=self._export.files["tokenizer.json"],
       frontier_tokenizer_sha256=self._teacher.tokenizer_digest,
       pipeline_fingerprint=self._fingerprint,
@@ -196,7 +201,7 @@ class Contents:
     for name in self._export.files:
       files[f"model/{name}"] = self._export.folder / name
     if self._rows is not None:
-      files[rules.ROWS] = held_out.to_bytes(self._rows)
+      files[layout.ROWS] = held_out.to_bytes(self._rows)
     return files
 
   def for_regulator(self, judged: list[dict[str, Any]]) -> dict[str, str]:
@@ -271,7 +276,7 @@ def _commitments(facts: Mapping[str, Any], kept: Path) -> dict[str, Any]:
     name: commitments.canonical(facts[name])
     for name in ("parameters", "active_parameters", "deployed_on", "name")
   }
-  before = hf_import.read_json(kept) if kept.exists() else {}
+  before = files_lib.read_json(kept) if kept.exists() else {}
   made, openings = commitments.make(values, before)
   return {"commitments": made, "openings": openings}
 

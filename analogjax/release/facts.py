@@ -17,10 +17,14 @@ import analogjax
 from analogjax.bundle import folder as walk, safetensors_headers
 from analogjax.config import schema
 from analogjax.leaks import DIMENSIONS, Secrets, settings_of
-from analogjax.models import decoder, families, hf_import
+from analogjax.models import (
+  decoder,
+  families,
+  teacher as teacher_lib,
+)
 from analogjax.planning import rates
 from analogjax.run import run
-from analogjax.workdir import costs, ledger
+from analogjax.workdir import costs, files as files_lib, ledger
 
 # Of a model's measurements, those that a record quotes.
 _METRICS = (
@@ -43,7 +47,7 @@ class Export:
 
 
 def open_export(
-  sections: schema.Sections, teacher: run.Teacher, workdir: Path
+  sections: schema.Sections, teacher: teacher_lib.Teacher, workdir: Path
 ) -> Export:
   """The export of this config's phase and teacher, every byte as it was.
 
@@ -54,7 +58,7 @@ def open_export(
   again = "run 'analogjax export' with this config and workdir first."
   if not path.is_file() or not folder.is_dir():
     raise ValueError(f"{folder}: there is no export; {again}")
-  receipt = hf_import.read_json(path)
+  receipt = files_lib.read_json(path)
   source, phase = receipt["source"], sections.release.phase
   wanted = {
     "phase": phase,
@@ -73,7 +77,7 @@ def open_export(
     odd = sorted(names ^ set(receipt["files"]))[0]
     raise ValueError(f"{folder / odd}: not as it was exported; {again}")
   for name, digest in receipt["files"].items():
-    if hf_import.file_sha256(folder / name) != digest:
+    if files_lib.file_sha256(folder / name) != digest:
       raise ValueError(f"{folder / name}: changed since its export; {again}")
   return Export(folder=folder, receipt=receipt)
 
@@ -186,7 +190,7 @@ def data_facts(
 
 
 def distillation_facts(
-  sections: schema.Sections, teacher: run.Teacher, workdir: Path
+  sections: schema.Sections, teacher: teacher_lib.Teacher, workdir: Path
 ) -> dict[str, Any]:
   """Of the cache that it learned from; `used` alone where there is none."""
   phases = [sections.train.phase[name] for name in chain(sections)]
@@ -214,7 +218,7 @@ def distillation_facts(
 
 
 def frontier_facts(
-  sections: schema.Sections, teacher: run.Teacher, parameters: int
+  sections: schema.Sections, teacher: teacher_lib.Teacher, parameters: int
 ) -> dict[str, Any]:
   """Of the frontier model: all of it private.
 
@@ -226,7 +230,7 @@ def frontier_facts(
   stated, cfg = sections.release.frontier, teacher.cfg
   total = stated.parameters or cfg.num_parameters
   active = stated.active_parameters or total
-  outside = hf_import.read_json(teacher.folder / "config.json")
+  outside = files_lib.read_json(teacher.folder / "config.json")
   return {
     "name": stated.name,
     "deployed_on": stated.deployed_on,
@@ -333,7 +337,7 @@ def _sha256(data: bytes) -> str:
 
 def cost_facts(
   sections: schema.Sections,
-  teacher: run.Teacher,
+  teacher: teacher_lib.Teacher,
   workdir: Path,
   weights_bytes: int,
 ) -> dict[str, Any]:

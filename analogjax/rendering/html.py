@@ -7,6 +7,7 @@ markup.
 
 from collections.abc import Iterable, Mapping, Sequence
 import math
+import pathlib
 from typing import Any
 import xml.etree.ElementTree as ET
 
@@ -50,6 +51,12 @@ def printable(text: str) -> str:
   return "".join(
     c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text
   )
+
+
+def stylesheet() -> str:
+  """The style of every page."""
+  path = pathlib.Path(__file__).with_name("report.css")
+  return path.read_text(encoding="utf-8")
 
 
 def to_html(page: ET.Element) -> str:

@@ -17,12 +17,19 @@ import numpy as np
 
 import analogjax
 from analogjax.cache import cache_format, logit_cache
+from analogjax.cli import progress
+from analogjax.config import model
 from analogjax.config.schema import Sections, TeacherConfig
 from analogjax.data import pipeline
 from analogjax.demo import gguf
 from analogjax.distributed import processes, sharding
-from analogjax.models import decoder, hf_import, layers, sizes
-from analogjax.workdir import checkpoints, progress, store
+from analogjax.models import (
+  decoder,
+  hf_import,
+  sizes,
+  teacher as teacher_lib,
+)
+from analogjax.workdir import checkpoints, files as files_lib, store
 
 CACHE, HELD_OUT, TEACHER, EXPORT = "cache", "held_out", "teacher", "export"
 
@@ -34,16 +41,6 @@ _SOFTWARE = ("jax", "flax", "grain", "tensorstore", "tokenizers")
 def phase_folder(workdir: Path, phase: str) -> Path:
   """Where a phase keeps its checkpoints and metrics."""
   return workdir / "train" / phase
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Teacher:
-  """An opened, checked teacher; its weights are read when they are needed."""
-
-  folder: Path
-  cfg: decoder.DecoderConfig
-  digest: str
-  tokenizer_digest: str
 
 
 def make_mesh(sections: Sections) -> Mesh:
@@ -110,13 +107,13 @@ def student_config(sections: Sections) -> decoder.DecoderConfig:
   fields = {f.name for f in dataclasses.fields(decoder.DecoderConfig)}
   values = dataclasses.asdict(sections.student)
   if values["rope_scaling"] is not None:
-    values["rope_scaling"] = layers.RopeScaling(**values["rope_scaling"])
+    values["rope_scaling"] = model.RopeScaling(**values["rope_scaling"])
   return decoder.DecoderConfig(
     **{name: value for name, value in values.items() if name in fields}
   )
 
 
-def open_teacher(sections: Sections, workdir: Path) -> Teacher:
+def open_teacher(sections: Sections, workdir: Path) -> teacher_lib.Teacher:
   """The teacher's folder, converted first where the config says so.
 
   All processes call it: process 0 converts, and each hashes some of the files.
@@ -141,7 +138,7 @@ def open_teacher(sections: Sections, workdir: Path) -> Teacher:
       " it is another checkpoint, or a damaged one. Fetch it again, or set"
       " teacher.sha256 to the digest found if you trust it."
     )
-  return Teacher(
+  return teacher_lib.Teacher(
     folder=folder, cfg=cfg, digest=digest, tokenizer_digest=tokenizer_digest
   )
 
@@ -167,7 +164,7 @@ def _check_teacher(
     )
   # Before hours of work, and before a cache that carries a bad digest.
   hf_import.check_weights(folder, cfg)
-  return cfg, hf_import.file_sha256(tokenizer)
+  return cfg, files_lib.file_sha256(tokenizer)
 
 
 def _teacher_digest(folder: Path) -> str:
@@ -216,7 +213,7 @@ def check_pair(sections: Sections, teacher: decoder.DecoderConfig) -> None:
 
 def open_rows(
   sections: Sections,
-  teacher: Teacher,
+  teacher: teacher_lib.Teacher,
   workdir: Path,
   *,
   held_out: bool,
@@ -386,7 +383,7 @@ def cache_place(sections: Sections, workdir: Path, name: str) -> store.Place:
 
 def manifest(
   sections: Sections,
-  teacher: Teacher,
+  teacher: teacher_lib.Teacher,
   fingerprint: str,
   num_rows: int,
   *,
@@ -425,7 +422,7 @@ def _recorded(sections: Sections, *, held_out: bool) -> dict[str, Any]:
 
 
 def _origin(
-  sections: Sections, teacher: Teacher, *, held_out: bool
+  sections: Sections, teacher: teacher_lib.Teacher, *, held_out: bool
 ) -> dict[str, Any]:
   """Fields of a manifest: where rows and distribution come from."""
   imported = sections.cache.import_path and not held_out
@@ -440,7 +437,7 @@ def _origin(
 
 
 def open_cache(
-  sections: Sections, teacher: Teacher, workdir: Path, name: str
+  sections: Sections, teacher: teacher_lib.Teacher, workdir: Path, name: str
 ) -> logit_cache.LogitCache:
   """A complete cache that this config and this teacher made.
 
@@ -460,7 +457,9 @@ def open_cache(
 
 
 def check_cache(
-  sections: Sections, teacher: Teacher, cache: logit_cache.LogitCache
+  sections: Sections,
+  teacher: teacher_lib.Teacher,
+  cache: logit_cache.LogitCache,
 ) -> None:
   """Refuses a cache that another config or teacher made; names what differs."""
   # The pipeline is not opened here: its rows are in the cache.

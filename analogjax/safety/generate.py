@@ -19,7 +19,6 @@ from analogjax.distributed import sharding
 from analogjax.evaluation.models import Model, everywhere
 from analogjax.models import decoder
 from analogjax.safety.evaluation import Evaluation, as_documents
-from analogjax.training import losses
 
 _LENGTHS = 16  # Rows are as long as a multiple of it: few programs do for all.
 
@@ -73,7 +72,7 @@ def make_decode(
       # What lies behind is not seen: attention is causal.
       last_B11 = (lengths_B + i - 1)[:, None, None]
       x_B1D = jnp.take_along_axis(x_BLD, last_B11, axis=1)
-      z_B1V = model.cap(losses.unembed(x_B1D, model.head_VD))
+      z_B1V = model.cap(decoder.unembed(x_B1D, model.head_VD))
       new_B1 = jnp.argmax(z_B1V, axis=-1).astype(tokens_BL.dtype)
       is_next_BL = here_1L == (lengths_B + i)[:, None]
       return jnp.where(is_next_BL, new_B1, tokens_BL), new_B1[:, 0]

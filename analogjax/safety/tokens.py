@@ -22,7 +22,6 @@ from analogjax.data import rows as rows_lib
 from analogjax.evaluation.models import Model, everywhere
 from analogjax.models import decoder
 from analogjax.safety.evaluation import Evaluation
-from analogjax.training import losses
 
 
 class Said(NamedTuple):
@@ -83,7 +82,7 @@ def step(
 
   def body(_, start):
     labels_BS1 = cut(batch.targets.labels_BL, start)[..., None]
-    z_BSV = model.cap(losses.unembed(cut(x_BLD, start), model.head_VD))
+    z_BSV = model.cap(decoder.unembed(cut(x_BLD, start), model.head_VD))
     # Sums alone, so that nothing of the size of the logits is made beside them.
     lse_BS1 = jax.nn.logsumexp(z_BSV, axis=-1, keepdims=True)
     p_BSV, logp_BSV = jnp.exp(z_BSV - lse_BS1), z_BSV - lse_BS1

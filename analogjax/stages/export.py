@@ -6,11 +6,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.distributed import processes
-from analogjax.models import hf_export, hf_import
+from analogjax.models import hf_export
 from analogjax.run import run as assemble
-from analogjax.workdir import ledger, progress
+from analogjax.workdir import files, ledger
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:
@@ -68,11 +69,11 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
 def _is_done(folder: Path, receipt: Path, source: dict[str, Any]) -> bool:
   if not receipt.exists() or not folder.is_dir():
     return False
-  written = hf_import.read_json(receipt)
+  written = files.read_json(receipt)
   if written.get("source") != source:
     return False
   names = {p.name for p in folder.iterdir()}
   return names == set(written["files"]) and all(
-    hf_import.file_sha256(folder / name) == digest
+    files.file_sha256(folder / name) == digest
     for name, digest in written["files"].items()
   )

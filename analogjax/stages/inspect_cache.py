@@ -12,9 +12,9 @@ import numpy as np
 import rich.table
 
 from analogjax.cache import damage, logit_cache
+from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.run import run as assemble
-from analogjax.workdir import progress
 
 _MOST_ROWS = 4096  # Of one cache that are read.
 

@@ -14,13 +14,13 @@ from typing import Any
 from ml_collections import ConfigDict
 import rich.table
 
+from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.distributed import processes
-from analogjax.evaluation import sources as studies
-from analogjax.fidelity import behaviours, intervention
-from analogjax.models import hf_import, sizes
+from analogjax.fidelity import behaviours, intervention, study as study_lib
+from analogjax.models import sizes
 from analogjax.run import run as assemble
-from analogjax.workdir import ledger, progress
+from analogjax.workdir import files, ledger
 
 FORMAT = "analogjax.intervention"
 FORMAT_VERSION = 1
@@ -55,7 +55,7 @@ def run(
     folders=type(sections.measure.folders)(),
     domains={},
   )
-  sources = studies.look(sections, options, workdir)
+  sources = study_lib.look(sections, options, workdir)
   found = processes.together(
     lambda: intervention.read_vector(
       Path(vector), sources.students[analog], _released(workdir)
@@ -104,7 +104,7 @@ def run(
   progress.say(f"intervene: {path}")
 
 
-def _of_maps(sources: studies.Sources) -> dict[str, Any]:
+def _of_maps(sources: study_lib.Sources) -> dict[str, Any]:
   """Of the inputs those that a map depends on: not the behaviours, say."""
   inputs, options = sources.inputs, sources.inputs["options"]
   used = ("seed", "fit_rows", "points", "depths", "batch_rows")
@@ -118,7 +118,7 @@ def _of_maps(sources: studies.Sources) -> dict[str, Any]:
 def _released(workdir: Path) -> dict[str, str]:
   """SHA-256 of the exported files, by name."""
   receipt = workdir / "export.json"
-  return hf_import.read_json(receipt)["files"] if receipt.exists() else {}
+  return files.read_json(receipt)["files"] if receipt.exists() else {}
 
 
 def _say(name: str, part: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from analogjax.workdir import progress
+from analogjax.cli import progress
 
 OK = 0
 

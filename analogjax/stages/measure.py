@@ -13,15 +13,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.distributed import processes
-from analogjax.evaluation import sources as studies
-from analogjax.fidelity import document, output, similarity, steering, stitching
+from analogjax.evaluation.study import Study
+from analogjax.fidelity import (
+  document,
+  output,
+  similarity,
+  steering,
+  stitching,
+  study as study_lib,
+)
 from analogjax.fidelity.report import page
-from analogjax.fidelity.study import Study
-from analogjax.models import hf_import, sizes
+from analogjax.models import sizes
 from analogjax.run import run as assemble
-from analogjax.workdir import ledger, progress
+from analogjax.workdir import files, ledger
 
 PARTS: Mapping[str, Callable[[Study], dict[str, Any]]] = {
   "output": output.measure,
@@ -59,7 +66,7 @@ def run(
     )
   sections = schema.to_sections(cfg)
   options = sections.measure.quick() if quick else sections.measure
-  sources = studies.look(sections, options, workdir)
+  sources = study_lib.look(sections, options, workdir)
   inputs = sources.inputs
   folder = workdir / "fidelity"
   wanted = [name for name in PARTS if name in (only or options.parts)]
@@ -137,7 +144,7 @@ def _keep(
 
 def _differs(path: Path, inputs: dict[str, Any]) -> bool:
   """Whether a part is not there, or is of other inputs."""
-  return not path.exists() or hf_import.read_json(path)["inputs"] != inputs
+  return not path.exists() or files.read_json(path)["inputs"] != inputs
 
 
 def _conclude(workdir: Path, inputs: dict[str, Any], quick: bool) -> None:
@@ -146,7 +153,7 @@ def _conclude(workdir: Path, inputs: dict[str, Any], quick: bool) -> None:
   for name in PARTS:
     path = workdir / "fidelity" / f"{name}.json"
     if not _differs(path, inputs):
-      found[name] = hf_import.read_json(path)
+      found[name] = files.read_json(path)
   value = document.make(
     {name: part["result"] for name, part in found.items()},
     inputs={**inputs, "quick": quick},

@@ -14,15 +14,17 @@ from ml_collections import ConfigDict
 import rich.table
 
 from analogjax.bundle import signature, writer
+from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import processes
 from analogjax.evaluation import sources
 from analogjax.leaks import Leak
+from analogjax.models import teacher as teacher_lib
 from analogjax.release import contents, gates
 from analogjax.release.contents import BUNDLE, REGULATOR
 from analogjax.run import run as assemble
-from analogjax.workdir import ledger, progress
+from analogjax.workdir import ledger
 
 
 def run(
@@ -85,7 +87,7 @@ def _signer(
 def _release(
   cfg: ConfigDict,
   sections: schema.Sections,
-  teacher: assemble.Teacher,
+  teacher: teacher_lib.Teacher,
   workdir: Path,
   *,
   rows: rows_lib.Rows | None,

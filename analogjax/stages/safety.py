@@ -15,13 +15,14 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.config.safety import SafetyConfig
 from analogjax.data import pipeline, rows as rows_lib
 from analogjax.distributed import processes, sharding
 from analogjax.evaluation import sources as studies
 from analogjax.evaluation.models import RANDOM, Model
-from analogjax.models import hf_import, sizes
+from analogjax.models import sizes, teacher as teacher_lib
 from analogjax.run import run as assemble
 from analogjax.safety import (
   canaries,
@@ -33,7 +34,7 @@ from analogjax.safety import (
   refusal,
 )
 from analogjax.safety.evaluation import Evaluation
-from analogjax.workdir import ledger, progress
+from analogjax.workdir import files as files_lib, ledger
 
 PARTS: Mapping[str, Callable[[Evaluation], dict[str, Any]]] = {
   "extraction": extraction.measure,
@@ -49,7 +50,7 @@ class Sources:
 
   options: SafetyConfig
   mesh: Mesh
-  teacher: assemble.Teacher
+  teacher: teacher_lib.Teacher
   students: dict[str, Model]  # By name, the analog first.
   rows: dict[str, rows_lib.Rows]  # members, held_out and maybe teacher_only.
   canaries: Mapping[str, Any] | None
@@ -223,7 +224,7 @@ def _planted(
 def _read_rows(
   sections: schema.Sections,
   options: SafetyConfig,
-  teacher: assemble.Teacher,
+  teacher: teacher_lib.Teacher,
   workdir: Path,
 ) -> dict[str, rows_lib.Rows]:
   """Training rows, held-out rows, and those of the teacher alone, if named."""
@@ -305,7 +306,7 @@ def _keep(
 
 def _differs(path: Path, inputs: dict[str, Any]) -> bool:
   """Whether a part is not there, or is of other inputs."""
-  return not path.exists() or hf_import.read_json(path)["inputs"] != inputs
+  return not path.exists() or files_lib.read_json(path)["inputs"] != inputs
 
 
 def _conclude(workdir: Path, sources: Sources, quick: bool) -> None:
@@ -314,7 +315,7 @@ def _conclude(workdir: Path, sources: Sources, quick: bool) -> None:
   for name in PARTS:
     path = workdir / "safety" / f"{name}.json"
     if not _differs(path, sources.inputs):
-      found[name] = hf_import.read_json(path)["result"]
+      found[name] = files_lib.read_json(path)["result"]
   value = document.make(
     found,
     inputs=sources.inputs,

@@ -8,11 +8,12 @@ from ml_collections import ConfigDict
 import rich.table
 
 from analogjax.cache import logit_cache
+from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.distributed import processes
-from analogjax.models import hf_import
+from analogjax.models import teacher as teacher_lib
 from analogjax.run import run as assemble
-from analogjax.workdir import ledger, metrics, progress
+from analogjax.workdir import files, ledger, metrics
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:
@@ -30,9 +31,9 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
 
 
 def _collect(
-  sections: schema.Sections, teacher: assemble.Teacher, workdir: Path
+  sections: schema.Sections, teacher: teacher_lib.Teacher, workdir: Path
 ) -> dict[str, Any]:
-  fidelity = hf_import.read_json(workdir / "fidelity.json")
+  fidelity = files.read_json(workdir / "fidelity.json")
   name = assemble.cache_names(sections)[0]
   place = assemble.cache_place(sections, workdir, name)
   cache = logit_cache.open_cache(place)

@@ -5,8 +5,8 @@ import json
 import os
 from pathlib import Path
 
+from analogjax.cli import progress
 from analogjax.verify import bundle as verify, report as verify_page, trust
-from analogjax.workdir import progress
 
 OK, FAILED = 0, 1
 

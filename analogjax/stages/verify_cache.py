@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from analogjax.cache import damage, logit_cache, teacher_pass
+from analogjax.cli import progress
 from analogjax.config import schema
 from analogjax.distributed import processes
 from analogjax.run import run as assemble
-from analogjax.workdir import progress
 
 # Another mesh or other software rounds logits differently; then a drawn id at
 # the edge of its share, or a probability at the edge of tau, may differ.

@@ -13,6 +13,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from analogjax.config import train
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Divergence:
@@ -34,9 +36,10 @@ class Divergence:
   mixture: float = 0.5  # The teacher's weight in m.
 
   def __post_init__(self):
-    if self.name not in NAMES:
+    if self.name not in train.DIVERGENCES:
       raise ValueError(
-        f"divergence: expected {' or '.join(NAMES)}, found {self.name!r}."
+        f"divergence: expected {' or '.join(train.DIVERGENCES)}, found"
+        f" {self.name!r}."
       )
     if not 0 < self.mixture < 1:
       raise ValueError(
@@ -75,18 +78,6 @@ class Divergence:
     return jax.jvp(
       lambda logq: self.terms(logt_K, logq), (logq_K,), (jnp.ones_like(logq_K),)
     )
-
-
-NAMES = (
-  "forward_kl",
-  "reverse_kl",
-  "skew_kl",
-  "jensen_shannon",
-  "total_variation",
-)
-# Whose gradient is linear in t, so that sampled targets give it without bias:
-# E[gradient(sample)] = gradient(E[sample]).
-LINEAR = ("forward_kl",)
 
 
 def _kl(loga_K, logb_K):

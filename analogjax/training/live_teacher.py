@@ -8,11 +8,10 @@ exist no more than the student's do.
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from analogjax.cache import batches
+from analogjax.cache import batches, teacher_programs
 from analogjax.distributed import sharding
-from analogjax.models import decoder, hf_import, sizes
-from analogjax.run import run
-from analogjax.training import losses, programs, steps
+from analogjax.models import decoder, hf_import, sizes, teacher as teacher_lib
+from analogjax.training import losses, steps
 
 
 class LiveTeacher:
@@ -20,7 +19,7 @@ class LiveTeacher:
 
   def __init__(
     self,
-    teacher: run.Teacher,
+    teacher: teacher_lib.Teacher,
     mesh: Mesh,
     student_mesh: Mesh,
     *,
@@ -39,7 +38,7 @@ class LiveTeacher:
     self._params = hf_import.read_parameters(
       teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
     )
-    self._step = programs.make_hidden_step(
+    self._step = teacher_programs.make_hidden_step(
       teacher.cfg, mesh, gram_layers=gram_layers
     )
     head_VW = steps.head(self._params, decoder.graphdef(teacher.cfg))

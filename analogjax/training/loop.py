@@ -17,8 +17,10 @@ import jax
 from jax.sharding import Mesh
 
 from analogjax.cache import batches, gram, logit_cache
+from analogjax.cli import progress
 from analogjax.config import schema
 from analogjax.distributed import processes, stopping
+from analogjax.models import teacher as teacher_lib
 from analogjax.run import run as assemble
 from analogjax.training import (
   live_teacher,
@@ -28,7 +30,7 @@ from analogjax.training import (
   steps,
   tracer,
 )
-from analogjax.workdir import ledger, progress
+from analogjax.workdir import ledger
 
 # For rows, once one of several processes is asked to stop: then it cannot save.
 _PATIENCE_SECONDS = 10.0
@@ -55,7 +57,7 @@ class Phase:
     workdir: Path,
     mesh: Mesh,
     *,
-    teacher: assemble.Teacher,
+    teacher: teacher_lib.Teacher,
     order: RowOrder,
     held_out: logit_cache.LogitCache,
     make_teacher: Callable[[], live_teacher.LiveTeacher] | None,
@@ -87,7 +89,7 @@ class Phase:
     self._lineage = secrets.token_hex(8)
     self._compile_steps(teacher)
 
-  def _compile_steps(self, teacher: assemble.Teacher) -> None:
+  def _compile_steps(self, teacher: teacher_lib.Teacher) -> None:
     self._training = programs.make_training(
       self._phase,
       self._cfg,
@@ -129,7 +131,7 @@ class Phase:
     finally:
       saved.close()
 
-  def _make_fingerprints(self, teacher: assemble.Teacher) -> dict[str, Any]:
+  def _make_fingerprints(self, teacher: teacher_lib.Teacher) -> dict[str, Any]:
     """What a checkpoint depends on, and a restart has to share."""
     phase = dataclasses.asdict(self._phase)
     # These may change in the middle of a phase.

@@ -32,26 +32,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from analogjax.cache import batches
+from analogjax.config.train import LINEAR
 from analogjax.distributed import sharding
 from analogjax.distributed.vocabulary import Split
-from analogjax.training.divergences import LINEAR, Divergence
+from analogjax.training.divergences import Divergence
 
 Scalar = jax.Array | float  # On devices, or fetched.
-
-
-class Targets(NamedTuple):
-  """What the student is compared with at each of [B, L] positions."""
-
-  labels_BL: sharding.Array  # int32 next token.
-  weights_BL: sharding.Array  # float32; 0 where nothing is predicted.
-  # float32, of the teacher's record: the weights, and where only a part of the
-  # positions has one, over the probability that this one was captured; else 0.
-  teacher_weights_BL: sharding.Array
-  ids_BLK: sharding.Array  # int32, the teacher's record; K = 0: no record.
-  p_BLK: sharding.Array  # float32 of those ids; 0 in slots that are empty.
-  # float32, the logarithm of the mass of all ids that the record does not
-  # name. None: the record is a sample, and sums to one by itself.
-  log_tail_BL: sharding.Array | None = None
 
 
 class Teacher(NamedTuple):
@@ -107,7 +94,7 @@ class Objective:
 def distillation_loss(
   x_BLD: jax.Array,
   head_VD: jax.Array,
-  targets: Targets,
+  targets: batches.Targets,
   alpha: jax.Array | float,
   objective: Objective,
   teacher: Teacher | None = None,
@@ -300,17 +287,6 @@ def _product(equation, a, b):
   return jnp.einsum(
     equation, a, b.astype(a.dtype), preferred_element_type=jnp.float32
   )
-
-
-def unembed(x_BSD: jax.Array, head_VD: jax.Array) -> jax.Array:
-  """Logits [B, S, V] in float32, the product in the dtype of x_BSD."""
-  logits_BSV = jnp.einsum(
-    "BSD,VD->BSV",
-    x_BSD,
-    head_VD.astype(x_BSD.dtype),
-    preferred_element_type=jnp.float32,
-  )
-  return sharding.constrain(logits_BSV, "BLV")
 
 
 def _logits(x_SD, head_VD, softcap, V, split):

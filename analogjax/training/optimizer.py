@@ -1,13 +1,13 @@
 """The optimizer: its config, its schedule, its chain of updates."""
 
-import dataclasses
 import math
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from analogjax.config import train
 from analogjax.distributed import sharding
 
 # Root mean square of Muon's update at a learning rate of 1. AdamW's is about as
@@ -21,66 +21,8 @@ MUON_RMS = 0.2
 _MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _MUON_ITERATIONS = 5
 
-# Most decay of a bfloat16 momentum. A step of 1 - decay of a difference is lost
-# where it is below 2^-9 of the momentum: with noisy gradients an average at
-# 0.98 is off by 2 %, at 0.99 by 14 %.
-_MOST_BFLOAT16 = 0.98
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-  """Update rule, learning rate schedule and clipping."""
-
-  name: Annotated[str, "adamw, or muon: for the matrices of the blocks"]
-  learning_rate: Annotated[float, "peak, per step"]
-  warmup_steps: Annotated[int, "steps of linear rise from 0 to the peak"]
-  schedule: Annotated[str, "wsd, cosine or constant"]
-  decay_steps: Annotated[int, "last steps, in which wsd falls; else 0"]
-  final_fraction: Annotated[float, "rate after the fall, as a part of the peak"]
-  b1: Annotated[float, "AdamW's decay of the first moment, in [0, 1)"]
-  b2: Annotated[float, "AdamW's decay of the second moment, in [0, 1)"]
-  eps: Annotated[float, "added to the root of AdamW's second moment"]
-  muon_momentum: Annotated[float, "muon: decay of its momentum, in [0, 1)"]
-  momentum_dtype: Annotated[str, "of momenta: float32 or bfloat16"]
-  weight_decay: Annotated[float, "decoupled, per unit of learning rate"]
-  clip_norm: Annotated[
-    float, "most global norm of the gradient; 0: no clipping"
-  ]
-
-  def __post_init__(self):
-    def check(ok, field, expected):
-      if not ok:
-        found = getattr(self, field)
-        raise ValueError(f"{field}: expected {expected}, found {found!r}.")
-
-    schedules = ("wsd", "cosine", "constant")
-    check(self.name in ("adamw", "muon"), "name", "adamw or muon")
-    check(self.schedule in schedules, "schedule", " or ".join(schedules))
-    check(self.learning_rate > 0, "learning_rate", "> 0")
-    check(self.warmup_steps >= 0, "warmup_steps", "0 or more")
-    check(self.decay_steps >= 0, "decay_steps", "0 or more")
-    if self.schedule != "wsd":  # A cosine falls from the warm-up to the end.
-      expected = f"0, as schedule={self.schedule!r}"
-      check(self.decay_steps == 0, "decay_steps", expected)
-    check(0 <= self.final_fraction <= 1, "final_fraction", "0 to 1")
-    check(0 <= self.b1 < 1, "b1", "0 <= b1 < 1")
-    check(0 <= self.b2 < 1, "b2", "0 <= b2 < 1")
-    check(self.eps > 0, "eps", "> 0")
-    check(
-      0 <= self.muon_momentum < 1, "muon_momentum", "0 <= muon_momentum < 1"
-    )
-    dtypes = ("float32", "bfloat16")
-    check(self.momentum_dtype in dtypes, "momentum_dtype", " or ".join(dtypes))
-    if self.momentum_dtype == "bfloat16":
-      expected = f"at most {_MOST_BFLOAT16}, as momentum_dtype='bfloat16'"
-      check(self.b1 <= _MOST_BFLOAT16, "b1", expected)
-      ok = self.name != "muon" or self.muon_momentum <= _MOST_BFLOAT16
-      check(ok, "muon_momentum", expected)
-    check(self.weight_decay >= 0, "weight_decay", "0 or more")
-    check(self.clip_norm >= 0, "clip_norm", "0 or more")
-
-
-def make_schedule(cfg: OptimizerConfig, num_steps: int) -> optax.Schedule:
+def make_schedule(cfg: train.OptimizerConfig, num_steps: int) -> optax.Schedule:
   """The learning rate at each step, counted from 0.
 
   Linear warm-up, then constant until a linear fall ("wsd": warm-up, stable,
@@ -108,7 +50,7 @@ def make_schedule(cfg: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  cfg: OptimizerConfig, num_steps: int
+  cfg: train.OptimizerConfig, num_steps: int
 ) -> optax.GradientTransformation:
   """Clipping by global norm, AdamW or Muon, weight decay, schedule.
 
@@ -146,7 +88,7 @@ def make_optimizer(
   )
 
 
-def _muon(cfg: OptimizerConfig) -> optax.GradientTransformation:
+def _muon(cfg: train.OptimizerConfig) -> optax.GradientTransformation:
   """Orthogonalised Nesterov momentum of each layer's matrix, of one RMS.
 
   Source: Jordan et al. 2024 (see _MUON_COEFFICIENTS), and MUON_RMS.

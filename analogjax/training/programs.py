@@ -8,11 +8,11 @@ import functools
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh
 import optax
 
-from analogjax.cache import sampling
-from analogjax.config import schema
+from analogjax.cache import teacher_programs
+from analogjax.config import train
 from analogjax.distributed import sharding
 from analogjax.models import decoder
 from analogjax.training import losses, objective as objectives, optimizer, steps
@@ -45,7 +45,7 @@ class Training:
     """Shapes of the state, with shardings; ValueError names what cannot be."""
     shapes = jax.eval_shape(self.init)
     where = sharding.state_shardings(shapes, self.mesh)
-    return jax.tree.map(shape_of, shapes, where)
+    return jax.tree.map(teacher_programs.shape_of, shapes, where)
 
   @functools.cached_property
   def shardings(self) -> Any:
@@ -69,12 +69,12 @@ class Training:
         microbatches=self.microbatches,
       ),
       donate_argnums=0,
-      out_shardings=(self.shardings, _everywhere(self.mesh)),
+      out_shardings=(self.shardings, teacher_programs.everywhere(self.mesh)),
     )
 
 
 def make_training(
-  phase: schema.PhaseConfig,
+  phase: train.PhaseConfig,
   cfg: decoder.DecoderConfig,
   mesh: Mesh,
   *,
@@ -116,67 +116,5 @@ def make_eval_step(
     functools.partial(
       steps.eval_step, graphdef=decoder.graphdef(cfg), objective=objective
     ),
-    out_shardings=_everywhere(mesh),
+    out_shardings=teacher_programs.everywhere(mesh),
   )
-
-
-def make_teacher_step(
-  cfg: decoder.DecoderConfig,
-  mesh: Mesh,
-  *,
-  sampler: sampling.Sampler,
-  capture: sampling.Capture,
-  num_replicas: int,
-  temperature: float,
-  chunk: int,
-  gram_layers: int,
-):
-  """(params, batch, keys_B2) -> sampling.Records; arguments as in steps.py."""
-  return jax.jit(
-    functools.partial(
-      steps.teacher_step,
-      graphdef=decoder.graphdef(cfg),
-      sampler=sampler,
-      capture=capture,
-      num_replicas=num_replicas,
-      temperature=temperature,
-      chunk=chunk,
-      gram_layers=gram_layers,
-    ),
-    out_shardings=NamedSharding(mesh, sharding.ROWS),
-  )
-
-
-def make_expected_ids_step(
-  cfg: decoder.DecoderConfig, mesh: Mesh, *, chunk: int
-):
-  """(params, batch) -> how often the teacher expects each id, [V]."""
-  return jax.jit(
-    functools.partial(
-      steps.expected_ids_step, graphdef=decoder.graphdef(cfg), chunk=chunk
-    ),
-    out_shardings=_everywhere(mesh),
-  )
-
-
-def make_hidden_step(
-  cfg: decoder.DecoderConfig, mesh: Mesh, *, gram_layers: int
-):
-  """(params, batch) -> [B, L, W], Gram or None, of a teacher in the loop."""
-  return jax.jit(
-    functools.partial(
-      steps.hidden_step,
-      graphdef=decoder.graphdef(cfg),
-      gram_layers=gram_layers,
-    ),
-    out_shardings=NamedSharding(mesh, sharding.ROWS),
-  )
-
-
-def shape_of(x: Any, where: Any) -> jax.ShapeDtypeStruct:
-  """A shape in a place, from anything that has a shape and a dtype."""
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-
-def _everywhere(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, P())

@@ -13,12 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from analogjax.cache import batches
+from analogjax.cli import progress
 from analogjax.config import schema
 from analogjax.data.rows import Rows, rows_digests
 from analogjax.distributed import processes, sharding, stopping
 from analogjax.models import decoder, sizes
 from analogjax.training import live_teacher, meter, steps, watch
-from analogjax.workdir import ledger, metrics, progress
+from analogjax.workdir import ledger, metrics
 
 # How many rows of a step that was skipped are named.
 _NAMED_ROWS = 4

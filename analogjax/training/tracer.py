@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from analogjax.workdir import progress
+from analogjax.cli import progress
 
 
 class Tracer:

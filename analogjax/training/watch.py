@@ -2,42 +2,20 @@
 
 from collections import deque
 from collections.abc import Sequence
-import dataclasses
 import math
 import statistics
-from typing import Annotated
+
+from analogjax.config import train
 
 _WINDOW = 128  # Steps that a loss is compared with.
 _LEAST = 32  # Of these have to be there.
 _SIGMA = 1.4826  # Standard deviations of a normal distribution in one MAD.
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WatchConfig:
-  """When training says that something is wrong, and when it stops."""
-
-  skipped_steps: Annotated[
-    int, "steps in a row that are not finite, and then it stops"
-  ]
-  spike_sigmas: Annotated[float, "a loss so far above the median; 0: never"]
-  stall_seconds: Annotated[float, "wait for a batch that is reported"]
-  give_up_seconds: Annotated[float, "wait that ends the run (75); 0: none"]
-
-  def __post_init__(self):
-    for field in ("spike_sigmas", "give_up_seconds"):
-      value = getattr(self, field)
-      if value < 0:
-        raise ValueError(f"{field}: expected >= 0, found {value!r}.")
-    for field in ("skipped_steps", "stall_seconds"):
-      value = getattr(self, field)
-      if value <= 0:
-        raise ValueError(f"{field}: expected > 0, found {value!r}.")
-
-
 class LossWatch:
   """Follows the loss of each step; counts steps that were skipped."""
 
-  def __init__(self, cfg: WatchConfig):
+  def __init__(self, cfg: train.WatchConfig):
     self._cfg = cfg
     self._recent: deque[float] = deque(maxlen=_WINDOW)
     self._in_spike = False

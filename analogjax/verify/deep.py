@@ -6,13 +6,14 @@ Shape letters: K metrics, E bins of entropy, C bins of confidence, R rows.
 import jax
 import numpy as np
 
-from analogjax.bundle import rows as held_out
+from analogjax.bundle import layout, rows as held_out
+from analogjax.bundle.layout import expect
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.evaluation import models as subjects
 from analogjax.fidelity import output, token_sums
 from analogjax.models import decoder, hf_import
-from analogjax.verify import model, rules as checks
+from analogjax.verify import model
 from analogjax.verify.rules import (
   DECLARED,
   NOT_CHECKABLE,
@@ -20,7 +21,6 @@ from analogjax.verify.rules import (
   Evidence,
   Outcome,
   Rule,
-  expect,
   listed,
 )
 
@@ -75,7 +75,7 @@ def measure(
 
 def _reported(evidence: Evidence) -> dict[str, float]:
   """METRICS of the analog by fidelity.json, whose form was examined."""
-  value = evidence.value(checks.FIDELITY)
+  value = evidence.value(layout.FIDELITY)
   models = value.get("output", {}).get("models", {})
   analog = models.get(value["inputs"]["analog"], {}).get("metrics", {})
   found = {name: analog[name]["value"] for name in METRICS if name in analog}
@@ -85,11 +85,11 @@ def _reported(evidence: Evidence) -> dict[str, float]:
 def _measured(evidence: Evidence) -> Outcome:
   reported = _reported(evidence)
   if not reported:
-    return Outcome(NOT_CHECKABLE, f"{checks.FIDELITY} reports none of it.")
-  if checks.ROWS not in evidence.tree.files:
+    return Outcome(NOT_CHECKABLE, f"{layout.FIDELITY} reports none of it.")
+  if layout.ROWS not in evidence.tree.files:
     return Outcome(
       NOT_CHECKABLE,
-      f"The bundle has no {checks.ROWS}; the rows are the lab's, and are not"
+      f"The bundle has no {layout.ROWS}; the rows are the lab's, and are not"
       " shared.",
     )
   if not evidence.deep:
@@ -97,14 +97,14 @@ def _measured(evidence: Evidence) -> Outcome:
       NOT_CHECKABLE, "The model has to run for that; --deep lets it."
     )
   cfg = model.model_config(evidence)
-  rows = held_out.read(evidence, V=cfg.V)
+  rows = held_out.read(evidence.tree, evidence.header(layout.ROWS), V=cfg.V)
   length = rows.tokens_BL.shape[1]
   expect(
     length <= cfg.max_positions,
-    f"{checks.ROWS}: {length:,} tokens in a row; the model has a context of"
+    f"{layout.ROWS}: {length:,} tokens in a row; the model has a context of"
     f" {cfg.max_positions:,}",
   )
-  expect(bool(rows.weights_BL[:, 1:].sum()), f"{checks.ROWS}: nothing counts")
+  expect(bool(rows.weights_BL[:, 1:].sum()), f"{layout.ROWS}: nothing counts")
   try:
     found = measure(evidence, cfg, rows)
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -116,7 +116,7 @@ def _measured(evidence: Evidence) -> Outcome:
   tolerance = TOLERANCES.get(kind, max(TOLERANCES.values()))
   wrong = [
     f"{name} is {found[name]:.5f}, and {reported[name]:.5f} by"
-    f" {checks.FIDELITY}"
+    f" {layout.FIDELITY}"
     for name in reported
     # Not `> tolerance`, which NaN would pass.
     if not abs(found[name] - reported[name]) <= tolerance
@@ -133,24 +133,28 @@ def _measured(evidence: Evidence) -> Outcome:
 def _rows(evidence: Evidence) -> Outcome:
   shares = evidence.record["data"]["shares_rows"]
   expect(
-    shares == (checks.ROWS in evidence.tree.files),
-    f"data.shares_rows is {shares}, which is not so of {checks.ROWS}",
+    shares == (layout.ROWS in evidence.tree.files),
+    f"data.shares_rows is {shares}, which is not so of {layout.ROWS}",
   )
-  if checks.ROWS not in evidence.tree.files:
+  if layout.ROWS not in evidence.tree.files:
     return Outcome(NOT_CHECKABLE, "The bundle has no rows.")
-  rows = held_out.read(evidence, V=model.model_config(evidence).V)
-  said = evidence.value(checks.FIDELITY)["inputs"].get("rows", {})
+  rows = held_out.read(
+    evidence.tree,
+    evidence.header(layout.ROWS),
+    V=model.model_config(evidence).V,
+  )
+  said = evidence.value(layout.FIDELITY)["inputs"].get("rows", {})
   number = len(rows.tokens_BL)
   text = f"{number} rows of {rows.tokens_BL.shape[1]} tokens"
   if not isinstance(said, dict) or "test" not in said:
     return Outcome(
-      DECLARED, f"{text}; {checks.FIDELITY} does not name its rows by digest."
+      DECLARED, f"{text}; {layout.FIDELITY} does not name its rows by digest."
     )
   expect(
     said["test"] == {"number": number, "digest": held_out.digest(rows)},
-    f"{checks.ROWS}: not the rows that {checks.FIDELITY} was measured on",
+    f"{layout.ROWS}: not the rows that {layout.FIDELITY} was measured on",
   )
-  return Outcome(VERIFIED, f"{text}, with the digest of {checks.FIDELITY}.")
+  return Outcome(VERIFIED, f"{text}, with the digest of {layout.FIDELITY}.")
 
 
 def rules() -> tuple[Rule, ...]:

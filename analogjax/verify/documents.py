@@ -1,16 +1,16 @@
 """Claims of the documents: they say what the record says, and are valid."""
 
 import analogjax
+from analogjax.bundle import layout
+from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
 from analogjax.documents import render
-from analogjax.verify import rules as checks
 from analogjax.verify.rules import (
   NOT_CHECKABLE,
   VERIFIED,
   Evidence,
   Outcome,
   Rule,
-  expect,
   listed,
   shown,
   told,
@@ -53,8 +53,8 @@ def _documents(evidence: Evidence) -> Outcome:
     )
   made = rendered(
     evidence.record,
-    evidence.value(checks.FIDELITY),
-    evidence.value(checks.SAFETY),
+    evidence.value(layout.FIDELITY),
+    evidence.value(layout.SAFETY),
   )
   other = [
     path

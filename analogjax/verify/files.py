@@ -2,7 +2,8 @@
 
 import re
 
-from analogjax.bundle import folder, manifest, pem, signature
+from analogjax.bundle import folder, layout, manifest, pem, signature
+from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
 from analogjax.verify import rules as checks
 from analogjax.verify.rules import (
@@ -11,7 +12,6 @@ from analogjax.verify.rules import (
   Evidence,
   Outcome,
   Rule,
-  expect,
   listed,
 )
 
@@ -23,19 +23,19 @@ DOCUMENTS = (
 )
 REQUIRED = (
   *(manifest.FILE, manifest.SIGNATURE, signature.SIGNER),
-  *(checks.RECORD, checks.FIDELITY, checks.SAFETY, *DOCUMENTS),
+  *(layout.RECORD, layout.FIDELITY, layout.SAFETY, *DOCUMENTS),
   *("LICENSE", "model/LICENSE"),
-  *(checks.CONFIG, "model/generation_config.json", "model/tokenizer.json"),
+  *(layout.CONFIG, "model/generation_config.json", "model/tokenizer.json"),
 )
 # Whatever else lay in model/, a loader might take for its own: adapters, code,
 # another format of the weights.
 OPTIONAL = (
-  checks.ROWS,
+  layout.ROWS,
   *("NOTICE", "model/NOTICE"),
   *("model/tokenizer_config.json", "model/special_tokens_map.json"),
   *("model/chat_template.jinja", "model/tokenizer.model"),
   *("model/vocab.json", "model/merges.txt", "model/added_tokens.json"),
-  checks.INDEX,
+  layout.INDEX,
 )
 WEIGHTS = re.compile(
   r"model/model(-[0-9]{5}-of-[0-9]{5})?\.safetensors", re.ASCII

@@ -1,9 +1,11 @@
 """Claims of the reports on fidelity and safety."""
 
+from analogjax.bundle import layout
+from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
 from analogjax.fidelity import claims, document, verdicts
 from analogjax.safety import document as safety_document
-from analogjax.verify import documents, rules as checks
+from analogjax.verify import documents
 from analogjax.verify.rules import (
   DECLARED,
   NOT_CHECKABLE,
@@ -11,7 +13,6 @@ from analogjax.verify.rules import (
   Evidence,
   Outcome,
   Rule,
-  expect,
   listed,
   told,
 )
@@ -28,20 +29,20 @@ def _digest(evidence: Evidence, path: str, section: str) -> None:
 
 
 def _fidelity(evidence: Evidence) -> Outcome:
-  value = evidence.value(checks.FIDELITY)
+  value = evidence.value(layout.FIDELITY)
   if wrong := document.problem(value):
-    raise Refused(f"{checks.FIDELITY}: {told(wrong)}")
-  _digest(evidence, checks.FIDELITY, "fidelity")
+    raise Refused(f"{layout.FIDELITY}: {told(wrong)}")
+  _digest(evidence, layout.FIDELITY, "fidelity")
   said, inputs = evidence.record["fidelity"], value["inputs"]
   expect(
     (said["analog"], said["quick"]) == (inputs["analog"], inputs["quick"]),
-    f"the record's analog and quick are not those of {checks.FIDELITY}",
+    f"the record's analog and quick are not those of {layout.FIDELITY}",
   )
   fields = ("id", "text", "verdict", "because")
   found = [{k: claim[k] for k in fields} for claim in value["claims"]]
   expect(
     said["claims"] == found,
-    f"the record has other claims than {checks.FIDELITY}",
+    f"the record has other claims than {layout.FIDELITY}",
   )
   models = value.get("output", {}).get("models", {})
   metrics = models.get(said["analog"], {}).get("metrics", {})
@@ -50,7 +51,7 @@ def _fidelity(evidence: Evidence) -> Outcome:
   )
   expect(
     not other,
-    f"the record has other numbers than {checks.FIDELITY}: {listed(other)}",
+    f"the record has other numbers than {layout.FIDELITY}: {listed(other)}",
   )
   return Outcome(
     VERIFIED,
@@ -60,12 +61,12 @@ def _fidelity(evidence: Evidence) -> Outcome:
 
 
 def _verdicts(evidence: Evidence) -> Outcome:
-  value = evidence.value(checks.FIDELITY)
+  value = evidence.value(layout.FIDELITY)
   inputs = value["inputs"]
   if value["rules"] != verdicts.rules():
     expect(
       bool(documents.other_version(evidence)),
-      f"{checks.FIDELITY}: its rules are not those of the version that the"
+      f"{layout.FIDELITY}: its rules are not those of the version that the"
       " record names",
     )
     return Outcome(
@@ -81,11 +82,11 @@ def _verdicts(evidence: Evidence) -> Outcome:
     )
   except Exception as error:  # Of its form, and yet no report of ours.
     raise Refused(
-      f"{checks.FIDELITY}: no verdict follows ({type(error).__name__})"
+      f"{layout.FIDELITY}: no verdict follows ({type(error).__name__})"
     ) from None
   expect(
     made == value["claims"],
-    f"{checks.FIDELITY}: its claims do not follow from its numbers",
+    f"{layout.FIDELITY}: its claims do not follow from its numbers",
   )
   return Outcome(
     VERIFIED, "Every verdict was drawn again from the report's numbers."
@@ -104,16 +105,16 @@ def _teachers(evidence: Evidence) -> Outcome:
 
 
 def _safety(evidence: Evidence) -> Outcome:
-  value = evidence.value(checks.SAFETY)
+  value = evidence.value(layout.SAFETY)
   # It draws the verdicts again, too.
   if wrong := safety_document.problem(value):
-    raise Refused(f"{checks.SAFETY}: {told(wrong)}")
-  _digest(evidence, checks.SAFETY, "safety")
+    raise Refused(f"{layout.SAFETY}: {told(wrong)}")
+  _digest(evidence, layout.SAFETY, "safety")
   said = evidence.record["safety"]
   analog = evidence.record["fidelity"]["analog"]
   expect(
     value["inputs"]["analog"] == analog,
-    f"{checks.SAFETY} is of another model than {checks.FIDELITY}",
+    f"{layout.SAFETY} is of another model than {layout.FIDELITY}",
   )
   others = [
     test["id"]
@@ -122,17 +123,17 @@ def _safety(evidence: Evidence) -> Outcome:
   ]
   expect(
     not others,
-    f"{checks.SAFETY}: thresholds of models that do not go out:"
+    f"{layout.SAFETY}: thresholds of models that do not go out:"
     f" {listed([told(name) for name in others])}",
   )
   expect(
     said.get("because", value["because"]) == value["because"],
-    f"the record's safety.because is not that of {checks.SAFETY}",
+    f"the record's safety.because is not that of {layout.SAFETY}",
   )
   for key in ("quick", "verdict", "tests"):
     expect(
       value[key] == said[key],
-      f"the record's safety.{key} is not that of {checks.SAFETY}",
+      f"the record's safety.{key} is not that of {layout.SAFETY}",
     )
   return Outcome(
     VERIFIED,

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from analogjax.bundle import folder, safetensors_headers
+from analogjax.bundle import folder, layout, safetensors_headers
+from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
 from analogjax.distributed import sharding
 from analogjax.models import decoder, families, hf_import
-from analogjax.verify import files, rules as checks
+from analogjax.verify import files
 from analogjax.verify.rules import (
   VERIFIED,
   Evidence,
   Outcome,
   Rule,
-  expect,
   listed,
   shown,
 )
@@ -29,7 +29,7 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Fields by which a file asks a loader to run something that came with it.
 _RUNS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _SETTINGS = (
-  *(checks.CONFIG, "model/generation_config.json"),
+  *(layout.CONFIG, "model/generation_config.json"),
   *("model/tokenizer_config.json", "model/special_tokens_map.json"),
 )
 _MOST_SIZE = 1 << 24  # Of a width, a vocabulary or a context.
@@ -50,13 +50,13 @@ def weight_files(evidence: Evidence) -> list[str]:
     path for path in evidence.tree.files if files.WEIGHTS.fullmatch(path)
   )
   expect(bool(found), "model/: there are no safetensors files")
-  if checks.INDEX not in evidence.tree.files:
+  if layout.INDEX not in evidence.tree.files:
     one = "model/model.safetensors"
-    expect(found == [one], f"without {checks.INDEX} there is to be {one} alone")
+    expect(found == [one], f"without {layout.INDEX} there is to be {one} alone")
     return found
-  value = evidence.value(checks.INDEX)
+  value = evidence.value(layout.INDEX)
   places = value.get("weight_map")
-  expect(isinstance(places, dict), f"{checks.INDEX}: weight_map is no object")
+  expect(isinstance(places, dict), f"{layout.INDEX}: weight_map is no object")
   assert isinstance(places, dict)
   held = {
     name: path.removeprefix("model/")
@@ -64,7 +64,7 @@ def weight_files(evidence: Evidence) -> list[str]:
     for name in evidence.header(path).tensors
   }
   expect(
-    places == held, f"{checks.INDEX}: weight_map is not what the files hold"
+    places == held, f"{layout.INDEX}: weight_map is not what the files hold"
   )
   expect(
     set(held.values()) == {path.removeprefix("model/") for path in found},
@@ -85,19 +85,19 @@ def tensors(evidence: Evidence) -> dict[str, safetensors_headers.Tensor]:
 
 def model_config(evidence: Evidence, *, dtype: str = "float32"):
   """The DecoderConfig of model/config.json; Refused if it is none."""
-  value = evidence.value(checks.CONFIG)
+  value = evidence.value(layout.CONFIG)
   try:
-    cfg = families.from_hf_config(value, dtype=dtype, where=checks.CONFIG)
+    cfg = families.from_hf_config(value, dtype=dtype, where=layout.CONFIG)
   except _STRANGE as error:
     raise Refused(
       str(error)
       if type(error) is ValueError
-      else f"{checks.CONFIG}: a field is not of its kind ({error})"
+      else f"{layout.CONFIG}: a field is not of its kind ({error})"
     ) from None
   largest = max(cfg.V, cfg.D, cfg.N, cfg.G, cfg.H, cfg.F, cfg.max_positions)
   expect(
     largest <= _MOST_SIZE,
-    f"{checks.CONFIG}: a size of {largest:,}, expected <= {_MOST_SIZE:,}",
+    f"{layout.CONFIG}: a size of {largest:,}, expected <= {_MOST_SIZE:,}",
   )
   return cfg
 
@@ -123,7 +123,7 @@ def _weights(evidence: Evidence) -> Outcome:
   # So that a config of a billion layers is not counted out.
   expect(
     cfg.Y <= len(found),
-    f"{checks.CONFIG}: {cfg.Y:,} layers, but there are {len(found):,} tensors",
+    f"{layout.CONFIG}: {cfg.Y:,} layers, but there are {len(found):,} tensors",
   )
   # Of a tied model a stored head is none of it: a loader that finds one that
   # differs takes it, and has more parameters than were counted.
@@ -147,7 +147,7 @@ def _weights(evidence: Evidence) -> Outcome:
   return Outcome(
     VERIFIED,
     f"{len(found)} tensors in {number} safetensors file"
-    f"{'s' if number > 1 else ''} are those that {checks.CONFIG} asks for, in"
+    f"{'s' if number > 1 else ''} are those that {layout.CONFIG} asks for, in"
     " name and shape, and fill the files to the last byte.",
   )
 
@@ -226,7 +226,7 @@ def _parameters(evidence: Evidence) -> Outcome:
 
 def _architecture(evidence: Evidence) -> Outcome:
   cfg = model_config(evidence)
-  value, model = evidence.value(checks.CONFIG), evidence.record["model"]
+  value, model = evidence.value(layout.CONFIG), evidence.record["model"]
   expect(
     model["dtype"] in _DTYPES,
     f"model.dtype: {shown(model['dtype'])} is none of {', '.join(_DTYPES)}",
@@ -249,7 +249,7 @@ def _architecture(evidence: Evidence) -> Outcome:
   }
   wrong = [
     f"model.{key} is {shown(model[key])} in the record, {shown(found[key])} in"
-    f" {checks.CONFIG}"
+    f" {layout.CONFIG}"
     for key in found
     if model[key] != found[key]
   ]
@@ -263,7 +263,7 @@ def _architecture(evidence: Evidence) -> Outcome:
   )
   expect(
     not strange,
-    f"{checks.CONFIG}: fields that the export does not write so:"
+    f"{layout.CONFIG}: fields that the export does not write so:"
     f" {listed([shown(key) for key in strange])}",
   )
   shape = f"{cfg.Y} layers of width {cfg.D}"

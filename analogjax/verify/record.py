@@ -9,17 +9,17 @@ import datetime
 import hashlib
 from typing import Any
 
-from analogjax.bundle import licences, record as record_lib
+from analogjax.bundle import layout, licences, record as record_lib
+from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
 from analogjax.config import release
-from analogjax.verify import model as verify_model, rules as checks
+from analogjax.verify import model as verify_model
 from analogjax.verify.rules import (
   DECLARED,
   VERIFIED,
   Evidence,
   Outcome,
   Rule,
-  expect,
   shown,
   told,
 )
@@ -33,14 +33,14 @@ _MOST_LICENCE = 1 << 20
 def _record(evidence: Evidence) -> Outcome:
   value = evidence.record
   if wrong := record_lib.problem(value):
-    raise Refused(f"{checks.RECORD}: {told(wrong)}")
+    raise Refused(f"{layout.RECORD}: {told(wrong)}")
   expect(
-    value["view"] == "public", f"{checks.RECORD}: expected the public view"
+    value["view"] == "public", f"{layout.RECORD}: expected the public view"
   )
-  text = evidence.tree.read_text(checks.RECORD)
+  text = evidence.tree.read_text(layout.RECORD)
   expect(
     text == record_lib.to_text(value),
-    f"{checks.RECORD}: not in the form in which analogjax writes a record",
+    f"{layout.RECORD}: not in the form in which analogjax writes a record",
   )
   return Outcome(
     VERIFIED,

@@ -1,7 +1,8 @@
 """Claims that the regulator's folder opens: the frontier's size and dates."""
 
 from analogjax import leaks
-from analogjax.bundle import commitments, record as record_lib, window
+from analogjax.bundle import commitments, layout, record as record_lib, window
+from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
 from analogjax.verify import documents, model as verify_model, rules as checks
 from analogjax.verify.rules import (
@@ -11,7 +12,6 @@ from analogjax.verify.rules import (
   Evidence,
   Outcome,
   Rule,
-  expect,
   listed,
   shown,
   told,
@@ -28,8 +28,8 @@ def _folder(evidence: Evidence) -> Outcome:
 
 
 def _record(evidence: Evidence) -> Outcome:
-  value = evidence.regulators(checks.RECORD)
-  where = f"the regulator's {checks.RECORD}"
+  value = evidence.regulators(layout.RECORD)
+  where = f"the regulator's {layout.RECORD}"
   if wrong := record_lib.problem(value):
     raise Refused(f"{where}: {told(wrong)}")
   expect(value["view"] == "regulator", f"{where}: not the regulator's view")
@@ -53,8 +53,8 @@ def _documents(evidence: Evidence) -> Outcome:
   tree, where = evidence.regulator, "the regulator's folder"
   if version := documents.other_version(evidence):
     return Outcome(NOT_CHECKABLE, f"Written by analogjax {shown(version, 40)}.")
-  made = documents.rendered(evidence.regulators(checks.RECORD), {}, {})
-  expected = {*made, checks.RECORD}
+  made = documents.rendered(evidence.regulators(layout.RECORD), {}, {})
+  expected = {*made, layout.RECORD}
   unlike = sorted(expected ^ set(tree.files))
   expect(not unlike, f"{where}: missing or left over: {listed(unlike)}")
   other = [
@@ -67,14 +67,14 @@ def _documents(evidence: Evidence) -> Outcome:
 
 
 def _openings(evidence: Evidence) -> Outcome:
-  frontier = evidence.regulators(checks.RECORD)["frontier"]
+  frontier = evidence.regulators(layout.RECORD)["frontier"]
   openings = evidence.regulators(OPENINGS)
   made = evidence.record["frontier"]["commitments"]
   wrong = commitments.problems(made, openings)
   expect(not wrong, listed([told(text, 200) for text in wrong]))
   expect(
     frontier["openings"] == openings,
-    f"the regulator's {checks.RECORD} has other openings than {OPENINGS}",
+    f"the regulator's {layout.RECORD} has other openings than {OPENINGS}",
   )
   said = {
     name: commitments.canonical(frontier[name])
@@ -83,7 +83,7 @@ def _openings(evidence: Evidence) -> Outcome:
   differing = sorted(k for k in said if openings[k]["value"] != said[k])
   expect(
     not differing,
-    f"the regulator's {checks.RECORD} says other values than were committed to:"
+    f"the regulator's {layout.RECORD} says other values than were committed to:"
     f" {listed(differing)}",
   )
   return Outcome(
@@ -94,7 +94,7 @@ def _openings(evidence: Evidence) -> Outcome:
 
 
 def _size(evidence: Evidence) -> Outcome:
-  frontier = evidence.regulators(checks.RECORD)["frontier"]
+  frontier = evidence.regulators(layout.RECORD)["frontier"]
   ours, parts = verify_model.count(evidence), []
   for name, key in (
     ("parameters", "size_ratio"),
@@ -115,7 +115,7 @@ def _size(evidence: Evidence) -> Outcome:
 
 
 def _dates(evidence: Evidence) -> Outcome:
-  value = evidence.regulators(checks.RECORD)
+  value = evidence.regulators(layout.RECORD)
   try:
     found = window.verdict(
       value["frontier"]["deployed_on"], value["model"]["released_on"]
@@ -148,7 +148,7 @@ def _expect_waiver(evidence: Evidence, key: str, text: str) -> None:
 
 
 def _architecture(evidence: Evidence) -> Outcome:
-  value = evidence.regulators(checks.RECORD)
+  value = evidence.regulators(layout.RECORD)
   same = value["frontier"]["family"] == value["model"]["family"]
   expect(
     same == value["pair"]["same_family"],
@@ -162,7 +162,7 @@ def _architecture(evidence: Evidence) -> Outcome:
 
 
 def _leaks(evidence: Evidence) -> Outcome:
-  value = evidence.regulators(checks.RECORD)
+  value = evidence.regulators(layout.RECORD)
   frontier, model = value["frontier"], value["model"]
   sizes = {
     k: v for k, v in model["architecture"].items() if k in leaks.DIMENSIONS

@@ -1,7 +1,6 @@
 """What was verified, for people: lines on a terminal, a page to keep."""
 
 from collections.abc import Iterator
-import pathlib
 import xml.etree.ElementTree as ET
 
 import rich.console
@@ -35,7 +34,6 @@ _LOOKS = {
 }
 # Nothing is fetched, whatever a string may turn out to hold.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_CSS = pathlib.Path("fidelity", "report.css")
 
 
 def headline(report: Report) -> str:
@@ -75,9 +73,8 @@ def print_report(report: Report, console: rich.console.Console) -> None:
 
 def render(report: Report) -> str:
   """A page that needs nothing else: no script, no network."""
-  css = pathlib.Path(__file__).parents[1] / _CSS
   style = ET.Element("style")
-  style.text = css.read_text(encoding="utf-8")  # Ours: needs no escapes.
+  style.text = html.stylesheet()  # Ours: needs no escapes.
   policy = {"http-equiv": "Content-Security-Policy", "content": _POLICY}
   verdict = _badge(FAILED if report.failed else VERIFIED)
   return html.to_html(

@@ -12,7 +12,13 @@ import logging
 import re
 from typing import Any, NamedTuple
 
-from analogjax.bundle import folder, manifest, safetensors_headers, strict_json
+from analogjax.bundle import (
+  folder,
+  layout,
+  manifest,
+  safetensors_headers,
+  strict_json,
+)
 from analogjax.bundle.strict_json import Refused
 from analogjax.verify.trust import Verifier
 
@@ -27,12 +33,6 @@ STATUSES = (FAILED, VERIFIED, DECLARED, NOT_CHECKABLE)
 # A check of ours that breaks, rather than the bundle: a bug, and a failure.
 BROKE = "the check itself broke"
 
-RECORD = "record.json"
-FIDELITY = "fidelity.json"
-SAFETY = "safety.json"
-ROWS = "rows/held_out.safetensors"
-CONFIG = "model/config.json"
-INDEX = "model/model.safetensors.index.json"  # As large as the model is deep.
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Evidence:
 
   def _value(self, tree: folder.Tree, path: str) -> dict[str, Any]:
     key, most = (id(tree), path), strict_json.MOST_IN_DOCUMENTS
-    if path == INDEX:
+    if path == layout.INDEX:
       most = strict_json.MOST_VALUES
     if key not in self._values:
       self._values[key] = tree.read_json(path, most_values=most)
@@ -119,7 +119,7 @@ class Evidence:
   @property
   def record(self) -> dict[str, Any]:
     """record.json; of its form only where the rule needs "record"."""
-    return self.value(RECORD)
+    return self.value(layout.RECORD)
 
   @functools.cached_property
   def entries(self) -> dict[str, manifest.Entry]:
@@ -174,12 +174,6 @@ def _outcome(rule: Rule, evidence: Evidence, checks) -> Outcome:
   except Exception as error:  # A bug of ours must not pass for a good bundle.
     _log.debug("check %s", rule.id, exc_info=True)
     return Outcome(FAILED, f"{BROKE}: {type(error).__name__}.")
-
-
-def expect(ok: bool, text: str) -> None:
-  """Refuses what is not so."""
-  if not ok:
-    raise Refused(text)
 
 
 def listed(items: Sequence[str], most: int = 5) -> str:

@@ -12,7 +12,7 @@ import logging
 
 import jax
 
-from analogjax.workdir import progress
+from analogjax.cli import progress
 
 # Of emissions, which are not used; codecarbon wants a country all the same.
 _COUNTRY = "USA"

@@ -13,10 +13,11 @@ import os
 from pathlib import Path
 import re
 from typing import Any
-import urllib.parse
 
 import numpy as np
 import tensorstore as ts
+
+from analogjax.config import fields
 
 # What TensorStore raises for a disk or a server that refuses, or bad bytes.
 ERRORS = (ValueError, OSError)
@@ -81,28 +82,13 @@ def place(
       s3://.
   """
   text = str(location)
+  try:
+    fields.check_place(text, s3_endpoint)
+  except ValueError as error:
+    raise StoreError(f"{section}.{error}") from None
   if "://" not in text:
-    if s3_endpoint:
-      raise StoreError(
-        f"{section}.s3_endpoint: expected '', as {section}.location does not"
-        f" begin with s3://, found {s3_endpoint!r}."
-      )
     return Place(f"file://{os.path.abspath(text)}")
-  scheme, _, rest = text.rstrip("/").partition("://")
-  if scheme not in ("file", *_DRIVERS) or not rest.strip("/"):
-    raise StoreError(
-      f"{section}.location: expected a folder, s3://bucket/prefix or"
-      f" gs://bucket/prefix, found {text!r}."
-    )
-  if s3_endpoint:
-    url = urllib.parse.urlsplit(s3_endpoint)
-    if scheme != "s3" or url.scheme not in ("http", "https") or not url.netloc:
-      raise StoreError(
-        f"{section}.s3_endpoint: expected http(s)://host:port of the server"
-        f" that holds {text!r}, which has to begin with s3://, found"
-        f" {s3_endpoint!r}."
-      )
-  return Place(f"{scheme}://{rest}", s3_endpoint)
+  return Place(text.rstrip("/"), s3_endpoint)
 
 
 @functools.cache

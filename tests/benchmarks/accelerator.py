@@ -39,9 +39,10 @@ from jax.sharding import NamedSharding  # noqa: E402
 import numpy as np  # noqa: E402
 import students  # noqa: E402
 
+from analogjax.cache import teacher_step  # noqa: E402
 from analogjax.distributed import sharding  # noqa: E402
 from analogjax.models import decoder, sizes  # noqa: E402
-from analogjax.training import losses, meter, steps
+from analogjax.training import losses, meter, steps  # noqa: E402
 
 _TIMEOUT_S = 1800  # Of a line, compilation included.
 
@@ -308,7 +309,7 @@ def _make_teacher(cfg, mesh):
   rows = NamedSharding(mesh, sharding.ROWS)
 
   def hidden(params, batch):
-    return steps.hidden_step(params, batch, graphdef=graphdef)[0]
+    return teacher_step.hidden_step(params, batch, graphdef=graphdef)[0]
 
   jitted = jax.jit(hidden, out_shardings=rows)
   head_VW = steps.head(params, graphdef)
@@ -361,7 +362,7 @@ def _prepare_loss(line: Line, args, mesh):
 
 def plain_loss(x_BLD, head_VD, targets):
   """Cross-entropy to the next token, nats per token, from all logits."""
-  z_BLV = losses.unembed(x_BLD, head_VD)
+  z_BLV = decoder.unembed(x_BLD, head_VD)
   label_BL1 = jnp.take_along_axis(z_BLV, targets.labels_BL[..., None], -1)
   return jnp.mean(jax.nn.logsumexp(z_BLV, axis=-1) - label_BL1[..., 0])
 

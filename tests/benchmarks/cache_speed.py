@@ -30,6 +30,7 @@ from analogjax.cache import (
   logit_cache,
   sampling,
   teacher_pass,
+  teacher_step,
 )
 from analogjax.config import schema
 from analogjax.data import rows as rows_lib
@@ -319,13 +320,13 @@ def caching(
 
 def _bare_step(params, batch, *, graphdef, chunk):
   """The largest logit of each batch, from every logit of it."""
-  x_BLD, head_VD = steps._hidden(params, batch, graphdef)
+  x_BLD, head_VD = teacher_step.hidden(params, batch, graphdef)
   L = x_BLD.shape[1]
   chunk = min(chunk, L)
 
   def body(most, start):
     x_BSD = jax.lax.dynamic_slice_in_dim(x_BLD, start, chunk, axis=1)
-    logits_BSV = steps._logits(x_BSD, head_VD, params, graphdef)
+    logits_BSV = teacher_step.logits(x_BSD, head_VD, params, graphdef)
     return jnp.maximum(most, jnp.max(logits_BSV)), None
 
   return jax.lax.scan(body, -jnp.inf, jnp.arange(0, L, chunk))[0]

@@ -23,7 +23,6 @@ from analogjax.cache import sampling
 from analogjax.data import pipeline, rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.models import decoder, hf_import
-from analogjax.training import losses
 
 _CHUNK = 256  # Positions whose logits are held at once.
 _ORDER_TOKENS = 2048  # What the ids are ordered by; the demo takes as many.
@@ -268,7 +267,7 @@ def _chunks(
   S = min(_CHUNK, L)
   if L % S:
     raise ValueError(f"--length={L}: expected a multiple of {S}.")
-  project = jax.jit(lambda x, head: text.cap(losses.unembed(x, head)))
+  project = jax.jit(lambda x, head: text.cap(decoder.unembed(x, head)))
   head_VD = jnp.asarray(text.head_VD)
   for r in range(len(text.hidden_RLD)):
     for first in range(0, L, S):

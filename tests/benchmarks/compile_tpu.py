@@ -28,9 +28,10 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec as P  # noqa: E402
 import students  # noqa: E402
 
+from analogjax.cache import teacher_programs
 from analogjax.distributed import sharding  # noqa: E402
 from analogjax.planning import collectives, compiled as compiling  # noqa: E402
-from analogjax.training import losses, programs as jitted
+from analogjax.training import losses
 
 _DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 _BEGIN, _END = "<!-- compile tpu: begin -->", "<!-- compile tpu: end -->"
@@ -182,7 +183,7 @@ def _compile(line: Line) -> compiling.Compiled:
   topology = topologies.get_topology_desc(line.topology, "tpu")
   mesh = sharding.make_mesh(line.mesh, list(topology.devices)[:number])
   batch = jax.tree.map(
-    lambda x: jitted.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
+    lambda x: teacher_programs.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
     students.make_batch("threshold", line.rows, line.L),
   )
   cfg = students.config(

@@ -21,7 +21,7 @@ import time
 import jax
 import numpy as np
 
-from analogjax.cache import batches, logit_cache, sampling
+from analogjax.cache import batches, logit_cache, sampling, teacher_programs
 from analogjax.config import loading, schema
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
@@ -67,7 +67,7 @@ def _print_bytes(cache, cfg, params, mesh, num_rows) -> None:
   print("| positions | depths | before | on disk | deviation of a cosine |")
   print("|---|---|---|---|---|")
   for Z in _LAYERS:
-    step = programs.make_hidden_step(cfg, mesh, gram_layers=Z)
+    step = teacher_programs.make_hidden_step(cfg, mesh, gram_layers=Z)
     for M in _POSITIONS:
       pieces = []
       for start in range(0, num_rows, 8):
@@ -117,7 +117,7 @@ def _print_teacher(cache, cfg, params, mesh, rounds) -> None:
   keys_B2 = sampling.row_keys(rows_lib.rows_digests(rows), 0)
   arms = {}
   for M, Z in _TIMED:
-    step = programs.make_teacher_step(
+    step = teacher_programs.make_teacher_step(
       cfg,
       mesh,
       sampler=sampling.Threshold(tau=section.tau),

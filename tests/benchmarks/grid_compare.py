@@ -18,7 +18,6 @@ import numpy as np
 
 from analogjax.cache import batches
 from analogjax.models import decoder
-from analogjax.training import losses
 
 BINS = 15  # Of the calibration error.
 
@@ -37,7 +36,7 @@ def hold(s: Settings, kept: Kept) -> list[HeldOut]:
 
   @jax.jit
   def distribution(hidden_BSW, head_VW):
-    logp_BSV = jax.nn.log_softmax(losses.unembed(hidden_BSW, head_VW))
+    logp_BSV = jax.nn.log_softmax(decoder.unembed(hidden_BSW, head_VW))
     p_BSV = jnp.exp(logp_BSV)
     return p_BSV, -jnp.sum(p_BSV * logp_BSV, axis=-1), logp_BSV.argmax(-1)
 
@@ -102,7 +101,7 @@ def _compare(s: Settings, V: int):
       def cut(a):
         return jax.lax.dynamic_slice_in_dim(a, start, s.chunk, axis=1)
 
-      logits_BSV = losses.unembed(cut(x_BLD), head_VD)
+      logits_BSV = decoder.unembed(cut(x_BLD), head_VD)
       lse_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
       taken_BS2 = jnp.take_along_axis(logits_BSV, cut(wanted_BL2), axis=-1)
       top_BS = logits_BSV.max(-1)

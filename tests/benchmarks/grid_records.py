@@ -19,7 +19,6 @@ from analogjax.cache import batches, cache_format, logit_cache, sampling
 from analogjax.data import pipeline, rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.models import decoder, hf_import
-from analogjax.training import losses
 
 _ROWS = 8  # Of one object: they are run, drawn and written together.
 
@@ -118,7 +117,7 @@ def draw_all(
   }
   labels_RL, _ = batches.labels(kept.rows)
   keys_R2 = sampling.row_keys(rows_lib.rows_digests(kept.rows), seed)
-  unembed = jax.jit(losses.unembed)
+  unembed = jax.jit(decoder.unembed)
   head_VW = jnp.asarray(kept.head_VW)
   for start in sorted(set().union(*holes.values())):
     part = slice(start, min(start + _ROWS, max(wanted.values())))

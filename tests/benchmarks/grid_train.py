@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from analogjax.cache import batches, logit_cache
+from analogjax.cache import batches, logit_cache, teacher_step
+from analogjax.config import train as train_lib
 from analogjax.data import rows as rows_lib
 from analogjax.models import decoder
 from analogjax.training import (
@@ -46,9 +47,9 @@ def student_config(s: Settings, V: int) -> decoder.DecoderConfig:
 
 def optimizer_config(
   learning_rate: float, num_steps: int, *, fall: bool
-) -> optim.OptimizerConfig:
+) -> train_lib.OptimizerConfig:
   """As in configs/demo.py."""
-  return optim.OptimizerConfig(
+  return train_lib.OptimizerConfig(
     name="adamw",
     learning_rate=learning_rate,
     warmup_steps=min(10, num_steps // 4),
@@ -65,8 +66,8 @@ def optimizer_config(
   )
 
 
-def loss_config(s: Settings, arm: Arm) -> objectives.LossConfig:
-  return objectives.LossConfig(
+def loss_config(s: Settings, arm: Arm) -> train_lib.LossConfig:
+  return train_lib.LossConfig(
     teacher="live" if arm.kind == "dense" else "cache",
     alpha=arm.alpha,
     alpha_schedule=arm.alpha_schedule,
@@ -84,7 +85,7 @@ def loss_config(s: Settings, arm: Arm) -> objectives.LossConfig:
 @functools.cache
 def make_step(
   cfg: decoder.DecoderConfig,
-  optimizer: optim.OptimizerConfig,
+  optimizer: train_lib.OptimizerConfig,
   num_steps: int,
   objective: losses.Objective | None,
 ):
@@ -130,7 +131,7 @@ def both_renormalised(
 
   Source: MaxText 2026-08, Tunix 0.1.7 (LogitStrategy, distill_top_k).
   """
-  x_BLD, _ = steps.hidden_step(params, batch, graphdef=graphdef)
+  x_BLD, _ = teacher_step.hidden_step(params, batch, graphdef=graphdef)
   head_VD = steps.head(params, graphdef)
   targets = batch.targets
   z_BLK = jnp.einsum("BLD,BLKD->BLK", x_BLD, head_VD[targets.ids_BLK])

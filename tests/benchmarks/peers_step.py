@@ -91,7 +91,7 @@ def make_job(
     tokens_BL=rng.integers(0, V, (B, L)).astype(np.int32),
     segments_BL=np.ones((B, L), np.int32),
     positions_BL=np.broadcast_to(np.arange(L, dtype=np.int32), (B, L)),
-    targets=losses.Targets(
+    targets=batches.Targets(
       labels_BL=rng.integers(0, V, (B, L)).astype(np.int32),
       weights_BL=ones_BL,
       teacher_weights_BL=ones_BL,
@@ -99,7 +99,7 @@ def make_job(
       p_BLK=np.zeros((B, L, 0), np.float32),
     ),
   )
-  logits_BLV = jax.jit(losses.unembed)(teacher.x_BLW, teacher.head_VW)
+  logits_BLV = jax.jit(decoder.unembed)(teacher.x_BLW, teacher.head_VW)
   top = with_records(batch, logits_BLV, sampling.TopK(top_k=TOP_K))
   p_BLK = top.targets.p_BLK / top.targets.p_BLK.sum(-1, keepdims=True)
   stretched = top.targets._replace(p_BLK=p_BLK, log_tail_BL=None)
@@ -196,7 +196,7 @@ def tunix(job: Job, folder: str) -> Iterator[Arm]:
   def forward(model, input_tokens, input_mask):
     del input_mask  # All of them count.
     x_BLD, _ = model(input_tokens, segments_BL, positions_BL)
-    return losses.unembed(x_BLD, model.head_VD)
+    return decoder.unembed(x_BLD, model.head_VD)
 
   def one_hot(input_tokens, input_mask):
     del input_tokens, input_mask

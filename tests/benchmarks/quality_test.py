@@ -11,7 +11,6 @@ import pytest
 
 from analogjax.cache import batches
 from analogjax.models import decoder
-from analogjax.training import losses
 
 
 @pytest.fixture
@@ -112,7 +111,7 @@ def test_both_renormalised_is_the_kl_over_k_ids(module):
     tokens_BL=rng.integers(0, V, (B, L)).astype(np.int32),
     segments_BL=np.ones((B, L), np.int32),
     positions_BL=np.broadcast_to(np.arange(L, dtype=np.int32), (B, L)),
-    targets=losses.Targets(
+    targets=batches.Targets(
       labels_BL=np.zeros((B, L), np.int32),
       weights_BL=w_BL,
       teacher_weights_BL=w_BL,

@@ -18,11 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analogjax.cache import batches, sampling
+from analogjax.cache import batches, sampling, teacher_step
 from analogjax.data import rows
 from analogjax.distributed import sharding
 from analogjax.models import decoder, hf_import
-from analogjax.training import losses, steps
 
 SMOLLM2 = decoder.DecoderConfig(
   V=49_152,
@@ -63,18 +62,18 @@ def main() -> None:
 
   def bare(params, batch):
     """Hidden states and logits, the same chunks, and nothing drawn."""
-    x_BLD, head_VD = steps._hidden(params, batch, graphdef)
+    x_BLD, head_VD = teacher_step.hidden(params, batch, graphdef)
 
     def body(_, start):
       x_BSD = jax.lax.dynamic_slice_in_dim(x_BLD, start, args.chunk, axis=1)
-      return None, jnp.max(losses.unembed(x_BSD, head_VD), axis=-1)
+      return None, jnp.max(decoder.unembed(x_BSD, head_VD), axis=-1)
 
     starts = jnp.arange(0, args.length, args.chunk)
     return jax.lax.scan(body, None, starts)[1]
 
   def first_logits(params, batch):
-    x_BLD, head_VD = steps._hidden(params, batch, graphdef)
-    return losses.unembed(x_BLD[:, : args.chunk], head_VD)
+    x_BLD, head_VD = teacher_step.hidden(params, batch, graphdef)
+    return decoder.unembed(x_BLD[:, : args.chunk], head_VD)
 
   tokens = args.rows * args.chunk
   logits_BLV = jax.jit(first_logits)(params, batch)
@@ -98,7 +97,7 @@ def main() -> None:
   arms = {"bare forward": functools.partial(jax.jit(bare), params, batch)}
   for sampler in SAMPLERS:
     step = functools.partial(
-      steps.teacher_step,
+      teacher_step.teacher_step,
       graphdef=graphdef,
       sampler=sampler,
       chunk=args.chunk,

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from analogjax.cache import batches
+from analogjax.config import train
 from analogjax.models import decoder
 from analogjax.training import losses, optimizer as optim, programs
 
@@ -54,7 +55,7 @@ def make_batch(kind: str, B: int, L: int, V: int = V) -> batches.Batch:
     tokens_BL=rng.integers(0, V, (B, L)).astype(np.int32),
     segments_BL=np.broadcast_to(segments_BL, (B, L)),
     positions_BL=np.broadcast_to(positions_BL, (B, L)).astype(np.int32),
-    targets=losses.Targets(
+    targets=batches.Targets(
       labels_BL=rng.integers(0, V, (B, L)).astype(np.int32),
       weights_BL=ones_BL,
       teacher_weights_BL=ones_BL * (kind != "hard"),
@@ -74,7 +75,7 @@ def training(
   alpha: float = 0.9,
 ) -> programs.Training:
   """A training step as a phase makes it; alpha is 0 for hard labels."""
-  optimizer = optim.OptimizerConfig(
+  optimizer = train.OptimizerConfig(
     name="adamw",
     learning_rate=1e-4,
     warmup_steps=100,

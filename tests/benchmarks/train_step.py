@@ -104,14 +104,14 @@ def _ours(alpha, chunk, **changes):
 
 
 def _full_logits(x_BLD, head_VD, targets):
-  z_BLV = losses.unembed(x_BLD, head_VD)
+  z_BLV = decoder.unembed(x_BLD, head_VD)
   label_BL1 = jnp.take_along_axis(z_BLV, targets.labels_BL[..., None], -1)
   hard_BL = jax.nn.logsumexp(z_BLV, axis=-1) - label_BL1[..., 0]
   return jnp.sum(hard_BL * targets.weights_BL)
 
 
 def _naive(x_BLD, head_VD, targets):
-  logq_BLV = jax.nn.log_softmax(losses.unembed(x_BLD, head_VD))
+  logq_BLV = jax.nn.log_softmax(decoder.unembed(x_BLD, head_VD))
   picked_BLK = jnp.take_along_axis(logq_BLV, targets.ids_BLK, axis=-1)
   teacher_BL = -jnp.sum(picked_BLK * targets.p_BLK, axis=-1)
   label_BL1 = jnp.take_along_axis(logq_BLV, targets.labels_BL[..., None], -1)
@@ -182,7 +182,7 @@ def _batch(arm: Arm, B: int, L: int, V: int, rng) -> batches.Batch:
     tokens_BL=rng.integers(0, V, (B, L)).astype(np.int32),
     segments_BL=np.ones((B, L), np.int32),
     positions_BL=np.broadcast_to(np.arange(L, dtype=np.int32), (B, L)),
-    targets=losses.Targets(
+    targets=batches.Targets(
       labels_BL=rng.integers(0, V, (B, L)).astype(np.int32),
       weights_BL=ones_BL,
       teacher_weights_BL=ones_BL,

@@ -39,7 +39,7 @@ from analogjax.config import loading
 STARTERS = ("srun", "mpirun", "env", "nohup", "timeout", "gcloud")
 # Programs that other tests run, and what a shell does by itself.
 UNCHECKED = {
-  "model_signing": "tests/release/bundle_test.py runs the line",
+  "model_signing": "tests/bundle/writer_test.py runs the line",
   "sphinx": "site_test.py runs the line of the Makefile",
   "sha256sum": "examples_test.py runs the line",
   "sort": "examples_test.py runs the line",

@@ -16,7 +16,7 @@ import pytest
 
 from analogjax.cache import logit_cache
 from analogjax.data import pipeline
-from analogjax.models import hf_import
+from analogjax.workdir import files
 
 GUIDE = "docs/lab_guide.md"
 EXPORTED = [b for b in all_blocks() if b.marks == ("exported",)]
@@ -88,7 +88,7 @@ def test_the_guide_makes_an_analog(desk, kit):
 
   cache = logit_cache.open_cache(desk / "runs/lab/cache")
   assert cache.manifest.num_rows == 46 and cache.committed().all()
-  summary = hf_import.read_json(desk / "runs/lab/summary.json")
+  summary = files.read_json(desk / "runs/lab/summary.json")
   assert set(summary["models"]) == {"teacher", "distill"}
 
   shutil.copytree(desk / "runs/lab/export", desk / "runs/demo/export")

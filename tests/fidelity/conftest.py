@@ -17,8 +17,7 @@ import tokenizers
 from analogjax.config import measure
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
-from analogjax.evaluation import models
-from analogjax.fidelity import study
+from analogjax.evaluation import models, study as study_lib
 from analogjax.models import decoder
 
 ANALOG = decoder.DecoderConfig(
@@ -148,7 +147,7 @@ def make_study(mesh, *, students=None, **changes):
 
   others = dict(students or {})
   others[models.RANDOM] = (ANALOG, trained_looking(ANALOG, 1))
-  return study.Study(
+  return study_lib.Study(
     mesh=mesh,
     teacher=model("teacher", teacher_cfg, teacher_params),
     students={"analog": model("analog", ANALOG, params)}

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from analogjax.config import model
 from analogjax.distributed import sharding
-from analogjax.models import attention, decoder, layers, splash
+from analogjax.models import attention, decoder, splash
 
 D, H, L = 10, 6, 9
 SEGMENTS = [1, 1, 1, 2, 2, 2, 2, 0, 0]
@@ -129,7 +130,7 @@ def test_positions_are_those_that_are_passed():
 
 
 def test_rope_scaling_reaches_the_scores():
-  scaling = layers.RopeScaling(kind="linear", factor=2.0)
+  scaling = model.RopeScaling(kind="linear", factor=2.0)
   scaled, x_LD = _layer(_config(rope_scaling=scaling)), _x()
   plain = _apply(_layer(_config()), x_LD)
   twice = np.asarray(POSITIONS) * 2

@@ -8,8 +8,9 @@ from flax import nnx
 import pytest
 import transformers
 
+from analogjax.config import model as model_lib
 from analogjax.distributed import sharding
-from analogjax.models import decoder, families, layers
+from analogjax.models import decoder, families
 
 LLAMA3 = dict(
   **dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0),
@@ -27,7 +28,7 @@ OLD = dict(
 INSIDE = decoder.DecoderConfig(
   **dict(V=128256, D=2048, Y=16, N=32, G=8, H=64, F=8192),
   **dict(max_positions=131072, rope_theta=5e5, rms_norm_eps=1e-5),
-  rope_scaling=layers.RopeScaling(
+  rope_scaling=model_lib.RopeScaling(
     **dict(kind="llama3", factor=8.0, low_freq_factor=1.0),
     **dict(high_freq_factor=4.0, original_max_positions=8192),
   ),
@@ -53,7 +54,7 @@ def test_both_generations_of_config_mean_the_same():
   assert _read(OLD, dtype="bfloat16") == bfloat16
   # Llama 2 and earlier wrote `type`.
   linear = _read(OLD | dict(rope_scaling=dict(type="linear", factor=2.0)))
-  assert linear.rope_scaling == layers.RopeScaling(kind="linear", factor=2.0)
+  assert linear.rope_scaling == model_lib.RopeScaling(kind="linear", factor=2.0)
 
 
 def test_a_soft_cap_is_read_and_written():
@@ -116,7 +117,7 @@ def test_two_ropes_are_read_as_transformers_reads_them(both):
   [
     None,
     INSIDE.rope_scaling,
-    layers.RopeScaling(kind="linear", factor=2.0),
+    model_lib.RopeScaling(kind="linear", factor=2.0),
   ],
 )
 def test_what_is_written_means_the_same_to_everybody(scaling):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from analogjax.config import model
 from analogjax.models import layers
 
 D, F, H = 6, 10, 8
@@ -63,13 +64,13 @@ def test_plain_frequencies_by_hand():
 
 
 def test_linear_scaling_divides_every_frequency():
-  scaling = layers.RopeScaling(kind="linear", factor=4.0)
+  scaling = model.RopeScaling(kind="linear", factor=4.0)
   found = layers.rotary_frequencies(8, 10_000.0, scaling)
   np.testing.assert_allclose(found, [0.25, 0.025, 0.0025, 0.00025], rtol=1e-6)
 
 
 def test_llama3_scaling_by_hand():
-  scaling = layers.RopeScaling(
+  scaling = model.RopeScaling(
     kind="llama3",
     factor=8.0,
     low_freq_factor=1.0,
@@ -107,7 +108,7 @@ def test_frequencies_are_precise_far_into_the_context():
 )
 def test_a_bad_scaling_is_named(changes, message):
   with pytest.raises(ValueError, match=message):
-    layers.RopeScaling(**dict(kind="llama3", factor=2.0) | changes)
+    model.RopeScaling(**dict(kind="llama3", factor=2.0) | changes)
 
 
 def _rotate(x_LNH, positions_L):

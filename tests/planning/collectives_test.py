@@ -11,9 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
+from analogjax.cache import teacher_programs
 from analogjax.distributed import sharding
 from analogjax.planning import collectives
-from analogjax.training import losses, programs as jitted
+from analogjax.training import losses
 
 SIZES = dict(data=1, fsdp=4, expert=1, tensor=2)
 
@@ -193,7 +194,7 @@ def test_what_a_training_step_sends_from_slice_to_slice(
     objective=losses.Objective(chunk=256),
   )
   batch = jax.tree.map(
-    lambda x: jitted.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
+    lambda x: teacher_programs.shape_of(x, NamedSharding(mesh, sharding.ROWS)),
     students.make_batch("threshold", 32, 128, V=1024),
   )
   with jax.set_mesh(mesh):

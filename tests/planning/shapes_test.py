@@ -10,6 +10,7 @@ import pytest
 from analogjax.cache import batches, gram_codes, logit_cache, teacher_pass
 from analogjax.data.rows import Rows, rows_digests
 from analogjax.distributed import processes
+from analogjax.models import teacher as teacher_lib
 from analogjax.planning import shapes
 from analogjax.run import run as assemble
 from analogjax.training import live_teacher, loop
@@ -32,7 +33,7 @@ def prepared(stage, cfg, teacher):
 
 
 def open_teacher(cfg):
-  return assemble.Teacher(
+  return teacher_lib.Teacher(
     folder=Path(), cfg=cfg, digest="", tokenizer_digest=""
   )
 

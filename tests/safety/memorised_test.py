@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from analogjax.cache import batches
+from analogjax.config import train as train_lib
 from analogjax.data import pipeline, rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.safety import canaries, exposure, membership_inference
@@ -36,7 +37,7 @@ def rows(n, first=0):
 
 
 def train(kit, mesh, read):
-  optimizer = optim.OptimizerConfig(
+  optimizer = train_lib.OptimizerConfig(
     name="adamw",
     learning_rate=1e-2,
     warmup_steps=5,

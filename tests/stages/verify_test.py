@@ -91,7 +91,7 @@ def test_no_text_becomes_markup_or_moves_the_cursor():
 
 
 def test_a_terminal_shows_markup_as_it_stands(capsys):
-  from analogjax.workdir import progress
+  from analogjax.cli import progress
 
   nasty = "\x1b[2J \u202e [bold]b[/bold]"
   report = rules.Report((rules.Check("a", rules.FAILED, "A claim.", nasty),))

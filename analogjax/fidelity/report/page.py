@@ -5,7 +5,6 @@ script, no font. Verdicts come first, then what they rest on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import pathlib
 from typing import Any
 import xml.etree.ElementTree as ET
 
@@ -46,11 +45,10 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 def render(value: Mapping[str, Any]) -> str:
   """The page of a document that `document.check` has passed."""
   models = parts.Models.of(value)
-  css = pathlib.Path(__file__).with_name("report.css")
   title = "Fidelity report: does the analog stand in for the frontier model?"
   policy = {"http-equiv": "Content-Security-Policy", "content": _POLICY}
   style = ET.Element("style")
-  style.text = css.read_text(encoding="utf-8")  # Ours: needs no escapes.
+  style.text = html.stylesheet()  # Ours: needs no escapes.
   page = tag(
     "html",
     tag(

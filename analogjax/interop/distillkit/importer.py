@@ -13,8 +13,8 @@ from analogjax.cache import (
   sampling,
   writer as cache_writer,
 )
+from analogjax.cli import progress
 from analogjax.interop.distillkit import entries as distillkit
-from analogjax.workdir import progress
 
 
 def fill(

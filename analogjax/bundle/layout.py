@@ -1,0 +1,16 @@
+"""Paths of a bundle's files, and how what is wrong with one is refused."""
+
+from analogjax.bundle.strict_json import Refused
+
+RECORD = "record.json"
+FIDELITY = "fidelity.json"
+SAFETY = "safety.json"
+ROWS = "rows/held_out.safetensors"
+CONFIG = "model/config.json"
+INDEX = "model/model.safetensors.index.json"  # As large as the model is deep.
+
+
+def expect(ok: bool, text: str) -> None:
+  """Refuses what is not so."""
+  if not ok:
+    raise Refused(text)

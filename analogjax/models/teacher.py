@@ -1,0 +1,16 @@
+"""TODO."""
+
+import dataclasses
+from pathlib import Path
+
+from analogjax.models import decoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+  """An opened, checked teacher; its weights are read when they are needed."""
+
+  folder: Path
+  cfg: decoder.DecoderConfig
+  digest: str
+  tokenizer_digest: str

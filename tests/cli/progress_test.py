@@ -1,0 +1,58 @@
+"""Tests for analogjax/cli/progress.py."""
+
+import pytest
+import rich.console
+
+from analogjax.cli import progress
+
+
+@pytest.fixture
+def now(monkeypatch):
+  value = [0.0]
+  monkeypatch.setattr(progress.time, "monotonic", lambda: value[0])
+  return value
+
+
+def advance(now, bar, seconds, **kwargs):
+  now[0] += seconds
+  bar.advance(**kwargs)
+
+
+def test_without_a_terminal_it_is_a_line_now_and_then(now, capsys):
+  with progress.Progress("train x", total=8, unit="steps") as bar:
+    advance(now, bar, 11, count=1, tokens=100)  # With the compilation.
+    advance(now, bar, 4, count=1, tokens=100)
+    advance(now, bar, 4, count=1, tokens=100)
+    advance(now, bar, 4, count=1, tokens=100, values={"loss": 2.0})
+    advance(now, bar, 1, count=4, tokens=400)
+  lines = capsys.readouterr().out.splitlines()
+  assert lines == [
+    "train x: 1/8 steps    left ?",
+    "train x: 4/8 steps  25 tokens/s  left 0:16  loss 2.000",
+    "train x: 8/8 steps  54 tokens/s  left 0:00",
+  ]
+
+
+def test_a_resumed_count_goes_on(now, capsys):
+  with progress.Progress("cache", total=10, unit="rows", done=6) as bar:
+    advance(now, bar, 1, count=2, tokens=1)
+    advance(now, bar, 1, count=2, tokens=1)
+  assert capsys.readouterr().out.startswith("cache: 10/10 rows  1 tokens/s")
+
+
+def test_on_a_terminal_it_is_a_bar(monkeypatch):
+  where = rich.console.Console(force_terminal=True, width=120, record=True)
+  monkeypatch.setattr(progress, "console", lambda: where)
+  with progress.Progress("cache", total=2, unit="rows") as bar:
+    bar.advance(1, tokens=5)
+    bar.advance(1, tokens=5, values={"loss": 1.5})
+  text = where.export_text()
+  assert "cache" in text and "2/2 rows" in text and "loss 1.500" in text
+
+
+def test_other_processes_are_silent(monkeypatch, capsys):
+  monkeypatch.setattr(progress.jax, "process_index", lambda: 1)
+  progress.say("hello")
+  with progress.Progress("cache", total=1, unit="rows") as bar:
+    bar.advance(1, tokens=1)
+  assert capsys.readouterr().out == ""

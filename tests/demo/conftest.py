@@ -1,0 +1,10 @@
+"""What the tests of the demo share."""
+
+from small_tokenizer import tokenizer_folder  # noqa: F401
+from smollm import (  # noqa: F401
+  smollm2,
+  smollm2_gguf,
+  smollm2_model,
+  smollm2_tokenizer,
+  story,
+)

@@ -170,7 +170,7 @@ def test_a_signature_has_one_form(tmp_path, key):
 def test_no_private_key_is_in_a_bundle_or_printed(tmp_path, key):
   script = (
     "import sys, pathlib\n"
-    "from analogjax.release import bundle, signing\n"
+    "from analogjax.bundle import writer as bundle, signature as signing\n"
     "signer = signing.with_key(pathlib.Path(sys.argv[1]))\n"
     "bundle.write(pathlib.Path(sys.argv[2]), files={'a.md': b'a'},"
     " signer=signer)\n"

@@ -806,7 +806,7 @@ folder, helpers, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 spec = importlib.util.spec_from_file_location("helpers", helpers)
 t = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(t)
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 R, per = 2048, 256
 m = t.manifest("random", num_rows=R, rows_per_object=per)
 filler = pathlib.Path(folder, "filler")

@@ -321,7 +321,7 @@ def test_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
 def test_what_a_killed_run_left_of_a_json_file_is_removed(tmp_path):
   code = """
 import os, pathlib, signal, sys
-from analogjax import config_files
+from analogjax.config import loading as config_files
 os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 config_files.write_json(pathlib.Path(sys.argv[1]) / "a.json", {})
 """

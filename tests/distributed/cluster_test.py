@@ -303,7 +303,7 @@ os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
-from analogjax import cluster
+from analogjax.distributed import cluster
 jax.config.update("jax_num_cpu_devices", 2)
 found = cluster.find(os.environ)
 try:

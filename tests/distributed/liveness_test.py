@@ -189,7 +189,7 @@ def test_process_0_that_cannot_be_reached():
 
 _ABORTS = """
 import os
-from analogjax import peers
+from analogjax.distributed import liveness as peers
 peers.exit_on_abort(3, "not this one")
 peers.exit_on_abort(75, "process 0 is gone")
 os.abort()

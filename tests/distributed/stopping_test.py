@@ -36,7 +36,7 @@ def test_an_error_ends_the_listening():
 # The main thread waits where no handler of Python's runs, as in a C++ library.
 _BLOCKED = """
 import ctypes
-from analogjax import stopping
+from analogjax.distributed import stopping
 mutex, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
 with stopping.listening("stopped before it began"):
   print("waits", flush=True)

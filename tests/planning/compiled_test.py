@@ -27,7 +27,7 @@ LARGE = (
 _RUN = """
 import ctypes, json, pickle, sys
 import jax
-from analogjax.planning import compiling, shapes
+from analogjax.planning import compiled as compiling, shapes
 
 def kilobytes(field):
   with open("/proc/self/status") as status:

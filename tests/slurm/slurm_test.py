@@ -40,7 +40,8 @@ sys.exit(int(does))
 # what step 4 left is saved.
 _DYING = """#!{python}
 import os, pathlib, signal, sys, time
-from analogjax import main, trainer
+from analogjax import main
+from analogjax.training import loop as trainer
 take = trainer.Phase._next
 saved = pathlib.Path({workdir!r}, "train/distill/checkpoints/4")
 def dying(self, ahead, step):

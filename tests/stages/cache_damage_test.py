@@ -291,7 +291,7 @@ import resource, signal, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 from analogjax import main
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 write, count = logit_cache.LogitCache.write_stored, [0]
 def limited(self, start, stored):

@@ -170,7 +170,7 @@ def test_killed_and_gone_on_with_another_number(lab, one, tmp_path, counts):
 
 def test_one_that_dies_does_not_leave_the_other_waiting(lab, tmp_path):
   patch = """
-from analogjax.data import cache_writer
+from analogjax.cache import writer as cache_writer
 def dying(*args):
   os.kill(os.getpid(), signal.SIGKILL)
 if me == 1:
@@ -190,7 +190,7 @@ if me == 1:
 
 _FAILS = {
   "writing an object": """
-from analogjax.data import cache_writer, logit_cache
+from analogjax.cache import writer as cache_writer, logit_cache
 submit, count = cache_writer.CacheWriter.submit, [0]
 def failing(self, *args):
   count[0] += 1
@@ -201,14 +201,14 @@ if me == {who}:
   cache_writer.CacheWriter.submit = failing
 """,
   "making the cache": """
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 def failing(*args):
   raise logit_cache.CacheError("no room")
 if me == {who}:
   logit_cache.create = failing
 """,
   "opening the teacher": """
-from analogjax.models import hf_folder
+from analogjax.models import hf_import as hf_folder
 def failing(*args):
   raise ValueError("no room")
 if me == {who}:
@@ -244,7 +244,7 @@ def test_one_that_leaves_late_does_not_keep_the_first_waiting(
   # It has heard that process 0 leaves, and has to say that it does, too. While
   # process 0 waits for that, jax's own barrier waits for process 0.
   patch = """
-from analogjax import peers
+from analogjax.distributed import liveness as peers
 leave = peers.Peers.leave
 def late(self, **how):
   if me == 1:

@@ -593,7 +593,7 @@ def test_a_mesh_that_does_not_fit(bench, cached):
 _ON_A_SMALL_DISK = """
 import json, os, pathlib, subprocess, sys
 from analogjax import main
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 
 workdir = pathlib.Path(sys.argv[1])
 def mount(options):

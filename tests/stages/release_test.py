@@ -316,7 +316,7 @@ def test_a_release_that_is_killed_leaves_the_one_before(desk):
   desk.call("export")  # Writes the config.
   config = dataclasses.replace(desk.tiny, config=desk.folder / "release.py")
   patch = """
-from analogjax.release import signing
+from analogjax.bundle import signature as signing
 def dying_sign(self, folder):
   os.kill(os.getpid(), signal.SIGKILL)
 signing.Signer.sign = dying_sign

@@ -18,7 +18,7 @@ PHASES = ("pretrain", "control", "distill")
 # Each kills the process for good, at a moment that would hurt.
 KILLS = {
   "between the arrays of a cache object and its commit": """
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 write, count = logit_cache.LogitCache.write_stored, [0]
 def dying_write(self, start, stored):
   count[0] += 1
@@ -31,7 +31,7 @@ def dying_write(self, start, stored):
 logit_cache.LogitCache.write_stored = dying_write
 """,
   "in the middle of training, a save running": """
-from analogjax import checkpoint
+from analogjax.workdir import checkpoints as checkpoint
 save = checkpoint.Checkpoints.save
 def dying_save(self, step, *args, **kwargs):
   save(self, step, *args, **kwargs)
@@ -40,13 +40,13 @@ def dying_save(self, step, *args, **kwargs):
 checkpoint.Checkpoints.save = dying_save
 """,
   "before the first checkpoint": """
-from analogjax import checkpoint
+from analogjax.workdir import checkpoints as checkpoint
 def dying_save(self, *args, **kwargs):
   os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.Checkpoints.save = dying_save
 """,
   "a checkpoint just saved, the next step not begun": """
-from analogjax import checkpoint
+from analogjax.workdir import checkpoints as checkpoint
 save = checkpoint.Checkpoints.save
 def dying_save(self, step, *args, **kwargs):
   save(self, step, *args, **kwargs)
@@ -56,7 +56,7 @@ def dying_save(self, step, *args, **kwargs):
 checkpoint.Checkpoints.save = dying_save
 """,
   "between two phases": """
-from analogjax import trainer
+from analogjax.training import loop as trainer
 loop = trainer.Phase._loop
 def dying_loop(self, *args):
   if self._name == "distill":
@@ -288,7 +288,7 @@ if me == 0:
     1,
     "measure",
     """
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 def failing(self, *args):
   raise logit_cache.CacheError("row 6 is damaged")
 if me == 1:
@@ -300,7 +300,7 @@ if me == 1:
     0,
     "measure",
     """
-from analogjax import config_files
+from analogjax.config import loading as config_files
 def failing(*args):
   raise OSError(28, "No space left on device")
 if me == 0:
@@ -366,7 +366,7 @@ def test_stopped_where_an_evaluation_was_due_it_is_made_later(
   tiny, undisturbed, tmp_path
 ):
   patch = """
-from analogjax import reporter
+from analogjax.training import report as reporter
 dispatched = reporter.Reporter.dispatched
 def asked(self, step, *args, **kwargs):
   if step == 6:

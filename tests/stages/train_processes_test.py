@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 # What a process does once the rows of a step are there.
 _AT_STEP = """
-from analogjax import trainer
+from analogjax.training import loop as trainer
 take = trainer.Phase._next
 def watched(self, ahead, step):
   batch = take(self, ahead, step)
@@ -24,7 +24,7 @@ if me == {who}:
 
 # The rows of process 1 come slowly.
 _SLOW = """
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 read = logit_cache.LogitCache.read
 def slow(self, indices, *replicas):
   if replicas:
@@ -37,7 +37,7 @@ if me == 1:
 _FAILS = {
   "raises": (
     """
-from analogjax.data import logit_cache
+from analogjax.cache import logit_cache
 def damaged():
   raise logit_cache.CacheError("row 6 is damaged")
 """,
@@ -126,7 +126,7 @@ def test_one_whose_rows_fail_ends_both(training, tmp_path, what):
   patch, code, says = _FAILS[what]
   workdir = training.fresh(tmp_path / "run")
   values = ("watch.stall_seconds=0.5", "watch.give_up_seconds=1.5")
-  patch = "from analogjax.data import logit_cache\n" + patch + _FAILING
+  patch = "from analogjax.cache import logit_cache\n" + patch + _FAILING
   processes = start(training, workdir, patch, *values)
   said = training.tiny.finish(processes, code)
   assert says in said[1][1]

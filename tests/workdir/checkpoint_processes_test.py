@@ -20,7 +20,8 @@ me, folder, port = int(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(f"localhost:{port}", 2, me)
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
-from analogjax import checkpoint, sharding
+from analogjax.workdir import checkpoints as checkpoint
+from analogjax.distributed import sharding
 
 def opened(folder):
   return checkpoint.Checkpoints(folder, keep=2)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 _HOLDER = """
 import pathlib, sys
-from analogjax import lock
+from analogjax.workdir import lock
 with lock.hold(pathlib.Path(sys.argv[1]), "cache") as is_held:
   print(is_held, flush=True)
   sys.stdin.read()

@@ -157,9 +157,7 @@ def sources_table(record: Mapping[str, Any]) -> str:
 
 def estimated(estimate: Mapping[str, Any]) -> str:
   """An estimate with its interval, or why there is none."""
-  why = estimate.get("why", "")
-  reason = f" ({text(why)})" if estimate["value"] is None and why else ""
-  return f"{numbers.interval(estimate)}{reason}"
+  return text(numbers.interval(estimate))
 
 
 def metric_name(name: str) -> str:

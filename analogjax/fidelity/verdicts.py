@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from analogjax.rendering.html import interval, number
+from analogjax.rendering.numbers import interval, number
 
 TRANSFERS = "transfers"
 DOES_NOT = "does not"

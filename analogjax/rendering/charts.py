@@ -12,7 +12,8 @@ import itertools
 import xml.etree.ElementTree as ET
 
 from analogjax.rendering import html, svg
-from analogjax.rendering.html import number, tag
+from analogjax.rendering.html import tag
+from analogjax.rendering.numbers import number
 
 WIDTH, HEIGHT = 320, 226
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40

@@ -1,12 +1,11 @@
-"""Elements of a page, and numbers as it shows them.
+"""Elements of a page.
 
 A page is a tree of elements that the standard library writes: every text and
 attribute is escaped there, so no string from a config or a model can become
 markup.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-import math
+from collections.abc import Iterable, Sequence
 import pathlib
 from typing import Any
 import xml.etree.ElementTree as ET
@@ -62,36 +61,6 @@ def stylesheet() -> str:
 def to_html(page: ET.Element) -> str:
   body = ET.tostring(page, encoding="unicode", method="html")
   return f"<!DOCTYPE html>\n{body}\n"
-
-
-def number(value: float | None) -> str:
-  """Three figures or so, fewer if they are all; n/a for what is undefined."""
-  if value is None:
-    return "n/a"
-  assert math.isfinite(value), value
-  if isinstance(value, int) or (abs(value) >= 100 and value == int(value)):
-    return f"{int(value):,}"
-  size = abs(value)
-  if size < 100 and value == round(value, 2):
-    return f"{value + 0:g}"  # Without the sign of -0.
-  if size >= 100:
-    return f"{value:,.0f}"
-  if size < 1e-6:
-    return f"{value:.1e}"
-  if size < 5e-4:
-    return f"{value:.{1 - math.floor(math.log10(size))}f}"
-  return f"{value:.{1 if size >= 10 else 2 if size >= 1 else 3}f}"
-
-
-def interval(estimate: Mapping[str, Any] | None) -> str:
-  """`0.52 (0.48 to 0.57)`; for what is undefined, why."""
-  if estimate is None:
-    return "n/a"
-  if estimate["value"] is None:
-    why = estimate.get("why", "")
-    return f"n/a ({why})" if why else "n/a"
-  low, high = number(estimate["low"]), number(estimate["high"])
-  return f"{number(estimate['value'])} ({low} to {high})"
 
 
 def short(text: str, most: int = 16) -> str:

@@ -1,10 +1,8 @@
-"""How a document writes a number: each goes through here, and none is typed."""
+"""How documents and reports write numbers; each number goes through here."""
 
 from collections.abc import Mapping
 import math
 from typing import Any
-
-from analogjax.rendering import html
 
 Amount = float | Mapping[str, float] | None
 
@@ -35,15 +33,33 @@ def exact(value: int) -> str:
 
 
 def number(value: float | None) -> str:
-  """Three figures or so; n/a for what is undefined."""
-  return html.number(value)
-
-
-def interval(estimate: Mapping[str, Any]) -> str:
-  """`0.52 (0.48 to 0.57)`; n/a for what is undefined."""
-  if estimate["value"] is None:
+  """Three figures or so, fewer if they are all; n/a for what is undefined."""
+  if value is None:
     return "n/a"
-  return html.interval(estimate)
+  assert math.isfinite(value), value
+  if isinstance(value, int) or (abs(value) >= 100 and value == int(value)):
+    return f"{int(value):,}"
+  size = abs(value)
+  if size < 100 and value == round(value, 2):
+    return f"{value + 0:g}"  # Without the sign of -0.
+  if size >= 100:
+    return f"{value:,.0f}"
+  if size < 1e-6:
+    return f"{value:.1e}"
+  if size < 5e-4:
+    return f"{value:.{1 - math.floor(math.log10(size))}f}"
+  return f"{value:.{1 if size >= 10 else 2 if size >= 1 else 3}f}"
+
+
+def interval(estimate: Mapping[str, Any] | None) -> str:
+  """`0.52 (0.48 to 0.57)`; for what is undefined, why."""
+  if estimate is None:
+    return "n/a"
+  if estimate["value"] is None:
+    why = estimate.get("why", "")
+    return f"n/a ({why})" if why else "n/a"
+  low, high = number(estimate["low"]), number(estimate["high"])
+  return f"{number(estimate['value'])} ({low} to {high})"
 
 
 def percent(share: float) -> str:

@@ -9,8 +9,13 @@ import pytest
 import synthetic_report
 
 from analogjax.fidelity.report import page as report
-from analogjax.rendering import charts, html as markup, svg
-from analogjax.rendering.html import number
+from analogjax.rendering import (
+  charts,
+  html as markup,
+  numbers as numbers_lib,
+  svg,
+)
+from analogjax.rendering.numbers import number
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "col"}
 
@@ -99,7 +104,7 @@ def test_every_number_is_in_the_document(value, page):
 def test_numbers_of_the_document_are_on_the_page(value, page, field):
   for model in (synthetic_report.ANALOG, synthetic_report.CONTROL):
     estimate = value["output"]["models"][model]["metrics"][field]
-    assert markup.interval(estimate) in page.text
+    assert numbers_lib.interval(estimate) in page.text
   for claim in value["claims"]:
     assert claim["because"] in page.text
     assert claim["command"] in page.text.replace(" --", " --")

@@ -15,7 +15,8 @@ from analogjax.fidelity.report import (
   steering_section,
 )
 from analogjax.rendering import charts, html
-from analogjax.rendering.html import number, table, tag
+from analogjax.rendering.html import table, tag
+from analogjax.rendering.numbers import number
 
 _SECTIONS = {
   "output": ("What the models say", parts.output),

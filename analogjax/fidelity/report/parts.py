@@ -6,7 +6,8 @@ from typing import Any
 import xml.etree.ElementTree as ET
 
 from analogjax.rendering import charts
-from analogjax.rendering.html import interval, number, table, tag
+from analogjax.rendering.html import table, tag
+from analogjax.rendering.numbers import interval, number
 
 TEACHER = "teacher"
 

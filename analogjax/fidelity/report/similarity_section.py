@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ET
 
 from analogjax.fidelity.report.parts import TEACHER, Models
 from analogjax.rendering import charts, html
-from analogjax.rendering.html import number, table, tag
+from analogjax.rendering.html import table, tag
+from analogjax.rendering.numbers import number
 
 _METRICS = {
   "mutual_knn": "Shared nearest neighbours",

@@ -7,7 +7,8 @@ import xml.etree.ElementTree as ET
 from analogjax.fidelity import verdicts
 from analogjax.fidelity.report.parts import Models, interval_rows
 from analogjax.rendering import charts, html
-from analogjax.rendering.html import interval, number, table, tag
+from analogjax.rendering.html import table, tag
+from analogjax.rendering.numbers import interval, number
 
 # kind -> (what a curve is called, style).
 _KINDS = {

@@ -77,6 +77,15 @@ def test_flags_with_equals_or_a_space():
   )
 
 
+def test_a_stage_is_told_how_to_repeat_it():
+  words = ["--config=a b.py", "--workdir=runs/x", "--config.measure.seed=1"]
+  args = arguments.parse(["run", *words, "--quick"])
+  assert args.options("measure")["command"] == (
+    "analogjax measure '--config=a b.py' --workdir=runs/x"
+    " --config.measure.seed=1"
+  )
+
+
 def test_what_an_intervention_is_given():
   args = arguments.parse(
     ["intervene", "--config=a.py", "--workdir=w"]
@@ -242,7 +251,7 @@ def test_a_stage_gets_the_resolved_config_after_it_was_saved(stages, tmp_path):
 
 def test_run_calls_the_stages_in_order(stages, tmp_path):
   assert call("run", tmp_path) == 0
-  names = [name for name, _, _ in stages.calls]
+  names = [call[0] for call in stages.calls]
   assert names == [
     *("cache", "train", "measure", "safety", "export", "release", "summary")
   ]

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 from pathlib import Path
 import re
+import shlex
 from typing import Any, NamedTuple
 
 from analogjax.cli.usage import COMMANDS, USAGE
@@ -129,11 +130,20 @@ class Arguments(NamedTuple):
 
   def options(self, stage: str) -> dict[str, Any]:
     """Keyword arguments of a stage that were given."""
-    return {
+    found = {
       FLAGS[flag].argument: value
       for flag, value in self.flags
       if stage in FLAGS[flag].stages
     }
+    return found | (
+      {"command": self._again(stage)} if stage == "measure" else {}
+    )
+
+  def _again(self, stage: str) -> str:
+    """The command that runs a stage again with this config and workdir."""
+    words = [f"--config={self.config}", f"--workdir={self.workdir}"]
+    words += [f"--config.{path}={text}" for path, text in self.overrides]
+    return shlex.join(["analogjax", stage, *words])
 
 
 @dataclasses.dataclass

@@ -27,10 +27,8 @@ from analogjax.fidelity import (
   steering_vectors,
   transfer,
 )
+from analogjax.fidelity.claims import DOES_NOT, OPEN, TRANSFERS
 from analogjax.models import decoder
-
-TRANSFERS, DOES_NOT = "transfers", "does not"
-UNDECIDED = "not enough evidence"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -301,10 +299,10 @@ def judge(
   """
   values = (analog.low, analog.high, frontier.low, frontier.high)
   if any(value is None for value in values):
-    return UNDECIDED, "an effect is not finite"
+    return OPEN, "an effect is not finite"
   a_low, a_high, low, high = (float(v) for v in values if v is not None)
   if not (a_low > analog_chance or a_high < -analog_chance):
-    return UNDECIDED, (
+    return OPEN, (
       "in the analog itself the vector does no more than random ones, so there"
       " is nothing to carry over"
     )
@@ -320,6 +318,6 @@ def judge(
       "the whole interval of the effect is below what random vectors of the"
       " same norm do"
     )
-  return UNDECIDED, (
+  return OPEN, (
     "the interval of the effect holds what random vectors of the same norm do"
   )

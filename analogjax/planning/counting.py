@@ -12,8 +12,7 @@ from typing import Any
 from analogjax.config import schema
 from analogjax.models import decoder
 from analogjax.planning import counted, shapes
-from analogjax.planning.facts import Program
-from analogjax.planning.topologies import Topology
+from analogjax.planning.facts import Program, Topology
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

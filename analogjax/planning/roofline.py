@@ -14,9 +14,7 @@ import dataclasses
 import itertools
 import math
 
-from analogjax.distributed.devices import Chip
-from analogjax.planning.facts import Exchange, Program
-from analogjax.planning.topologies import Topology
+from analogjax.planning.facts import Chip, Exchange, Program, Topology
 
 RESOURCES = ("compute", "memory", "fast", "slow")
 

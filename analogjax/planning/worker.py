@@ -16,14 +16,7 @@ import jax
 
 from analogjax.config import schema
 from analogjax.models import decoder
-from analogjax.planning import (
-  compiled,
-  counted,
-  devices,
-  facts,
-  shapes,
-  topologies,
-)
+from analogjax.planning import compiled, counted, devices, facts, shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +26,7 @@ class Job:
   request: shapes.Request
   sections: schema.Sections
   teacher: decoder.DecoderConfig
-  topology: topologies.Topology
+  topology: facts.Topology
 
 
 def run(job: Job) -> facts.Program:

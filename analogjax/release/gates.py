@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from analogjax.bundle import licences, window
 from analogjax.config.release import GATES
-from analogjax.fidelity import verdicts
+from analogjax.fidelity import claims as claims_lib
 from analogjax.models import sizes
 from analogjax.release import family
 
@@ -274,7 +274,7 @@ def _fidelity(evidence: Evidence) -> _Finding:
   claims = document.get("claims", [])
   if not claims:
     return _Finding(FAILED, "The measurement has no claims.")
-  held = sum(claim["verdict"] == verdicts.TRANSFERS for claim in claims)
+  held = sum(claim["verdict"] == claims_lib.TRANSFERS for claim in claims)
   public = (
     f"{len(claims)} claims were measured, {held} of them hold; the gate asks"
     " for the measurement, not for its outcome."

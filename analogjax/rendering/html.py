@@ -5,19 +5,24 @@ attribute is escaped there, so no string from a config or a model can become
 markup.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import pathlib
 from typing import Any
 import xml.etree.ElementTree as ET
 
+from analogjax.rendering.numbers import interval
+
 Child = str | ET.Element | None
+
+# Nothing is fetched, whatever a string may turn out to hold.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def tag(name: str, /, *children: Child, **attributes: Any) -> ET.Element:
   """An element.
 
   Args:
-    name: of the element.
+    name: its tag.
     *children: texts and elements in order; None is left out.
     **attributes: `class_` is class, and other `_` are `-`; None is left out.
   """
@@ -42,10 +47,10 @@ def tag(name: str, /, *children: Child, **attributes: Any) -> ET.Element:
 
 
 def printable(text: str) -> str:
-  """The text with a sign for whatever is no character to be seen.
+  """The text with a replacement for every character that is not printable.
 
-  Control characters end what XML can hold, lone surrogates what UTF-8 can, and
-  marks that turn the direction let a name rewrite the line that it stands in.
+  XML cannot hold control characters, UTF-8 cannot hold lone surrogates, and
+  marks of writing direction let a name rewrite the line that it stands in.
   """
   return "".join(
     c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text
@@ -59,24 +64,54 @@ def stylesheet() -> str:
 
 
 def to_html(page: ET.Element) -> str:
+  """The text of a page."""
   body = ET.tostring(page, encoding="unicode", method="html")
   return f"<!DOCTYPE html>\n{body}\n"
 
 
+def page(title: str, *body: Child) -> str:
+  """The text of a page that needs nothing else: no script, no network."""
+  style = ET.Element("style")
+  style.text = stylesheet()  # Ours: needs no escapes.
+  policy = {"http-equiv": "Content-Security-Policy", "content": _POLICY}
+  viewport = "width=device-width, initial-scale=1"
+  head = tag(
+    "head",
+    tag("meta", charset="utf-8"),
+    ET.Element("meta", policy),
+    tag("meta", name="viewport", content=viewport),
+    tag("title", title),
+    style,
+  )
+  return to_html(tag("html", head, tag("body", *body), lang="en"))
+
+
+def section(key: str, title: str, *children: Child) -> ET.Element:
+  """A section with its heading; `key` is the id that links point to."""
+  heading = tag("h2", title, id=key)
+  return tag("section", heading, *children, aria_labelledby=key)
+
+
+def badge(sign: str, words: str, class_: str) -> ET.Element:
+  """A verdict: a sign for the eye, and the words."""
+  hidden = tag("span", sign, aria_hidden="true")
+  return tag("span", hidden, f" {words}", class_=f"verdict {class_}".strip())
+
+
 def short(text: str, most: int = 16) -> str:
-  """For a label in a drawing; the table beside it has all of it."""
+  """A label for a drawing; the table beside the drawing has the whole text."""
   return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
 def table(
-  caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]]
+  caption: str, head: Sequence[Child], rows: Iterable[Sequence[Child]]
 ) -> ET.Element:
-  """A table in a box of its own that scrolls sideways, by keyboard too.
+  """A table in a box that scrolls sideways, with the keyboard too.
 
   Args:
-    caption: says what is in it.
+    caption: what is in it.
     head: titles of the columns.
-    rows: cells; the first of each is the title of its row.
+    rows: cells; the first cell of a row is its title.
   """
   body = [
     tag("tr", tag("th", row[0], scope="row"), *map(_cell, row[1:]))
@@ -95,29 +130,34 @@ def table(
 
 
 def _cell(content: Child) -> ET.Element:
-  """Numbers stay on one line, sentences do not."""
+  """A cell: numbers stay on one line, sentences do not."""
   sentence = isinstance(content, str) and len(content) > 40
   return tag("td", content, class_="long" if sentence else None)
 
 
+def interval_cell(estimate: Mapping[str, Any] | None) -> Child:
+  """An estimate for a table; on a narrow screen its interval is below it."""
+  value, *bounds = interval(estimate).split(" ", 1)
+  if not bounds or estimate is None or estimate["value"] is None:
+    return interval(estimate)
+  return tag("span", f"{value} ", tag("span", bounds[0], class_="range"))
+
+
 def scroll(child: ET.Element, label: str) -> ET.Element:
+  """A box that scrolls sideways; shadows show that there is more."""
   return tag(
-    *("div", child),
-    class_="scroll",
-    tabindex="0",
-    role="region",
-    aria_label=label,
+    "div", child, class_="scroll", tabindex="0", role="region", aria_label=label
   )
 
 
 def command(words: str) -> ET.Element:
-  """What can be typed; lines end between arguments alone."""
+  """A command; its lines break between arguments only."""
   first, *rest = (tag("span", word) for word in words.split(" "))
   spaced = (child for word in rest for child in (" ", word))
   return tag("pre", first, *spaced, class_="command")
 
 
 def details(summary: str, *children: Child, printed: bool = True) -> ET.Element:
-  """What is shown when it is asked for, and on paper if `printed`."""
+  """Content that is shown on request, and on paper if `printed`."""
   title = tag("summary", summary)
   return tag("details", title, *children, class_="more" if printed else None)

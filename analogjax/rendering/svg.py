@@ -1,13 +1,15 @@
-"""What drawings are made of: lines, texts and markers.
+"""Parts of charts: scales with round ticks, lines, texts and markers.
 
 Places are (x, y) in units of the drawing, y downwards.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+import dataclasses
+import math
 import xml.etree.ElementTree as ET
 
 from analogjax.rendering.html import tag
+from analogjax.rendering.numbers import number
 
 Place = tuple[float, float]
 
@@ -30,13 +32,57 @@ _PATHS = {
 _HOLLOW = ("ring", "cross")
 
 
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """Where numbers lie along an axis, from its first round tick to its last."""
+
+  ticks: tuple[float, ...]
+  start: float  # Place of the first tick.
+  end: float  # Place of the last one.
+
+  @classmethod
+  def over(
+    cls, values: Sequence[float], start: float, end: float, *, most: int
+  ) -> "Scale":
+    """A scale that holds all values, with at most `most` + 1 ticks."""
+    low, high = min(values), max(values)
+    if low == high:
+      low, high = low - 0.5, high + 0.5
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    for step in (power, 2 * power, 5 * power, 10 * power, 20 * power):
+      # Rounding must not add a tick beyond an end that is one.
+      first = math.floor(round(low / step, 9))
+      last = math.ceil(round(high / step, 9))
+      if last - first <= most:
+        break
+    digits = 2 - math.floor(math.log10(step))
+    ticks = tuple(round(i * step, digits) for i in range(first, last + 1))
+    return cls(ticks, start, end)
+
+  def at(self, value: float) -> float:
+    """The place of a number."""
+    low, high = self.ticks[0], self.ticks[-1]
+    return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+
+def x_axis(scale: Scale, y: float, label: str) -> list[ET.Element]:
+  """A horizontal axis at `y` with its ticks, and its label below them."""
+  parts = [line((scale.start, y), (scale.end, y), class_="axis")]
+  for tick in scale.ticks:
+    x = scale.at(tick)
+    parts.append(line((x, y), (x, y + 4)))
+    parts.append(text((x, y + 16), number(tick), "middle", "scale"))
+  middle = (scale.start + scale.end) / 2
+  return [*parts, text((middle, y + 32), label, "middle")]
+
+
 def colour(style: int) -> str:
   """A class of report.css."""
   return f"c{style % len(STYLES)}"
 
 
 def short(value: float) -> str:
-  """A tenth of a unit is less than can be seen."""
+  """A coordinate to a tenth of a unit, which is less than can be seen."""
   return f"{value:.1f}".removesuffix(".0")
 
 
@@ -71,13 +117,29 @@ def marker(at: Place, style: int) -> ET.Element:
 def text(
   at: Place, words: str, anchor: str, class_: str | None = None
 ) -> ET.Element:
-  """Words that begin, have their middle or end at a place: `anchor`."""
+  """Words whose start, middle or end (`anchor`) is at a place."""
   x, y = map(short, at)
   return tag("text", words, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
+def rectangle(
+  corner: Place, size: Place, class_: str, **attributes: str
+) -> ET.Element:
+  """A box, by its upper left corner."""
+  (x, y), (width, height) = (map(short, pair) for pair in (corner, size))
+  return tag(
+    "rect",
+    x=x,
+    y=y,
+    width=width,
+    height=height,
+    class_=class_,
+    **attributes,
+  )
+
+
 def swatch(style: int) -> ET.Element:
-  """A piece of curve for a legend."""
+  """A piece of a curve, for a legend."""
   return tag(
     "svg",
     curve([(1, 7), (33, 7)], style),
@@ -97,19 +159,10 @@ def picture(
   size: Place,
   parts: Iterable[ET.Element],
 ) -> ET.Element:
-  """The drawing, with what a screen reader says of it.
+  """The drawing, with its title and description for a screen reader.
 
-  Args:
-    key: an id that no other one of the page has.
-    title: its name.
-    description: how to read it.
-    size: width and height.
-    parts: what is in it.
+  `key` is an id that no other drawing of the page has.
   """
-  labels: dict[str, Any] = {
-    "aria_labelledby": f"{key}-title",
-    "aria_describedby": f"{key}-desc",
-  }
   return tag(
     "svg",
     tag("title", title, id=f"{key}-title"),
@@ -118,5 +171,6 @@ def picture(
     viewBox=f"0 0 {short(size[0])} {short(size[1])}",
     role="img",
     class_="chart",
-    **labels,
+    aria_labelledby=f"{key}-title",
+    aria_describedby=f"{key}-desc",
   )

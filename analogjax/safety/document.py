@@ -1,13 +1,8 @@
 """safety.json: made, checked and read, by schema.json beside this file."""
 
 from collections.abc import Mapping
-import functools
-import json
 from pathlib import Path
 from typing import Any
-
-import jsonschema
-import jsonschema.exceptions
 
 from analogjax.config.safety import METRICS
 from analogjax.workdir import json_document
@@ -16,7 +11,20 @@ FORMAT = "analogjax.safety"
 FORMAT_VERSION = 1
 PASSED, FAILED = "passed", "failed"
 UNDEFINED, NO_THRESHOLD = "undefined", "no threshold"
-# What is said of the inputs in public: nothing that the teacher has a part in.
+_KIND = json_document.Kind(
+  FORMAT, FORMAT_VERSION, Path(__file__).with_name("schema.json"), "safety"
+)
+# The published part of the inputs: nothing that comes from the teacher.
+_PUBLIC = (
+  "format",
+  "format_version",
+  "software",
+  "quick",
+  "verdict",
+  "because",
+  "tests",
+  "details",
+)
 _PUBLIC_INPUTS = ("analog", "students", "random", "rows", "options")
 
 
@@ -28,14 +36,14 @@ def make(
   quick: bool,
   software: Mapping[str, str],
 ) -> dict[str, Any]:
-  """The document: the results of the parts, judged.
+  """The document: the results of the parts, with their verdicts.
 
   Args:
     parts: name -> results and details; some may be missing.
-    inputs: all that results depend on, with `analog`.
-    thresholds: metric -> {"at_most": x} or {"at_least": x}, of the analog.
-    quick: whether there was less of everything.
-    software: versions.
+    inputs: everything that results depend on, with `analog`.
+    thresholds: metric -> {"at_most": x} or {"at_least": x}, for the analog.
+    quick: whether the options were reduced.
+    software: versions by package.
   """
   tests = [
     _test(result, name, inputs["analog"], thresholds, quick)
@@ -87,7 +95,7 @@ def _test(
 def judge(
   value: Mapping[str, Any], threshold: Mapping[str, float] | None
 ) -> str:
-  """Whether a threshold holds over the whole interval, not by luck.
+  """The verdict: a threshold has to hold over the whole interval.
 
   Few items make a wide interval, so too small an evaluation does not pass.
   """
@@ -119,38 +127,17 @@ def _why_failed(
 def public(value: Mapping[str, Any]) -> dict[str, Any]:
   """The document as it is published: without digests of the teacher.
 
-  A projection: what is not named here is not in it.
+  It is an allow-list: what is not named here is left out.
   """
-  kept = {
-    name: value[name]
-    for name in (
-      *("format", "format_version", "software", "quick", "verdict", "because"),
-      *("tests", "details"),
-    )
-  }
   inputs = value["inputs"]
-  return {
-    **kept,
-    "inputs": {name: inputs[name] for name in _PUBLIC_INPUTS if name in inputs},
-  }
-
-
-@functools.cache
-def schema() -> dict[str, Any]:
-  path = Path(__file__).with_name("schema.json")
-  return json.loads(path.read_text(encoding="utf-8"))
+  shown = {name: inputs[name] for name in _PUBLIC_INPUTS if name in inputs}
+  return {**{name: value[name] for name in _PUBLIC}, "inputs": shown}
 
 
 def problem(value: Any) -> str:
   """What is wrong with a document: where, and what; "" if nothing is."""
-  try:
-    json.dumps(value, allow_nan=False)
-  except ValueError as error:
-    return f"a number that is not finite: {error}"
-  validator = jsonschema.Draft202012Validator(schema())
-  error = jsonschema.exceptions.best_match(validator.iter_errors(value))
-  if error is not None:
-    return f"{error.json_path}: {error.message}"
+  if wrong := _KIND.problem(value):
+    return wrong
   for i, test in enumerate(value["tests"]):
     if METRICS[test["metric"]] != test["family"]:
       return f"$.tests[{i}].family: expected that of {test['metric']}"
@@ -166,15 +153,5 @@ def problem(value: Any) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-  """A document from a file.
-
-  Raises:
-    ValueError: it is missing, damaged, or of another version.
-  """
-  return json_document.read(
-    path,
-    format=FORMAT,
-    version=FORMAT_VERSION,
-    problem=problem,
-    command="safety",
-  )
+  """The document in a file; a ValueError names the file and what is wrong."""
+  return _KIND.read(path, problem)

@@ -18,6 +18,7 @@ from analogjax.config import loading, schema
 from analogjax.distributed import processes
 from analogjax.evaluation.study import Study
 from analogjax.fidelity import (
+  claims,
   document,
   output,
   similarity,
@@ -44,8 +45,9 @@ def run(
   *,
   quick: bool = False,
   only: Collection[str] = (),
+  command: str = claims.COMMAND,
 ) -> None:
-  """Writes fidelity.json and .html, but for parts that are there already.
+  """Writes fidelity.json and fidelity.html; measures what is missing.
 
   The teacher runs live, and divergences are dense over the vocabulary: nothing
   here depends on how the cache was sampled.
@@ -55,6 +57,7 @@ def run(
     workdir: with caches and trained phases.
     quick: less of everything, `MeasureConfig.quick`.
     only: names of PARTS; empty: those of the config.
+    command: for the page: what measures everything again.
 
   Raises:
     ValueError: names the field or the file.
@@ -83,7 +86,7 @@ def run(
     _measure(missing, study, inputs, folder, workdir)
   else:
     progress.say("measure: complete.")
-  processes.on_first(lambda: _conclude(workdir, inputs, quick))
+  processes.on_first(lambda: _conclude(workdir, inputs, quick, command))
 
 
 def _measure(
@@ -147,7 +150,12 @@ def _differs(path: Path, inputs: dict[str, Any]) -> bool:
   return not path.exists() or files.read_json(path)["inputs"] != inputs
 
 
-def _conclude(workdir: Path, inputs: dict[str, Any], quick: bool) -> None:
+def _conclude(
+  workdir: Path,
+  inputs: dict[str, Any],
+  quick: bool,
+  command: str = claims.COMMAND,
+) -> None:
   """fidelity.json and its page, of the parts that there are of these inputs."""
   found = {}
   for name in PARTS:
@@ -161,7 +169,7 @@ def _conclude(workdir: Path, inputs: dict[str, Any], quick: bool) -> None:
     software=assemble.software_versions(),
   )
   _renew(workdir / "fidelity.json", loading.to_json(value))
-  _renew(workdir / "fidelity.html", page.render(value))
+  _renew(workdir / "fidelity.html", page.render(value, command))
 
 
 def _renew(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@
 from analogjax.bundle import layout
 from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
-from analogjax.fidelity import claims, document, verdicts
+from analogjax.fidelity import claims, document
 from analogjax.safety import document as safety_document
 from analogjax.verify import documents
 from analogjax.verify.rules import (
@@ -63,7 +63,7 @@ def _fidelity(evidence: Evidence) -> Outcome:
 def _verdicts(evidence: Evidence) -> Outcome:
   value = evidence.value(layout.FIDELITY)
   inputs = value["inputs"]
-  if value["rules"] != verdicts.rules():
+  if value["rules"] != claims.rules():
     expect(
       bool(documents.other_version(evidence)),
       f"{layout.FIDELITY}: its rules are not those of the version that the"

@@ -1,9 +1,55 @@
-"""Documents that are JSON of a named format and version: how one is read."""
+"""JSON documents of a named format and version: checking and reading."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
+
+import jsonschema
+import jsonschema.exceptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A kind of document, defined by a JSON schema in a file."""
+
+  format: str  # What `format` has to be.
+  version: int  # What `format_version` has to be.
+  schema: Path
+  command: str  # The analogjax command that writes it, for messages.
+
+  def problem(self, value: Any) -> str:
+    """Where a document breaks the schema, and how; "" if it does not."""
+    try:
+      json.dumps(value, allow_nan=False)
+    except ValueError as error:
+      return f"a number that is not finite: {error}"
+    validator = jsonschema.Draft202012Validator(_schema(self.schema))
+    error = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    return "" if error is None else f"{error.json_path}: {error.message}"
+
+  def read(
+    self, path: Path, problem: Callable[[Any], str] | None = None
+  ) -> dict[str, Any]:
+    """A document from a file; `problem` checks more than the schema.
+
+    Raises:
+      ValueError: the file is missing, damaged, or of another version.
+    """
+    return read(
+      path,
+      format=self.format,
+      version=self.version,
+      problem=problem or self.problem,
+      command=self.command,
+    )
+
+
+@functools.cache
+def _schema(path: Path) -> Mapping[str, Any]:
+  return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read(
@@ -17,14 +63,14 @@ def read(
   """A document from a file.
 
   Args:
-    path: of the file.
-    format: that its `format` has to be.
-    version: that its `format_version` has to be.
-    problem: what is wrong with a value; "" if nothing is.
-    command: of analogjax that writes it, for messages.
+    path: the file.
+    format: what its `format` has to be.
+    version: what its `format_version` has to be.
+    problem: describes what is wrong with a value; "" if nothing is.
+    command: the analogjax command that writes it, for messages.
 
   Raises:
-    ValueError: it is missing, damaged, or of another version.
+    ValueError: the file is missing, damaged, or of another version.
   """
   again = f"`analogjax {command}` writes it anew"
   try:

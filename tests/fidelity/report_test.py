@@ -1,4 +1,4 @@
-"""Tests for analogjax/fidelity/report*.py, charts.py and markup.py."""
+"""Tests for analogjax/fidelity/report/, and rendering/{charts,svg,html}.py."""
 
 import copy
 import html.parser
@@ -26,6 +26,7 @@ class Page(html.parser.HTMLParser):
   def __init__(self, text):
     super().__init__()
     self.elements, self.texts, self._open = [], [], []
+    self._is_scale = False
     self.feed(text)
     self.close()
     assert not self._open, self._open
@@ -34,12 +35,15 @@ class Page(html.parser.HTMLParser):
     self.elements.append((tag, dict(attrs), tuple(self._open)))
     if tag not in VOID:
       self._open.append(tag)
+      self._is_scale = dict(attrs).get("class") == "scale"
 
   def handle_endtag(self, tag):
+    self._is_scale = False
     assert self._open.pop() == tag
 
   def handle_data(self, data):
-    if "style" not in self._open:
+    # The numbers of scales are round, and not of the document.
+    if "style" not in self._open and not self._is_scale:
       self.texts.append(data)
 
   def of(self, *tags):
@@ -196,7 +200,25 @@ def test_what_was_not_measured_is_said(found, part):
   page = Page(report.render(value))
   command = f"analogjax measure --config=CONFIG --workdir=WORKDIR --only={part}"
   assert page.text.count("This was not measured.") == 1
-  assert page.text.count(f"{command} --quick") == 2
+  assert page.text.count(f"{command} --quick") == 1
+
+
+def test_the_labs_own_page_has_its_own_command(value):
+  ours = "analogjax measure --config=my/config.py --workdir=my/run"
+  page = Page(report.render(value, ours))
+  for part in synthetic_report.MAKERS:
+    assert page.text.count(f"{ours} --only={part}") == 1
+  assert "CONFIG" not in page.text and "WORKDIR" not in page.text
+
+
+def test_links_are_words(value, page):
+  ids = {claim["id"] for claim in value["claims"]}
+  assert not ids & set(page.texts)
+  assert {"steering, sentiment", "stitching, half-way"} <= set(page.texts)
+
+
+def test_a_card_names_its_thresholds(page):
+  assert {"too little 0.25", "enough 0.5", "a guess 0.5"} <= set(page.texts)
 
 
 def test_a_report_of_nothing_is_a_page():
@@ -257,6 +279,26 @@ def test_the_page_is_the_same_each_time(value, text):
 )
 def test_numbers(given, expected):
   assert number(given) == expected
+
+
+@pytest.mark.parametrize(
+  ("values", "most", "expected"),
+  [
+    ((0.0, 4.2), 5, (0, 1, 2, 3, 4, 5)),
+    ((0.0, 4.0), 4, (0, 1, 2, 3, 4)),
+    ((-0.631, 0.5), 4, (-1, -0.5, 0, 0.5)),
+    ((0.0, 0.00037), 5, (0, 0.0001, 0.0002, 0.0003, 0.0004)),
+    ((2.0,), 4, (1.5, 2.0, 2.5)),
+    ((0.1, 0.3), 2, (0.1, 0.2, 0.3)),
+    ((120.0, 45_000.0), 5, (0, 10_000, 20_000, 30_000, 40_000, 50_000)),
+  ],
+)
+def test_ticks_are_round(values, most, expected):
+  scale = svg.Scale.over(values, 0, 100, most=most)
+  assert scale.ticks == expected
+  assert len(scale.ticks) <= most + 1
+  assert scale.ticks[0] <= min(values) and max(values) <= scale.ticks[-1]
+  assert scale.at(scale.ticks[0]) == 0 and scale.at(scale.ticks[-1]) == 100
 
 
 def cells(svg):
@@ -358,4 +400,4 @@ def test_a_constant_can_be_drawn():
     x_label="",
   )
   row = charts.Interval(name="a", style=0, value=1.0, low=1.0, high=1.0)
-  charts.intervals("k", title="t", description="d", rows=[row])
+  charts.intervals("k", title="t", description="d", rows=[row], x_label="")

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from analogjax.config import loading, schema
-from analogjax.distributed import devices
 from analogjax.models import decoder
-from analogjax.planning import closed_form, facts, topologies
+from analogjax.planning import closed_form, facts
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 PHASES = ("pretrain", "control", "distill")
@@ -104,12 +103,10 @@ _SMALL = (
 )
 
 
-def _machine(
-  name: str, number: int, *, chip: str = "cpu"
-) -> topologies.Topology:
-  return topologies.Topology(
+def _machine(name: str, number: int, *, chip: str = "cpu") -> facts.Topology:
+  return facts.Topology(
     name=name,
-    chip=devices.Chip(
+    chip=facts.Chip(
       name=chip,
       is_tpu=chip.startswith("v"),
       memory_bytes=1e11,
@@ -127,7 +124,7 @@ def _machine(
 
 @pytest.fixture(name="machine")
 def machine_():
-  """machine(name, number, chip=...) -> topologies.Topology."""
+  """machine(name, number, chip=...) -> facts.Topology."""
   return _machine
 
 

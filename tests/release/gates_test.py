@@ -11,7 +11,7 @@ import synthetic_report
 
 from analogjax.bundle import licences
 from analogjax.config import release
-from analogjax.fidelity import verdicts as verdicts_lib
+from analogjax.fidelity import claims as claims_lib
 from analogjax.release import family, gates
 
 CONFIG = dict(
@@ -341,7 +341,7 @@ def test_a_measurement_as_the_stage_makes_it_is_read():
   analog = inputs["analog"]
   # The stage has a fingerprint beside the step.
   inputs["students"][analog]["fingerprint"] = "f" * 64
-  held = sum(c["verdict"] == verdicts_lib.TRANSFERS for c in made["claims"])
+  held = sum(c["verdict"] == claims_lib.TRANSFERS for c in made["claims"])
   found = judged(
     fidelity=made,
     student=dataclasses.replace(STUDENT, phase=analog),

@@ -23,7 +23,8 @@ def workdir(tmp_path):
 
 def test_it_leaves_the_document_and_its_page(workdir):
   folder, inputs = workdir
-  measure._conclude(folder, inputs, True)
+  command = f"analogjax measure --workdir={folder}"
+  measure._conclude(folder, inputs, True, command)
   value = document.read(folder / "fidelity.json")
   assert value["inputs"] == {**inputs, "quick": True}
   assert value["cost"]["output"]["tokens"] == 4096
@@ -33,11 +34,13 @@ def test_it_leaves_the_document_and_its_page(workdir):
   assert verdicts["stitching"] == "not enough evidence"
   page = (folder / "fidelity.html").read_text("utf-8")
   assert page.startswith("<!DOCTYPE html>") and "4,096" in page
-  assert str(folder) not in page
+  # The lab's paths are on its own page alone.
+  assert f"--workdir={folder}</span> <span>--only=output</span>" in page
+  assert str(folder) not in (folder / "fidelity.json").read_text("utf-8")
   # Once more, and nothing is written; with other flags, both are.
   paths = [folder / "fidelity.json", folder / "fidelity.html"]
   before = [path.stat().st_mtime_ns for path in paths]
-  measure._conclude(folder, inputs, True)
+  measure._conclude(folder, inputs, True, command)
   assert [path.stat().st_mtime_ns for path in paths] == before
   measure._conclude(folder, inputs, False)
   assert "--quick" not in paths[1].read_text("utf-8")

@@ -1,4 +1,4 @@
-"""The report's section on what the models say, and which model is which."""
+"""The report's section on predictions, and which model is which."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
@@ -6,7 +6,7 @@ from typing import Any
 import xml.etree.ElementTree as ET
 
 from analogjax.rendering import charts
-from analogjax.rendering.html import table, tag
+from analogjax.rendering.html import interval_cell, table, tag
 from analogjax.rendering.numbers import interval, number
 
 TEACHER = "teacher"
@@ -21,18 +21,25 @@ METRICS = {
   "accuracy": "accuracy",
   "expected_calibration_error": "calibration error (lower is better)",
 }
+# Figures of one metric: their axes.
+_DRAWN = {
+  "kl_to_teacher_nats": "nats per token",
+  "top1_agreement": "part of the tokens",
+}
+
+Json = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-  """Which model is what, and how each is drawn, everywhere on the page."""
+  """The role of each model, and how it is drawn everywhere on the page."""
 
   analog: str
   controls: tuple[str, ...]
   random: str
 
   @classmethod
-  def of(cls, value: Mapping[str, Any]) -> "Models":
+  def of(cls, value: Json) -> "Models":
     inputs = value["inputs"]
     return cls(inputs["analog"], tuple(inputs["controls"]), inputs["random"])
 
@@ -57,7 +64,7 @@ class Models:
     role = self.role(name)
     return tag("span", tag("bdi", name), f", {role}" if role != name else None)
 
-  def ordered(self, found: Mapping[str, Any]) -> dict[str, Any]:
+  def ordered(self, found: Json) -> dict[str, Any]:
     """By name: the teacher, the analog, controls, others, the random one."""
     first = (TEACHER, self.analog, *self.controls)
     rest = [name for name in found if name not in (*first, self.random)]
@@ -66,9 +73,9 @@ class Models:
 
 
 def interval_rows(
-  found: Iterable[tuple[str, Mapping[str, Any] | None, int]],
+  found: Iterable[tuple[str, Json | None, int]],
 ) -> list[charts.Interval]:
-  """Those that are defined, of (name, estimate, style)."""
+  """Rows of (name, estimate, style), without undefined estimates."""
   return [
     charts.Interval(
       name=name,
@@ -82,40 +89,32 @@ def interval_rows(
   ]
 
 
-def output(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
+def output(part: Json, models: Models) -> Iterator[ET.Element]:
   found = models.ordered(part["models"])
   yield tag(
     "p",
     "Every model reads the same held-out text and predicts each next token."
     " In brackets: the interval.",
   )
-  shown = [m for m in METRICS if any(m in v["metrics"] for v in found.values())]
+  # Models are the columns: there are fewer of them than metrics.
   yield table(
     "Predictions on held-out text",
-    ("model", *(METRICS[m] for m in shown)),
+    ("metric", *map(models.label, found)),
     (
-      (
-        models.label(name),
-        *(
-          interval(value["metrics"][m]) if m in value["metrics"] else "n/a"
-          for m in shown
-        ),
-      )
-      for name, value in found.items()
+      (title, *(interval_cell(v["metrics"].get(m)) for v in found.values()))
+      for m, title in METRICS.items()
+      if any(m in v["metrics"] for v in found.values())
     ),
   )
-  low = [
-    _metric_figure(metric, found, models)
-    for metric in ("kl_to_teacher_nats", "top1_agreement")
-  ]
+  metrics = [_metric_figure(metric, found, models) for metric in _DRAWN]
   figures = [_by_entropy(found, models), _reliability(found, models)]
-  yield tag("div", tag("div", *low), *figures, class_="figures")
+  yield tag("div", tag("div", *metrics), *figures, class_="figures")
   yield from _outcomes(found, models)
   yield from _domains(found, models)
 
 
 def _metric_figure(
-  metric: str, found: Mapping[str, Any], models: Models
+  metric: str, found: Json, models: Models
 ) -> ET.Element | None:
   values = [
     (name, value["metrics"].get(metric), models.style(name))
@@ -126,24 +125,19 @@ def _metric_figure(
   if not rows:
     return None
   title = METRICS[metric]
-  return charts.figure(
-    title[0].upper() + title[1:],
-    lambda key: charts.intervals(
-      key,
-      title=title,
-      description="One line a model, with its interval.",
-      rows=rows,
-    ),
-    table(
-      title,
-      ("model", title),
-      ((name, interval(value)) for name, value, _ in values),
-    ),
-    key=f"output-{metric}",
+  picture = charts.intervals(
+    f"output-{metric}",
+    title=title,
+    description="One line per model, with its interval.",
+    rows=rows,
+    x_label=_DRAWN[metric],
   )
+  cells = ((name, interval_cell(value)) for name, value, _ in values)
+  title = title[0].upper() + title[1:]
+  return charts.figure(title, picture, table(title, ("model", title), cells))
 
 
-def _by_entropy(found: Mapping[str, Any], models: Models) -> ET.Element | None:
+def _by_entropy(found: Json, models: Models) -> ET.Element | None:
   """KL where the frontier model is sure, and where it is not."""
   metric = "kl_to_teacher_nats"
   series, rows = [], []
@@ -154,86 +148,82 @@ def _by_entropy(found: Mapping[str, Any], models: Models) -> ET.Element | None:
       if bin_["metrics"].get(metric, {}).get("value") is not None
     ]
     if name != TEACHER and points:
-      series.append(_series(name, models.style(name), points))
+      estimates = [estimate for _, estimate in points]
+      series.append(
+        charts.Series(
+          name=name,
+          style=models.style(name),
+          x=[x for x, _ in points],
+          y=[e["value"] for e in estimates],
+          low=[e["low"] for e in estimates],
+          high=[e["high"] for e in estimates],
+        )
+      )
       rows += [(name, number(x), interval(e)) for x, e in points]
-  if not series:
-    return None
-  title = "KL by how unsure the frontier model is"
-  return charts.figure(
-    title,
-    lambda key: charts.curves(
-      key,
-      title=title,
-      description="One curve a model, with its interval as a band.",
-      series=series,
-      x_label="frontier model's entropy from, nats",
-      y_label="KL, nats",
-      reference="zero",
-    ),
-    table(title, ("model", "entropy from, nats", "KL, nats"), rows),
-    legend=[(s.name, s.style) for s in series],
-    key="output-entropy",
+  return _curves_figure(
+    "output-entropy",
+    "KL by how unsure the frontier model is",
+    "One curve per model, with its interval as a band.",
+    series,
+    axes=("frontier model's entropy from, nats", "KL, nats"),
+    rows=rows,
+    reference="zero",
   )
 
 
-def _series(
-  name: str, style: int, points: Sequence[tuple[float, Mapping[str, Any]]]
-) -> charts.Series:
-  return charts.Series(
-    name=name,
-    style=style,
-    x=[x for x, _ in points],
-    y=[e["value"] for _, e in points],
-    low=[e["low"] for _, e in points],
-    high=[e["high"] for _, e in points],
-  )
-
-
-def _reliability(found: Mapping[str, Any], models: Models) -> ET.Element | None:
+def _reliability(found: Json, models: Models) -> ET.Element | None:
   series, rows = [], []
   for name, value in found.items():
     bins = [
       b for b in value.get("reliability", ()) if b["confidence"] is not None
     ]
+    x, y = ([b[k] for b in bins] for k in ("confidence", "accuracy"))
     if bins:
-      series.append(
-        charts.Series(
-          name=name,
-          style=models.style(name),
-          x=[b["confidence"] for b in bins],
-          y=[b["accuracy"] for b in bins],
-        )
-      )
+      style = models.style(name)
+      series.append(charts.Series(name=name, style=style, x=x, y=y))
     rows += [
-      (
-        name,
-        number(b["confidence"]),
-        number(b["accuracy"]),
-        number(b["tokens"]),
-      )
+      (name, *(number(b[k]) for k in ("confidence", "accuracy", "tokens")))
       for b in bins
     ]
-  if not series:
-    return None
-  title = "Reliability: how often a model is right, by its confidence"
-  return charts.figure(
-    title,
-    lambda key: charts.curves(
-      key,
-      title=title,
-      description="One curve a model; on the diagonal confidence is honest.",
-      series=series,
-      x_label="confidence",
-      y_label="accuracy",
-      reference="diagonal",
-    ),
-    table(title, ("model", "confidence", "accuracy", "tokens"), rows),
-    legend=[(s.name, s.style) for s in series],
-    key="output-reliability",
+  return _curves_figure(
+    "output-reliability",
+    "Reliability: how often a model is right, by its confidence",
+    "One curve per model; on the diagonal, confidence equals accuracy.",
+    series,
+    axes=("confidence", "accuracy", "tokens"),
+    rows=rows,
+    reference="diagonal",
   )
 
 
-def _outcomes(found: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
+def _curves_figure(
+  key: str,
+  title: str,
+  description: str,
+  series: Sequence[charts.Series],
+  *,
+  axes: Sequence[str],
+  rows: Iterable[Sequence[str]],
+  reference: str,
+) -> ET.Element | None:
+  """Curves of models; `axes` are also the titles of the table's columns."""
+  if not series:
+    return None
+  picture = charts.curves(
+    key,
+    title=title,
+    description=description,
+    series=series,
+    x_label=axes[0],
+    y_label=axes[1],
+    reference=reference,
+  )
+  legend = [(s.name, s.style) for s in series]
+  cells = table(title, ("model", *axes), rows)
+  return charts.figure(title, picture, cells, legend=legend)
+
+
+def _outcomes(found: Json, models: Models) -> Iterator[ET.Element]:
   names = {
     "auc": "AUC of telling its failures (0.5 is a coin)",
     "kappa": "kappa of right and wrong (0 is chance)",
@@ -242,7 +232,7 @@ def _outcomes(found: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
   rows = [
     (
       models.label(name),
-      *(interval(value["outcomes"].get(key)) for key in names),
+      *(interval_cell(value["outcomes"].get(key)) for key in names),
     )
     for name, value in found.items()
     if value.get("outcomes")
@@ -254,11 +244,11 @@ def _outcomes(found: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
     )
 
 
-def _domains(found: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
+def _domains(found: Json, models: Models) -> Iterator[ET.Element]:
   shown = ("kl_to_teacher_nats", "top1_agreement", "cross_entropy_nats")
   rows = [
     (tag("bdi", domain), models.label(name))
-    + tuple(interval(metrics.get(m)) for m in shown)
+    + tuple(interval_cell(metrics.get(m)) for m in shown)
     for name, value in found.items()
     for domain, metrics in value.get("by_domain", {}).items()
   ]

@@ -1,13 +1,13 @@
 """The report's sections on interventions: steering and stitching."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 import xml.etree.ElementTree as ET
 
-from analogjax.fidelity import verdicts
+from analogjax.fidelity import claims
 from analogjax.fidelity.report.parts import Models, interval_rows
 from analogjax.rendering import charts, html
-from analogjax.rendering.html import table, tag
+from analogjax.rendering.html import interval_cell, table, tag
 from analogjax.rendering.numbers import interval, number
 
 # kind -> (what a curve is called, style).
@@ -25,8 +25,11 @@ _MATCHED = {
 }
 _FITS = {"least_squares": "least squares", "trained": "trained on text"}
 
+Json = Mapping[str, Any]
+Curve = tuple[str, int, Json]  # Name, style, and one of the report's arms.
 
-def steering(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
+
+def steering(part: Json, models: Models) -> Iterator[ET.Element]:
   yield tag(
     "p",
     "A direction for a behaviour is found on each student, mapped to the"
@@ -53,7 +56,7 @@ def steering(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
 
 
 def _behaviour(
-  key: str, behaviour: str, value: Mapping[str, Any], models: Models
+  key: str, behaviour: str, value: Json, models: Models
 ) -> Iterator[ET.Element]:
   yield tag("h3", "Behaviour: ", tag("bdi", behaviour))
   yield tag(
@@ -69,30 +72,31 @@ def _behaviour(
     )
   mappers = [
     m
-    for m in verdicts.STEERING_MAPPERS
+    for m in claims.STEERING_MAPPERS
     if any(a["kind"] == "mapped" and a["mapper"] == m for a in value["arms"])
   ]
   for mapper in mappers:
-    figures = tag("div", *_doses(key, mapper, value, models), class_="figures")
+    figures = _by_strength(f"{key}-{mapper}", mapper, value["arms"], models)
+    content = tag("div", *figures, class_="figures")
     if mapper == mappers[0]:
-      yield figures
+      yield content
     else:
-      yield html.details(f"The same with the {mapper} map", figures)
+      yield html.details(f"The same with the {mapper} map", content)
   own = [
-    (models.label(model), number(of["depth"]), interval(of["effect"]))
+    (models.label(model), number(of["depth"]), interval_cell(of["effect"]))
     for model, of in models.ordered(value.get("own", {})).items()
   ]
   if own:
     title = "What each model's own direction does to itself"
     head = ("model", "its depth", "effect, nats")
     yield html.details(title, table(f"{title}, {behaviour}", head, own))
-  ratios: dict[tuple[str, str], dict[str, str]] = {}
+  ratios: dict[tuple[str, str], dict[str, Json | None]] = {}
   for t in value["transfer"]:
-    ratio = "n/a" if value["undefined"] else interval(t["ratio"])
     row = (t["model"], _MAPS.get(t["mapper"]) or t["mapper"])
+    ratio = None if value["undefined"] else t["ratio"]
     ratios.setdefault(row, {})[t["matched"]] = ratio
   rows = (
-    (models.label(model), mapper, *(of.get(m, "n/a") for m in _MATCHED))
+    (models.label(model), mapper, *(interval_cell(of.get(m)) for m in _MATCHED))
     for (model, mapper), of in ratios.items()
   )
   if ratios:
@@ -100,84 +104,78 @@ def _behaviour(
     yield table(f"Transfer ratios, {behaviour}", head, rows)
 
 
-def _doses(
-  key: str, mapper: str, value: Mapping[str, Any], models: Models
+def _by_strength(
+  key: str, mapper: str, arms: Sequence[Json], models: Models
 ) -> Iterator[ET.Element]:
-  """Behaviour and harm against strength, of all arms with one map."""
+  """Behaviour and harm against strength, for all arms with one map."""
   wanted = (models.analog, *models.controls[:1])
-  arms = [
-    (_arm_name(arm), _arm_style(arm, models), arm)
-    for arm in value["arms"]
-    if arm["kind"] != "mapped"
-    or (arm["mapper"] == mapper and arm["model"] in wanted)
-  ]
-  legend = [(name, style) for name, style, _ in arms]
-  kinds = (
-    ("score", "Behaviour by strength", "score, nats", "zero"),
-    ("perplexity_ratio", "Harm: perplexity by strength", "times", "one"),
+  curves = []
+  for arm in arms:
+    name, style = _KINDS[arm["kind"]]
+    if arm["kind"] == "mapped":
+      if arm["mapper"] != mapper or arm["model"] not in wanted:
+        continue
+      style = models.style(arm["model"])
+    curves.append((name.format(model=arm["model"]), style, arm))
+  yield _strength_figure(
+    f"{key}-score",
+    f"Behaviour by strength, {mapper} map",
+    curves,
+    fields=("score", "score_low", "score_high"),
+    titles=("score, nats", "from", "to"),
+    reference="zero",
   )
-  for field, title, unit, reference in kinds:
-    series = [
+  yield _strength_figure(
+    f"{key}-perplexity",
+    f"Harm: perplexity by strength, {mapper} map",
+    curves,
+    fields=("perplexity_ratio",),
+    titles=("perplexity, times that without a push",),
+    reference="one",
+  )
+
+
+def _strength_figure(
+  key: str,
+  title: str,
+  curves: Sequence[Curve],
+  *,
+  fields: Sequence[str],
+  titles: Sequence[str],
+  reference: str,
+) -> ET.Element:
+  """A curve for each arm: the first field, and a band if there are three."""
+  value, *band = fields
+  picture = charts.curves(
+    key,
+    title=title,
+    description="One curve per direction; bands are intervals.",
+    series=[
       charts.Series(
         name=name,
         style=style,
         x=arm["strengths"],
-        y=arm[field],
-        low=arm["score_low"] if field == "score" else (),
-        high=arm["score_high"] if field == "score" else (),
+        y=arm[value],
+        low=arm[band[0]] if band else (),
+        high=arm[band[1]] if band else (),
       )
-      for name, style, arm in arms
-    ]
-    title = f"{title}, {mapper} map"
-    columns = ("direction", "strength", unit)
-    if field == "score":
-      columns += ("from", "to")
-    rows = [
-      (
-        name,
-        *(
-          number(arm[k][i])
-          for k in (
-            *("strengths", field),
-            *(("score_low", "score_high") if field == "score" else ()),
-          )
-        ),
-      )
-      for name, _, arm in arms
-      for i in range(len(arm["strengths"]))
-    ]
-
-    def draw(key, series=series, title=title, unit=unit, reference=reference):
-      return charts.curves(
-        key,
-        title=title,
-        description="One curve a direction; bands are intervals.",
-        series=series,
-        x_label="strength, norms of the native direction",
-        y_label=unit,
-        reference=reference,
-      )
-
-    yield charts.figure(
-      title,
-      draw,
-      table(title, columns, rows),
-      legend=legend,
-      key=f"{key}-{mapper}-{field}",
-    )
+      for name, style, arm in curves
+    ],
+    x_label="strength, norms of the native direction",
+    y_label=titles[0],
+    reference=reference,
+  )
+  rows = [
+    (name, *map(number, line))
+    for name, _, arm in curves
+    for line in zip(*(arm[k] for k in ("strengths", *fields)), strict=True)
+  ]
+  cells = table(title, ("direction", "strength", *titles), rows)
+  legend = [(name, style) for name, style, _ in curves]
+  return charts.figure(title, picture, cells, legend=legend)
 
 
-def _arm_name(arm: Mapping[str, Any]) -> str:
-  return _KINDS[arm["kind"]][0].format(model=arm["model"])
-
-
-def _arm_style(arm: Mapping[str, Any], models: Models) -> int:
-  if arm["kind"] == "mapped":
-    return models.style(arm["model"])
-  return _KINDS[arm["kind"]][1]
-
-
-def stitching(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
+def stitching(part: Json, models: Models) -> Iterator[ET.Element]:
   entropy = part["cross_entropy_nats"]
   yield tag(
     "p",
@@ -186,13 +184,13 @@ def stitching(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
     " the mean activation does. By itself its cross-entropy is"
     f" {number(entropy['teacher'])} nats.",
   )
-  found = models.ordered(part["models"])
-  fits = [
-    fit
-    for fit in _FITS
-    if any(s["fit"] == fit for stitches in found.values() for s in stitches)
+  stitches = [
+    (name, stitch)
+    for name, some in models.ordered(part["models"]).items()
+    for stitch in some
   ]
-  figures = (_recovered(fit, found, models) for fit in fits)
+  fits = [fit for fit in _FITS if any(s["fit"] == fit for _, s in stitches)]
+  figures = (_recovered(fit, stitches, models) for fit in fits)
   yield tag("div", *figures, class_="figures")
   rows = (
     (
@@ -200,10 +198,9 @@ def stitching(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
       number(stitch["student_depth"]),
       number(stitch["teacher_depth"]),
       _FITS[stitch["fit"]],
-      interval(stitch["recovered"]),
+      interval_cell(stitch["recovered"]),
     )
-    for name, stitches in found.items()
-    for stitch in stitches
+    for name, stitch in stitches
   )
   head = ("model", "its depth", "frontier depth", "fit", "recovered")
   yield table("What stitches recover", head, rows)
@@ -219,24 +216,18 @@ def stitching(part: Mapping[str, Any], models: Models) -> Iterator[ET.Element]:
 
 
 def _recovered(
-  fit: str, found: Mapping[str, Any], models: Models
+  fit: str, stitches: Sequence[tuple[str, Json]], models: Models
 ) -> ET.Element:
-  """A line a model and pair of depths."""
+  """A line for each model and pair of depths."""
   title = f"Recovered, {_FITS[fit]}"
-  lines = [
-    (name, stitch)
-    for name, stitches in found.items()
-    for stitch in stitches
-    if stitch["fit"] == fit
-  ]
+  lines = [(name, stitch) for name, stitch in stitches if stitch["fit"] == fit]
   lines.sort(key=lambda line: line[1]["student_depth"])
-
-  def label(name, stitch):
-    depths = (stitch["student_depth"], stitch["teacher_depth"])
-    return f"{html.short(name, 8)} {depths[0]:.2g}"
-
   rows = interval_rows(
-    (label(name, stitch), stitch["recovered"], models.style(name))
+    (
+      f"{html.short(name, 8)} {stitch['student_depth']:.2g}",
+      stitch["recovered"],
+      models.style(name),
+    )
     for name, stitch in lines
   )
   cells = (
@@ -244,24 +235,20 @@ def _recovered(
       name,
       number(stitch["student_depth"]),
       number(stitch["teacher_depth"]),
-      interval(stitch["recovered"]),
+      interval_cell(stitch["recovered"]),
     )
     for name, stitch in lines
   )
-  words = table(
-    title, ("model", "its depth", "frontier depth", "recovered"), cells
-  )
+  head = ("model", "its depth", "frontier depth", "recovered")
+  words = table(title, head, cells)
   if not rows:
     return tag("div", words)
-  return charts.figure(
-    title,
-    lambda key: charts.intervals(
-      key,
-      title=title,
-      description="One line a model and depth, with its interval.",
-      rows=rows,
-      reference=0.0,
-    ),
-    words,
-    key=f"stitching-{fit}",
+  picture = charts.intervals(
+    f"stitching-{fit}",
+    title=title,
+    description="One line per model and depth, with its interval.",
+    rows=rows,
+    x_label="part of the cross-entropy; 0 is the mean activation",
+    references=((claims.TOO_LITTLE, "too little"), (claims.ENOUGH, "enough")),
   )
+  return charts.figure(title, picture, words)

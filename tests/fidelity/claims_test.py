@@ -1,4 +1,4 @@
-"""Tests for analogjax/fidelity/verdicts.py, claims.py and document.py."""
+"""Tests for analogjax/fidelity/claims.py and document.py."""
 
 import copy
 import json
@@ -9,8 +9,8 @@ import re
 import pytest
 import synthetic_report
 
-from analogjax.fidelity import claims, document, verdicts
-from analogjax.fidelity.verdicts import DOES_NOT, OPEN, TRANSFERS, Span
+from analogjax.fidelity import claims, document
+from analogjax.fidelity.claims import DOES_NOT, OPEN, TRANSFERS, Span
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODELS = dict(analog="a", controls=("c", "d"), random="random", quick=False)
@@ -135,6 +135,7 @@ RATIOS = [
   ((0.9, 0.5, 1.0), (0.3, 0.2, 0.4), (0, 0, 0.1), (0, 0, 0.1), OPEN),
   ((0.9, 0.501, 1.0), (0.3, 0.2, 0.4), (0, 0, 0.1), (0, 0, 0.1), TRANSFERS),
   ((0.1, 0.0, 0.24), (0.0, 0.0, 0.1), (0, 0, 0.1), (0, 0, 0.1), DOES_NOT),
+  ((-0.5, -0.6, -0.4), (0.0, 0.0, 0.1), (0, 0, 0.1), (0, 0, 0.1), DOES_NOT),
   ((0.1, 0.0, 0.25), (0.0, 0.0, 0.1), (0, 0, 0.1), (0, 0, 0.1), OPEN),
   ((), (0.0, 0.0, 0.1), (0, 0, 0.1), (0, 0, 0.1), OPEN),
 ]
@@ -163,6 +164,9 @@ def test_steering(a, c, random, shuffled, expected):
   assert claim["id"] == "steering.b"
   assert claim["verdict"] == expected
   assert claim["threshold"] == 0.5
+  is_opposite = bool(a) and a[2] < 0
+  assert is_opposite == ("the opposite way" in claim["text"])
+  assert is_opposite == ("moves it the opposite way" in claim["because"])
   assert "affine map, at matched perplexity" in claim["because"]
 
 
@@ -205,7 +209,7 @@ def test_stitching(a, c, random, expected):
 
 
 def test_difference():
-  found = verdicts.difference(Span(3.0, 2.7, 3.4), Span(1.0, 0.7, 1.4))
+  found = claims.difference(Span(3.0, 2.7, 3.4), Span(1.0, 0.7, 1.4))
   low, high = 2 - math.hypot(0.3, 0.4), 2 + math.hypot(0.4, 0.3)
   assert found == pytest.approx((2.0, low, high))
 
@@ -227,20 +231,20 @@ def test_the_document_says_the_rules():
   value = synthetic_report.make({})
   rules = {rule["part"]: rule for rule in value["rules"]}
   assert set(rules) == set(synthetic_report.MAKERS)
-  assert f"above {verdicts.ENOUGH}" in rules["steering"]["transfers"]
-  assert f"below {verdicts.TOO_LITTLE}" in rules["stitching"]["does_not"]
+  assert f"above {claims.ENOUGH}" in rules["steering"]["transfers"]
+  assert f"below {claims.TOO_LITTLE}" in rules["stitching"]["does_not"]
 
 
 def test_the_page_of_the_docs_has_the_same_rules():
   page = (ROOT / "docs" / "fidelity.md").read_text("utf-8")
   words = " ".join(page.split())
-  for rule in verdicts.rules():
+  for rule in claims.rules():
     assert f"`{rule['part']}` transfers if {rule['transfers']}. -" in words
     assert f"`{rule['part']}` does not if {rule['does_not']}." in words
   rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", page, re.MULTILINE)
   assert len(rows) == 8
   for name, text in rows:
-    constant = getattr(verdicts, name)
+    constant = getattr(claims, name)
     shown = ", ".join(constant) if isinstance(constant, tuple) else constant
     assert text == str(shown)
 

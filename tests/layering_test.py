@@ -40,7 +40,7 @@ HARMLESS = set(
   jax.custom_jvp jax.custom_vjp jax.jit jax.tree_util.register_dataclass
   logging.getLogger math.log math.sqrt np.dtype
   P PartitionSpec Path pathlib.Path
-  Rule str.maketrans
+  Rules str.maketrans
   re.compile struct.calcsize struct.Struct types.MappingProxyType
   typing.NamedTuple typing.NewType NewType typing.TypeVar TypeVar
   """.split()

@@ -106,6 +106,7 @@ FLAGS: Mapping[str, Flag] = {
   ),
   "--deep": Flag(stages=("verify",), argument="deep"),
   "--html": Flag(stages=("verify",), argument="html", value="PATH", read=Path),
+  "--verbose": Flag(stages=("verify",), argument="verbose"),
   "--check": Flag(stages=("reproduce",), argument="check"),
 }
 _NEEDED = {"intervene": ("--vector",), "release": ("--key",)}

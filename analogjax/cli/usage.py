@@ -53,6 +53,7 @@ def full_text() -> str:
       "  --regulator=DIR   with verify: what was given beside the bundle",
       "  --deep            with verify: measures again",
       "  --html=FILE       with verify: a page too; --json for programs",
+      "  --verbose         with verify: the evidence for every claim",
       "  --check           with reproduce: runs it, twice",
       "  --help, --version",
       "",

@@ -1,4 +1,4 @@
-"""Claims that take running the model: what it says on the rows of the bundle.
+"""Claims about the held-out rows, and what the model says on them.
 
 Shape letters: K metrics, E bins of entropy, C bins of confidence, R rows.
 """
@@ -19,20 +19,17 @@ from analogjax.verify.rules import (
   NOT_CHECKABLE,
   VERIFIED,
   Evidence,
-  Outcome,
-  Rule,
+  Rules,
   listed,
 )
 
-# How far a number may be from the reported one. It was measured in float32 on
-# other devices, whose sums round differently; or before the weights were
+# How far a number may be from the reported one, which was measured on other
+# devices, whose float32 sums round differently, or before the weights were
 # rounded to bfloat16, which moves every logit a little.
 TOLERANCES = {"F32": 0.002, "BF16": 0.02}
-METRICS = (
-  *("cross_entropy_nats", "accuracy"),
-  "expected_calibration_error",
-)
-_BATCH_ROWS, _BATCH_TOKENS = 8, 8192  # Of long rows there are fewer in one.
+METRICS = ("cross_entropy_nats", "accuracy", "expected_calibration_error")
+_BATCH_ROWS, _BATCH_TOKENS = 8, 8192  # Fewer rows a batch if they are long.
+RULES = Rules()
 
 
 def measure(
@@ -40,14 +37,14 @@ def measure(
 ) -> dict[str, float]:
   """METRICS of the bundle's weights on rows, by our own decoder.
 
-  The weights are split over all devices where their width can be, as
-  `measure` does it; nothing of another program runs.
+  The weights are split over all devices if their width allows it. No program
+  but ours runs.
   """
   devices = jax.devices()
   number = len(devices) if cfg.D % len(devices) == 0 else 1
   mesh = sharding.make_mesh({"fsdp": number}, devices[:number])
   params = hf_import.read_parameters(evidence.tree.root / "model", cfg, mesh)
-  # The step measures students against a teacher; here the two are one.
+  # The step measures students against a teacher; here the model is both.
   step = token_sums.make_step(
     (("teacher", cfg),), mesh, chunk=output.CHUNK, documents=1
   )
@@ -74,7 +71,7 @@ def measure(
 
 
 def _reported(evidence: Evidence) -> dict[str, float]:
-  """METRICS of the analog by fidelity.json, whose form was examined."""
+  """Those METRICS of the analog that the fidelity report has a value for."""
   value = evidence.value(layout.FIDELITY)
   models = value.get("output", {}).get("models", {})
   analog = models.get(value["inputs"]["analog"], {}).get("metrics", {})
@@ -82,93 +79,78 @@ def _reported(evidence: Evidence) -> dict[str, float]:
   return {name: x for name, x in found.items() if x is not None}
 
 
-def _measured(evidence: Evidence) -> Outcome:
+def _rows_of(evidence: Evidence, cfg: decoder.DecoderConfig) -> rows_lib.Rows:
+  return held_out.read(evidence.tree, evidence.header(layout.ROWS), V=cfg.V)
+
+
+@RULES.add(
+  "rows",
+  "The held-out rows are those of the fidelity report.",
+  needs=("fidelity", "weights"),
+)
+def _rows(evidence: Evidence):
+  where, report = layout.ROWS, layout.FIDELITY
+  shares = evidence.record["data"]["shares_rows"]
+  there = where in evidence.tree.files
+  expect(
+    shares == there,
+    f"data.shares_rows is {shares}, but {where} is {'' if there else 'not '}"
+    "there",
+  )
+  if not there:
+    return NOT_CHECKABLE, "The bundle has no rows."
+  rows = _rows_of(evidence, model.model_config(evidence))
+  number, length = rows.tokens_BL.shape
+  text = f"{number} rows of {length} tokens"
+  said = evidence.value(report)["inputs"].get("rows", {})
+  if not isinstance(said, dict) or "test" not in said:
+    return DECLARED, f"{text}; {report} does not name its rows by digest."
+  expect(
+    said["test"] == {"number": number, "digest": held_out.digest(rows)},
+    f"{where}: not the rows that {report} was measured on",
+  )
+  return VERIFIED, f"{text}, with the digest that {report} gives."
+
+
+@RULES.add(
+  "measured",
+  "The model reproduces the reported numbers on these rows.",
+  needs=("fidelity", "weights", "manifest"),
+)
+def _measured(evidence: Evidence):
+  where, report = layout.ROWS, layout.FIDELITY
   reported = _reported(evidence)
   if not reported:
-    return Outcome(NOT_CHECKABLE, f"{layout.FIDELITY} reports none of it.")
-  if layout.ROWS not in evidence.tree.files:
-    return Outcome(
-      NOT_CHECKABLE,
-      f"The bundle has no {layout.ROWS}; the rows are the lab's, and are not"
-      " shared.",
-    )
+    return NOT_CHECKABLE, f"{report} reports none of {', '.join(METRICS)}."
+  if where not in evidence.tree.files:
+    return NOT_CHECKABLE, f"The bundle has no {where}; the lab keeps its rows."
   if not evidence.deep:
-    return Outcome(
-      NOT_CHECKABLE, "The model has to run for that; --deep lets it."
-    )
+    return NOT_CHECKABLE, "This takes running the model; use --deep."
   cfg = model.model_config(evidence)
-  rows = held_out.read(evidence.tree, evidence.header(layout.ROWS), V=cfg.V)
-  length = rows.tokens_BL.shape[1]
+  rows = _rows_of(evidence, cfg)
+  number, length = rows.tokens_BL.shape
   expect(
     length <= cfg.max_positions,
-    f"{layout.ROWS}: {length:,} tokens in a row; the model has a context of"
+    f"{where}: {length:,} tokens in a row; the model has a context of"
     f" {cfg.max_positions:,}",
   )
-  expect(bool(rows.weights_BL[:, 1:].sum()), f"{layout.ROWS}: nothing counts")
+  expect(bool(rows.weights_BL[:, 1:].sum()), f"{where}: every weight is 0")
   try:
     found = measure(evidence, cfg, rows)
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
     why = "memory" if "RESOURCE_EXHAUSTED" in str(error) else "device"
-    return Outcome(
-      NOT_CHECKABLE, f"The model does not run on this machine's {why}."
-    )
+    return NOT_CHECKABLE, f"This machine's {why} cannot run the model."
   kind = next(iter(model.tensors(evidence).values())).dtype
   tolerance = TOLERANCES.get(kind, max(TOLERANCES.values()))
+  off = {name: abs(found[name] - reported[name]) for name in reported}
   wrong = [
-    f"{name} is {found[name]:.5f}, and {reported[name]:.5f} by"
-    f" {layout.FIDELITY}"
+    f"{name} is {found[name]:.5f}; {report} has {reported[name]:.5f}"
     for name in reported
     # Not `> tolerance`, which NaN would pass.
-    if not abs(found[name] - reported[name]) <= tolerance
+    if not off[name] <= tolerance
   ]
   expect(not wrong, listed(wrong))
-  worst = max(abs(found[name] - reported[name]) for name in reported)
-  return Outcome(
-    VERIFIED,
-    f"{', '.join(reported)} on {len(rows.tokens_BL)} rows differ by"
-    f" {worst:.1e} at most, {tolerance:g} is allowed.",
-  )
-
-
-def _rows(evidence: Evidence) -> Outcome:
-  shares = evidence.record["data"]["shares_rows"]
-  expect(
-    shares == (layout.ROWS in evidence.tree.files),
-    f"data.shares_rows is {shares}, which is not so of {layout.ROWS}",
-  )
-  if layout.ROWS not in evidence.tree.files:
-    return Outcome(NOT_CHECKABLE, "The bundle has no rows.")
-  rows = held_out.read(
-    evidence.tree,
-    evidence.header(layout.ROWS),
-    V=model.model_config(evidence).V,
-  )
-  said = evidence.value(layout.FIDELITY)["inputs"].get("rows", {})
-  number = len(rows.tokens_BL)
-  text = f"{number} rows of {rows.tokens_BL.shape[1]} tokens"
-  if not isinstance(said, dict) or "test" not in said:
-    return Outcome(
-      DECLARED, f"{text}; {layout.FIDELITY} does not name its rows by digest."
-    )
-  expect(
-    said["test"] == {"number": number, "digest": held_out.digest(rows)},
-    f"{layout.ROWS}: not the rows that {layout.FIDELITY} was measured on",
-  )
-  return Outcome(VERIFIED, f"{text}, with the digest of {layout.FIDELITY}.")
-
-
-def rules() -> tuple[Rule, ...]:
-  return (
-    Rule(
-      "rows",
-      "The held-out rows are those that it was measured on.",
-      _rows,
-      needs=("fidelity", "weights"),
-    ),
-    Rule(
-      "measured",
-      "The analog says on these rows what was reported of it.",
-      _measured,
-      needs=("fidelity", "weights", "manifest"),
-    ),
+  return VERIFIED, (
+    f"{', '.join(reported)} on {number} rows differ by at most"
+    f" {max(off.values()):.1e}; {tolerance:g} is allowed."
   )

@@ -1,4 +1,4 @@
-"""Claims of the documents: they say what the record says, and are valid."""
+"""Claims about the documents: they match the record and are valid."""
 
 import analogjax
 from analogjax.bundle import layout
@@ -9,47 +9,52 @@ from analogjax.verify.rules import (
   NOT_CHECKABLE,
   VERIFIED,
   Evidence,
-  Outcome,
-  Rule,
+  Rules,
   listed,
   shown,
   told,
 )
 
 MLBOM, PAGE = "mlbom.cdx.json", "fidelity.html"
-# All before the policy that rules scripts out; what follows is under it.
+# The page up to the policy that forbids scripts; the rest is subject to it.
 _HEAD = (
   b'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
   b'<meta http-equiv="Content-Security-Policy"'
   b""" content="default-src 'none'; style-src 'unsafe-inline'">"""
 )
+RULES = Rules()
 
 
 def other_version(evidence: Evidence) -> str:
-  """The version that wrote the bundle, if it is not this one; else ""."""
+  """The analogjax version that wrote the bundle; "" if it is this one."""
   found = evidence.record["repro"]["software"].get("analogjax", "unknown")
   return "" if found == analogjax.__version__ else found
 
 
 def rendered(record, fidelity, safety) -> dict[str, str]:
-  """The documents of a record; Refused where it cannot be told in them."""
+  """The documents of a record; Refused where they cannot be written."""
   try:
     return render.render(record, fidelity=fidelity, safety=safety)
-  except Exception as error:  # Of its form, and yet no record of ours.
+  except Exception as error:  # Valid in form, but not a record that we wrote.
     raise Refused(
       f"the documents cannot be written ({type(error).__name__})"
     ) from None
 
 
-def _documents(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "documents",
+  "The documents say exactly what the record says.",
+  needs=("record", "fidelity", "safety"),
+)
+def _documents(evidence: Evidence):
   if version := other_version(evidence):
-    # Whatever it words: a browser that has read this runs and fetches nothing.
+    # With this head a browser runs and fetches nothing of the page.
     head = evidence.tree.read(PAGE)[: len(_HEAD)]
     expect(head == _HEAD, f"{PAGE}: its head does not forbid scripts")
-    return Outcome(
-      NOT_CHECKABLE,
-      f"Written by analogjax {shown(version, 40)}, which may word things"
-      f" otherwise than this {analogjax.__version__}; verify with that one.",
+    return NOT_CHECKABLE, (
+      f"Written by analogjax {shown(version, 40)}; this is"
+      f" {analogjax.__version__}, which may word them differently. Verify with"
+      " the version that wrote them."
     )
   made = rendered(
     evidence.record,
@@ -62,43 +67,32 @@ def _documents(evidence: Evidence) -> Outcome:
     if evidence.tree.read(path) != text.encode("utf-8")
   ]
   expect(not other, f"not what the record makes of it: {listed(other)}")
-  return Outcome(
-    VERIFIED,
-    f"{len(made)} documents were written again from the record, and are the"
-    " same to the byte.",
+  return VERIFIED, (
+    f"{len(made)} documents were written again from the record; every byte is"
+    " the same."
   )
 
 
-def _mlbom(evidence: Evidence) -> Outcome:
+@RULES.add("mlbom", "The bill of materials is valid.")
+def _mlbom(evidence: Evidence):
   from cyclonedx.exception import MissingOptionalDependencyException
   from cyclonedx.schema import SchemaVersion
   from cyclonedx.validation.json import JsonStrictValidator
 
-  value = evidence.value(MLBOM)
+  version = evidence.value(MLBOM).get("specVersion")
   versions = {"1.5": SchemaVersion.V1_5, "1.6": SchemaVersion.V1_6}
-  version = value.get("specVersion")
-  expect(
-    version in versions,
-    f"{MLBOM}: specVersion {shown(version)}, expected one of"
-    f" {', '.join(versions)}",
-  )
-  assert isinstance(version, str)
+  if not isinstance(version, str) or version not in versions:
+    raise Refused(
+      f"{MLBOM}: specVersion {shown(version)}, expected one of"
+      f" {', '.join(versions)}"
+    )
   try:
     validator = JsonStrictValidator(versions[version])
     error = validator.validate_str(evidence.tree.read_text(MLBOM))
   except MissingOptionalDependencyException:
-    return Outcome(NOT_CHECKABLE, "It needs `pip install analogjax[release]`.")
+    return NOT_CHECKABLE, (
+      "Checking needs analogjax's extra `release`: `pip install"
+      " cyclonedx-python-lib[json-validation]`."
+    )
   expect(error is None, f"{MLBOM}: {told(str(error))}")
-  return Outcome(VERIFIED, f"It is valid CycloneDX {version}.")
-
-
-def rules() -> tuple[Rule, ...]:
-  return (
-    Rule(
-      "documents",
-      "The documents say what the record says, and nothing else.",
-      _documents,
-      needs=("record", "fidelity", "safety"),
-    ),
-    Rule("mlbom", "The bill of materials is well-formed.", _mlbom),
-  )
+  return VERIFIED, f"Valid CycloneDX {version}."

@@ -1,4 +1,4 @@
-"""Claims of the reports on fidelity and safety."""
+"""Claims about the fidelity and safety reports."""
 
 from analogjax.bundle import layout
 from analogjax.bundle.layout import expect
@@ -6,181 +6,144 @@ from analogjax.bundle.strict_json import Refused
 from analogjax.fidelity import claims, document
 from analogjax.safety import document as safety_document
 from analogjax.verify import documents
+from analogjax.verify.record import expect_digest
 from analogjax.verify.rules import (
   DECLARED,
   NOT_CHECKABLE,
   VERIFIED,
   Evidence,
-  Outcome,
-  Rule,
+  Rules,
   listed,
   told,
 )
 
 _PARTS = ("output", "similarity", "steering", "stitching")
+# Metrics that the model has by itself; the others compare it with the teacher.
+_ALONE = ("cross_entropy_nats", "accuracy", "expected_calibration_error")
+RULES = Rules()
 
 
-def _digest(evidence: Evidence, path: str, section: str) -> None:
-  said = evidence.record[section]["sha256"]
-  expect(
-    evidence.tree.sha256(path) == said,
-    f"{path} has another SHA-256 than the record says",
-  )
-
-
-def _fidelity(evidence: Evidence) -> Outcome:
-  value = evidence.value(layout.FIDELITY)
-  if wrong := document.problem(value):
-    raise Refused(f"{layout.FIDELITY}: {told(wrong)}")
-  _digest(evidence, layout.FIDELITY, "fidelity")
-  said, inputs = evidence.record["fidelity"], value["inputs"]
+@RULES.add(
+  "fidelity",
+  "The fidelity report is complete and agrees with the record.",
+  needs=("record",),
+)
+def _fidelity(evidence: Evidence):
+  where = layout.FIDELITY
+  value, said = evidence.value(where), evidence.record["fidelity"]
+  wrong = document.problem(value)
+  expect(not wrong, f"{where}: {told(wrong)}")
+  expect_digest(evidence, where, said["sha256"])
+  inputs = value["inputs"]
   expect(
     (said["analog"], said["quick"]) == (inputs["analog"], inputs["quick"]),
-    f"the record's analog and quick are not those of {layout.FIDELITY}",
+    f"the record's analog and quick are not those of {where}",
   )
   fields = ("id", "text", "verdict", "because")
   found = [{k: claim[k] for k in fields} for claim in value["claims"]]
-  expect(
-    said["claims"] == found,
-    f"the record has other claims than {layout.FIDELITY}",
-  )
+  expect(said["claims"] == found, f"the record has other claims than {where}")
   models = value.get("output", {}).get("models", {})
   metrics = models.get(said["analog"], {}).get("metrics", {})
   other = sorted(
     name for name, x in said["metrics"].items() if metrics.get(name) != x
   )
   expect(
-    not other,
-    f"the record has other numbers than {layout.FIDELITY}: {listed(other)}",
+    not other, f"the record has other numbers than {where}: {listed(other)}"
   )
-  return Outcome(
-    VERIFIED,
-    f"{len(found)} claims and {len(said['metrics'])} numbers of the record are"
-    " those of the report.",
+  return VERIFIED, (
+    f"The record's {len(found)} claims and {len(said['metrics'])} numbers are"
+    " those of the report."
   )
 
 
-def _verdicts(evidence: Evidence) -> Outcome:
-  value = evidence.value(layout.FIDELITY)
-  inputs = value["inputs"]
+@RULES.add(
+  "fidelity_verdicts",
+  "The fidelity verdicts follow from the report's numbers.",
+  needs=("fidelity",),
+)
+def _verdicts(evidence: Evidence):
+  where = layout.FIDELITY
+  value = evidence.value(where)
   if value["rules"] != claims.rules():
     expect(
       bool(documents.other_version(evidence)),
-      f"{layout.FIDELITY}: its rules are not those of the version that the"
-      " record names",
+      f"{where}: its rules are not those of the version that the record names",
     )
-    return Outcome(
-      NOT_CHECKABLE, "It has other rules than this version of analogjax."
-    )
+    return NOT_CHECKABLE, "Its rules are those of another analogjax version."
   try:
     made = claims.make(
       {part: value[part] for part in _PARTS if part in value},
-      analog=inputs["analog"],
-      controls=inputs["controls"],
-      random=inputs["random"],
-      quick=inputs["quick"],
+      **{k: value["inputs"][k] for k in ("analog", "controls", "random")},
+      quick=value["inputs"]["quick"],
     )
-  except Exception as error:  # Of its form, and yet no report of ours.
+  except Exception as error:  # Valid in form, but not a report that we wrote.
     raise Refused(
-      f"{layout.FIDELITY}: no verdict follows ({type(error).__name__})"
+      f"{where}: no verdict follows ({type(error).__name__})"
     ) from None
   expect(
     made == value["claims"],
-    f"{layout.FIDELITY}: its claims do not follow from its numbers",
+    f"{where}: its claims do not follow from its numbers",
   )
-  return Outcome(
-    VERIFIED, "Every verdict was drawn again from the report's numbers."
+  return VERIFIED, "Every verdict was derived again from the numbers."
+
+
+@RULES.add(
+  "fidelity_to_teacher",
+  "The model resembles the frontier model as reported.",
+  needs=("fidelity",),
+)
+def _teachers(evidence: Evidence):
+  names = sorted(set(evidence.record["fidelity"]["metrics"]) - set(_ALONE))
+  return DECLARED, (
+    "Checking takes the frontier model: representations, interventions"
+    + "".join(f", {name}" for name in names)
+    + "."
   )
 
 
-def _teachers(evidence: Evidence) -> Outcome:
-  metrics = evidence.record["fidelity"]["metrics"]
-  alone = ("cross_entropy_nats", "accuracy", "expected_calibration_error")
-  names = [name for name in metrics if name not in alone]
-  return Outcome(
-    DECLARED,
-    f"{', '.join(sorted(names)) or 'nothing'}, and what is said of"
-    " representations and interventions: it takes the frontier model.",
-  )
-
-
-def _safety(evidence: Evidence) -> Outcome:
-  value = evidence.value(layout.SAFETY)
-  # It draws the verdicts again, too.
-  if wrong := safety_document.problem(value):
-    raise Refused(f"{layout.SAFETY}: {told(wrong)}")
-  _digest(evidence, layout.SAFETY, "safety")
-  said = evidence.record["safety"]
+@RULES.add(
+  "safety",
+  "The safety report is complete and its verdicts follow from values.",
+  needs=("record",),
+)
+def _safety(evidence: Evidence):
+  where = layout.SAFETY
+  value, said = evidence.value(where), evidence.record["safety"]
+  wrong = safety_document.problem(value)  # Derives the verdicts again, too.
+  expect(not wrong, f"{where}: {told(wrong)}")
+  expect_digest(evidence, where, said["sha256"])
   analog = evidence.record["fidelity"]["analog"]
   expect(
     value["inputs"]["analog"] == analog,
-    f"{layout.SAFETY} is of another model than {layout.FIDELITY}",
+    f"{where} is about another model than {layout.FIDELITY}",
   )
   others = [
-    test["id"]
+    told(test["id"])
     for test in value["tests"]
     if test["threshold"] is not None and test["model"] != analog
   ]
   expect(
     not others,
-    f"{layout.SAFETY}: thresholds of models that do not go out:"
-    f" {listed([told(name) for name in others])}",
+    f"{where}: thresholds for models that are not released: {listed(others)}",
   )
-  expect(
-    said.get("because", value["because"]) == value["because"],
-    f"the record's safety.because is not that of {layout.SAFETY}",
-  )
-  for key in ("quick", "verdict", "tests"):
-    expect(
-      value[key] == said[key],
-      f"the record's safety.{key} is not that of {layout.SAFETY}",
-    )
-  return Outcome(
-    VERIFIED,
-    f"{len(said['tests'])} tests of the report are the record's, and every"
-    " verdict follows from its value and threshold.",
+  for key in ("because", "quick", "verdict", "tests"):
+    # Records of older versions have no `because`.
+    same = value[key] == said.get(key, value[key])
+    expect(same, f"the record's safety.{key} is not that of {where}")
+  return VERIFIED, (
+    f"The record's {len(said['tests'])} tests are those of the report, and each"
+    " verdict follows from value and threshold."
   )
 
 
-def _safety_values(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "safety_values",
+  "The safety tests gave the reported values.",
+  needs=("safety",),
+)
+def _safety_values(evidence: Evidence):
   tests = evidence.record["safety"]["tests"]
-  return Outcome(
-    DECLARED,
-    f"The values of {len(tests)} tests. Each has the command that repeats it;"
-    " prompts and canaries are not in the bundle.",
-  )
-
-
-def rules() -> tuple[Rule, ...]:
-  return (
-    Rule(
-      "fidelity",
-      "The fidelity report is whole, and the record says what it says.",
-      _fidelity,
-      needs=("record",),
-    ),
-    Rule(
-      "fidelity_verdicts",
-      "Its verdicts follow from its numbers.",
-      _verdicts,
-      needs=("fidelity",),
-    ),
-    Rule(
-      "fidelity_to_teacher",
-      "The analog resembles the frontier model as reported.",
-      _teachers,
-      needs=("fidelity",),
-    ),
-    Rule(
-      "safety",
-      "The safety report is whole, and its verdicts follow from its values.",
-      _safety,
-      needs=("record",),
-    ),
-    Rule(
-      "safety_values",
-      "The safety tests gave these values.",
-      _safety_values,
-      needs=("safety",),
-    ),
+  return DECLARED, (
+    f"Each of the {len(tests)} tests comes with a command that repeats it."
+    " Prompts and canaries are not in the bundle."
   )

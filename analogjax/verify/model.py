@@ -1,4 +1,4 @@
-"""Claims about the weights: what they are, and how many, by their headers.
+"""Claims about the weights, mostly from their headers.
 
 Shape letters are those of docs/glossary.md.
 """
@@ -13,51 +13,48 @@ from analogjax.bundle.strict_json import Refused
 from analogjax.distributed import sharding
 from analogjax.models import decoder, families, hf_import
 from analogjax.verify import files
-from analogjax.verify.rules import (
-  VERIFIED,
-  Evidence,
-  Outcome,
-  Rule,
-  listed,
-  shown,
-)
+from analogjax.verify.rules import VERIFIED, Evidence, Rules, listed, shown
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-# All ones there: NaN or infinity.
+# The exponent bits, which are all ones in NaN and infinity.
 _EXPONENTS = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Fields by which a file asks a loader to run something that came with it.
+# Fields by which a file asks a loader to run code that comes with it.
 _RUNS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _SETTINGS = (
-  *(layout.CONFIG, "model/generation_config.json"),
-  *("model/tokenizer_config.json", "model/special_tokens_map.json"),
+  layout.CONFIG,
+  "model/generation_config.json",
+  "model/tokenizer_config.json",
+  "model/special_tokens_map.json",
 )
-_MOST_SIZE = 1 << 24  # Of a width, a vocabulary or a context.
-# Of a value that a parser of ours was not made for.
+_MOST_SIZE = 1 << 24  # For a width, a vocabulary or a context.
+# What our own parser may raise for a value that it was not made for.
 _STRANGE = (
-  *(ValueError, TypeError, AttributeError, KeyError),
-  *(OverflowError, ZeroDivisionError),
+  ValueError,
+  TypeError,
+  AttributeError,
+  KeyError,
+  OverflowError,
+  ZeroDivisionError,
 )
+RULES = Rules()
 
 
 def weight_files(evidence: Evidence) -> list[str]:
-  """The files of the weights, as a loader would take them.
+  """The files of weights that a loader would take.
 
   Raises:
-    Refused: another loader could take others.
+    Refused: another loader might take other files.
   """
-  found = sorted(
+  found = [
     path for path in evidence.tree.files if files.WEIGHTS.fullmatch(path)
-  )
+  ]
   expect(bool(found), "model/: there are no safetensors files")
   if layout.INDEX not in evidence.tree.files:
     one = "model/model.safetensors"
-    expect(found == [one], f"without {layout.INDEX} there is to be {one} alone")
+    expect(found == [one], f"without {layout.INDEX}, only {one} is expected")
     return found
-  value = evidence.value(layout.INDEX)
-  places = value.get("weight_map")
-  expect(isinstance(places, dict), f"{layout.INDEX}: weight_map is no object")
-  assert isinstance(places, dict)
+  places = evidence.value(layout.INDEX).get("weight_map")
   held = {
     name: path.removeprefix("model/")
     for path in found
@@ -70,11 +67,11 @@ def weight_files(evidence: Evidence) -> list[str]:
     set(held.values()) == {path.removeprefix("model/") for path in found},
     "model/: a safetensors file without a tensor",
   )
-  return found
+  return sorted(found)
 
 
 def tensors(evidence: Evidence) -> dict[str, safetensors_headers.Tensor]:
-  """All tensors of the model; Refused where two have one name."""
+  """All tensors of the model; Refused where two have the same name."""
   out: dict[str, safetensors_headers.Tensor] = {}
   for path in weight_files(evidence):
     for name, tensor in evidence.header(path).tensors.items():
@@ -83,27 +80,30 @@ def tensors(evidence: Evidence) -> dict[str, safetensors_headers.Tensor]:
   return out
 
 
-def model_config(evidence: Evidence, *, dtype: str = "float32"):
-  """The DecoderConfig of model/config.json; Refused if it is none."""
-  value = evidence.value(layout.CONFIG)
+def model_config(
+  evidence: Evidence, *, dtype: str = "float32"
+) -> decoder.DecoderConfig:
+  """The DecoderConfig of model/config.json; Refused if it is invalid."""
+  where = layout.CONFIG
+  value = evidence.value(where)
   try:
-    cfg = families.from_hf_config(value, dtype=dtype, where=layout.CONFIG)
+    cfg = families.from_hf_config(value, dtype=dtype, where=where)
   except _STRANGE as error:
     raise Refused(
       str(error)
       if type(error) is ValueError
-      else f"{layout.CONFIG}: a field is not of its kind ({error})"
+      else f"{where}: a field has a value of the wrong kind ({error})"
     ) from None
   largest = max(cfg.V, cfg.D, cfg.N, cfg.G, cfg.H, cfg.F, cfg.max_positions)
   expect(
     largest <= _MOST_SIZE,
-    f"{layout.CONFIG}: a size of {largest:,}, expected <= {_MOST_SIZE:,}",
+    f"{where}: a size of {largest:,}, expected <= {_MOST_SIZE:,}",
   )
   return cfg
 
 
 def expected_shapes(cfg: decoder.DecoderConfig) -> dict[str, tuple[int, ...]]:
-  """Every tensor that the config asks for, by name."""
+  """The shape of every tensor that a config needs, by its name."""
   table, out = families.TABLES["llama"], {}
   for path, leaf in hf_import.parameter_shapes(cfg).items():
     sizes = dict(zip(sharding.letters_of(path), leaf.shape, strict=True))
@@ -114,19 +114,22 @@ def expected_shapes(cfg: decoder.DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def count(evidence: Evidence) -> int:
-  """Parameters by the headers, where a tied head is not stored twice."""
+  """Parameters by the headers; a tied head is not stored twice."""
   return sum(tensor.size for tensor in tensors(evidence).values())
 
 
-def _weights(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "weights", "The weight files are complete and match the model's config."
+)
+def _weights(evidence: Evidence):
   cfg, found = model_config(evidence), tensors(evidence)
-  # So that a config of a billion layers is not counted out.
+  # Before the tensors of a billion layers are listed.
   expect(
     cfg.Y <= len(found),
     f"{layout.CONFIG}: {cfg.Y:,} layers, but there are {len(found):,} tensors",
   )
-  # Of a tied model a stored head is none of it: a loader that finds one that
-  # differs takes it, and has more parameters than were counted.
+  # A tied model must not store a head: a loader that finds a different one
+  # would use it, and the model would have more parameters than were counted.
   expected = expected_shapes(cfg)
   wrong = [f"{name} is missing" for name in expected if name not in found]
   for name, tensor in found.items():
@@ -144,15 +147,15 @@ def _weights(evidence: Evidence) -> Outcome:
     f"dtypes {sorted(kinds)}, expected one of {', '.join(_DTYPES)}",
   )
   number = len(weight_files(evidence))
-  return Outcome(
-    VERIFIED,
+  return VERIFIED, (
     f"{len(found)} tensors in {number} safetensors file"
-    f"{'s' if number > 1 else ''} are those that {layout.CONFIG} asks for, in"
-    " name and shape, and fill the files to the last byte.",
+    f"{'s' if number > 1 else ''} have the names and shapes that"
+    f" {layout.CONFIG} needs, and fill the files to the last byte."
   )
 
 
-def _finite(evidence: Evidence) -> Outcome:
+@RULES.add("finite", "Every weight is a finite number.", needs=("weights",))
+def _finite(evidence: Evidence):
   total = 0
   for path in weight_files(evidence):
     header = evidence.header(path)
@@ -170,23 +173,23 @@ def _finite(evidence: Evidence) -> Outcome:
           f"{path}: tensor {shown(name)} holds NaN or infinity",
         )
         total += len(bits)
-  return Outcome(VERIFIED, f"{total:,} numbers were read.")
+  return VERIFIED, f"All {total:,} numbers were read."
 
 
-def _no_code(evidence: Evidence) -> Outcome:
-  looked = [path for path in _SETTINGS if path in evidence.tree.files]
-  for path in looked:
+@RULES.add("no_code", "No file of the model asks a loader to run code.")
+def _no_code(evidence: Evidence):
+  found = [path for path in _SETTINGS if path in evidence.tree.files]
+  for path in found:
     for field in _fields(evidence.value(path)):
       expect(field not in _RUNS, f"{path}: it has the field {field}")
-  return Outcome(
-    VERIFIED,
-    f"{len(looked)} files of settings have none of the fields"
-    f" {', '.join(_RUNS)}.",
+  return VERIFIED, (
+    f"{len(found)} files of settings have none of the fields"
+    f" {', '.join(_RUNS)}."
   )
 
 
 def _fields(value: Any):
-  """Every name of a field, at any depth that the JSON reader lets through."""
+  """Every field name, at any depth that the JSON reader allows."""
   if isinstance(value, dict):
     yield from value
     for inner in value.values():
@@ -196,40 +199,55 @@ def _fields(value: Any):
       yield from _fields(inner)
 
 
-def _parameters(evidence: Evidence) -> Outcome:
-  model = evidence.record["model"]
-  total, paths = count(evidence), weight_files(evidence)
-  found = {
-    "parameters.total": total,
-    # A token goes through all of a dense decoder, and we have no other.
-    "parameters.active": total,
-    "tensors": len(tensors(evidence)),
-    "weights_bytes": sum(evidence.tree.files[path] for path in paths),
-  }
-  said = {
-    "parameters.total": model["parameters"]["total"],
-    "parameters.active": model["parameters"]["active"],
-    "tensors": model["tensors"],
-    "weights_bytes": model["weights_bytes"],
-  }
+def _expect_recorded(said, found, where: str) -> None:
+  """Refuses where the record's `said` differs from what was `found`."""
+
+  def text(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else shown(value)
+
   wrong = [
-    f"model.{key} is {said[key]:,} in the record, {found[key]:,} in the files"
+    f"model.{key} is {text(said[key])} in the record, {text(found[key])} in"
+    f" {where}"
     for key in found
     if found[key] != said[key]
   ]
   expect(not wrong, listed(wrong))
-  return Outcome(
-    VERIFIED,
-    f"{total:,} parameters, counted from the headers; tied embeddings once.",
+
+
+@RULES.add(
+  "parameters",
+  "The model has as many parameters as the record says.",
+  needs=("record", "weights"),
+)
+def _parameters(evidence: Evidence):
+  total, paths = count(evidence), weight_files(evidence)
+  model = evidence.record["model"]
+  found = {
+    "parameters.total": total,
+    # A dense decoder uses all parameters for each token; we have no other.
+    "parameters.active": total,
+    "tensors": len(tensors(evidence)),
+    "weights_bytes": sum(evidence.tree.files[path] for path in paths),
+  }
+  said = {f"parameters.{k}": n for k, n in model["parameters"].items()} | model
+  _expect_recorded(said, found, "the files")
+  return VERIFIED, (
+    f"{total:,} parameters by the headers; tied embeddings count once."
   )
 
 
-def _architecture(evidence: Evidence) -> Outcome:
-  cfg = model_config(evidence)
-  value, model = evidence.value(layout.CONFIG), evidence.record["model"]
+@RULES.add(
+  "architecture",
+  "The model has the recorded architecture.",
+  needs=("record", "weights"),
+)
+def _architecture(evidence: Evidence):
+  cfg, where = model_config(evidence), layout.CONFIG
+  value, model = evidence.value(where), evidence.record["model"]
+  dtype = model["dtype"]
   expect(
-    model["dtype"] in _DTYPES,
-    f"model.dtype: {shown(model['dtype'])} is none of {', '.join(_DTYPES)}",
+    dtype in _DTYPES,
+    f"model.dtype: {shown(dtype)}, expected one of {', '.join(_DTYPES)}",
   )
   kinds = {tensor.dtype for tensor in tensors(evidence).values()}
   found = {
@@ -247,15 +265,9 @@ def _architecture(evidence: Evidence) -> Outcome:
       "tied_embeddings": cfg.tie_embeddings,
     },
   }
-  wrong = [
-    f"model.{key} is {shown(model[key])} in the record, {shown(found[key])} in"
-    f" {layout.CONFIG}"
-    for key in found
-    if model[key] != found[key]
-  ]
-  expect(not wrong, listed(wrong))
+  _expect_recorded(model, found, where)
   ids = {key: value[key] for key in _IDS if key in value}
-  known = families.to_hf_config(cfg, dtype=model["dtype"]) | ids
+  known = families.to_hf_config(cfg, dtype=dtype) | ids
   strange = sorted(
     key
     for key in {*known, *value}
@@ -263,16 +275,20 @@ def _architecture(evidence: Evidence) -> Outcome:
   )
   expect(
     not strange,
-    f"{layout.CONFIG}: fields that the export does not write so:"
+    f"{where}: fields that an export would write differently:"
     f" {listed([shown(key) for key in strange])}",
   )
-  shape = f"{cfg.Y} layers of width {cfg.D}"
-  return Outcome(
-    VERIFIED, f"A {value['model_type']} of {shape}, as the record says."
+  return VERIFIED, (
+    f"A {value['model_type']} of {cfg.Y} layers of width {cfg.D}, as recorded."
   )
 
 
-def _model_files(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "model_files",
+  "The model's files are the recorded ones.",
+  needs=("record", "manifest"),
+)
+def _model_files(evidence: Evidence):
   ours = ("README.md", "LICENSE", "NOTICE")
   found = {
     name: entry.sha256
@@ -283,49 +299,12 @@ def _model_files(evidence: Evidence) -> Outcome:
   said = evidence.record["model"]["files"]
   wrong = sorted(k for k in {*found, *said} if found.get(k) != said.get(k))
   expect(
-    not wrong,
-    f"of model/ the record has another SHA-256: {listed(wrong)}",
+    not wrong, f"in model/, the record has another SHA-256: {listed(wrong)}"
   )
-  tokenizer = found.get("tokenizer.json")
   expect(
-    evidence.record["data"]["tokenizer_sha256"] == tokenizer,
+    evidence.record["data"]["tokenizer_sha256"] == found.get("tokenizer.json"),
     "data.tokenizer_sha256 is not that of model/tokenizer.json",
   )
-  return Outcome(VERIFIED, f"{len(found)} files, the tokenizer's among them.")
-
-
-def rules() -> tuple[Rule, ...]:
-  return (
-    Rule(
-      "weights",
-      "The weights are whole, and are those of the model's config.",
-      _weights,
-    ),
-    Rule(
-      "finite",
-      "Every weight is a finite number.",
-      _finite,
-      needs=("weights",),
-    ),
-    Rule(
-      "no_code", "No file of the model asks a loader to run code.", _no_code
-    ),
-    Rule(
-      "parameters",
-      "The model has as many parameters as the record says.",
-      _parameters,
-      needs=("record", "weights"),
-    ),
-    Rule(
-      "architecture",
-      "The model has the architecture that the record says.",
-      _architecture,
-      needs=("record", "weights"),
-    ),
-    Rule(
-      "model_files",
-      "The model's files are those that were exported.",
-      _model_files,
-      needs=("record", "manifest"),
-    ),
+  return VERIFIED, (
+    f"{len(found)} files, among them the tokenizer, match the record."
   )

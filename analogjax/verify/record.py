@@ -1,12 +1,11 @@
-"""Claims of the record: its form, its licence, its gates, and what follows.
+"""Claims about the record of facts: its form, licence and gates.
 
-What only the lab can know is `declared` here, with what would be needed to
-tell; verify_regulator.py examines some of it again with the openings.
+What only the lab can know is `declared`, with what it would take to check it.
+regulator.py examines some of these claims again with the private facts.
 """
 
 from collections.abc import Mapping
 import datetime
-import hashlib
 from typing import Any
 
 from analogjax.bundle import layout, licences, record as record_lib
@@ -18,37 +17,45 @@ from analogjax.verify.rules import (
   DECLARED,
   VERIFIED,
   Evidence,
-  Outcome,
-  Rule,
+  Rules,
   shown,
   told,
 )
 from analogjax.workdir import costs
 
-# The paper's: 0.5 % to 5 % of the parameters, one to three months later.
+# 0.5 % to 5 % of the frontier model's parameters, one to three months later.
 WINDOW = {"size": [0.005, 0.05], "months": [1, 3]}
-_MOST_LICENCE = 1 << 20
+_MOST_LICENCE = 1 << 20  # Bytes.
+RULES = Rules()
 
 
-def _record(evidence: Evidence) -> Outcome:
-  value = evidence.record
-  if wrong := record_lib.problem(value):
-    raise Refused(f"{layout.RECORD}: {told(wrong)}")
+def expect_digest(evidence: Evidence, path: str, expected: str) -> None:
+  """Refuses a file with another SHA-256 than the record says."""
   expect(
-    value["view"] == "public", f"{layout.RECORD}: expected the public view"
+    evidence.tree.sha256(path) == expected,
+    f"{path} has another SHA-256 than the record says",
   )
-  text = evidence.tree.read_text(layout.RECORD)
+
+
+@RULES.add("record", "The record of facts is complete and valid.")
+def _record(evidence: Evidence):
+  value, where = evidence.record, layout.RECORD
+  wrong = record_lib.problem(value)
+  expect(not wrong, f"{where}: {told(wrong)}")
+  expect(value["view"] == "public", f"{where}: expected the public view")
   expect(
-    text == record_lib.to_text(value),
-    f"{layout.RECORD}: not in the form in which analogjax writes a record",
+    evidence.tree.read_text(where) == record_lib.to_text(value),
+    f"{where}: not in the form in which analogjax writes a record",
   )
-  return Outcome(
-    VERIFIED,
-    "It has every fact of the public view, and none that the view lacks.",
-  )
+  return VERIFIED, "It has every public fact and no other."
 
 
-def _licence(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "licence",
+  "The licence text is that of the named licence.",
+  needs=("record",),
+)
+def _licence(evidence: Evidence):
   model, tree = evidence.record["model"], evidence.tree
   said = model["licence"]
   data = tree.read("LICENSE", _MOST_LICENCE)
@@ -56,16 +63,12 @@ def _licence(evidence: Evidence) -> Outcome:
     tree.read("model/LICENSE", _MOST_LICENCE) == data,
     "model/LICENSE is not the same as LICENSE",
   )
-  expect(
-    hashlib.sha256(data).hexdigest() == said["text_sha256"],
-    "LICENSE has another SHA-256 than the record says",
-  )
+  expect_digest(evidence, "LICENSE", said["text_sha256"])
   try:
     text = data.decode("utf-8")
   except UnicodeDecodeError:
     raise Refused("LICENSE: not text in UTF-8") from None
-  # The record's form has ensured that it is a day.
-  year = int(model["released_on"][:4])
+  year = int(model["released_on"][:4])  # The record's form ensures a date.
   wrong = licences.problem(
     said["spdx"], text, holder=model["provider"], year=year
   )
@@ -77,23 +80,27 @@ def _licence(evidence: Evidence) -> Outcome:
     f"model.licence.category: expected {category!r}",
   )
   if not permissive:
-    return Outcome(
-      DECLARED, f"Its own text, {said['name']!r}, which nobody here has read."
-    )
-  evidence_text = f"LICENSE is the text of {said['spdx']}, word for word."
-  # Who holds it is a free text of the record: whoever reads has to see it.
+    return DECLARED, f"A text of the provider's own, {said['name']!r}; read it."
+  found = f"LICENSE is the text of {said['spdx']}, word for word."
+  # The holder is free text of the record, so the reader has to see it.
   if licences.has_holder(said["spdx"]):
-    evidence_text += f" The copyright is of {year} {shown(model['provider'])}."
-  return Outcome(VERIFIED, evidence_text)
+    found += f" Copyright {year} {shown(model['provider'])}."
+  return VERIFIED, found
 
 
-def _gates(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "gates",
+  "Every gate has a verdict, and every waiver a reason.",
+  needs=("record",),
+)
+def _gates(evidence: Evidence):
   gates = evidence.record["gates"]
   found = [gate["id"] for gate in gates]
   expect(
     sorted(found) == sorted(release.GATES),
     f"gates: expected each of {', '.join(release.GATES)} once",
   )
+  by_verdict = {"passed": [], "warning": [], "waived": []}
   for gate in gates:
     verdict, waiver = gate["verdict"], gate["waiver"]
     where = f"gate {gate['id']}"
@@ -105,38 +112,36 @@ def _gates(evidence: Evidence) -> Outcome:
     if waiver is not None:
       expect(len(waiver.split()) >= 3, f"{where} is waived without a reason")
     if verdict == "passed":
-      because = _against(gate["id"], evidence.record)
+      because = _contradiction(gate["id"], evidence.record)
       expect(not because, f"{where} passed, though {because}")
-  by_verdict = {
-    verdict: [gate["id"] for gate in gates if gate["verdict"] == verdict]
-    for verdict in ("passed", "warning", "waived")
-  }
-  return Outcome(
-    VERIFIED,
-    ". ".join(
+    by_verdict[verdict].append(gate["id"])
+  return VERIFIED, (
+    "; ".join(
       f"{verdict}: {', '.join(ids)}"
       for verdict, ids in by_verdict.items()
       if ids
     ).capitalize()
-    + ". Which of them bytes can tell, the other lines say.",
+    + ". Other claims say which of these the bytes confirm."
   )
 
 
-def _against(gate: str, record: Mapping[str, Any]) -> str:
-  """Why a gate cannot have passed, by the record itself; else ""."""
+def _contradiction(gate: str, record: Mapping[str, Any]) -> str:
+  """Why, by the record itself, a gate cannot have passed; else ""."""
   pair, safety = record["pair"], record["safety"]
-  same = pair["same_family"] and pair["same_tokenizer"]
   judged = any(test["verdict"] == "passed" for test in safety["tests"])
   facts = {
-    "family": (same, "the pair has not the same family and tokenizer"),
-    "data": (pair["same_data"], "the pair is not stated to have the same data"),
+    "family": (
+      pair["same_family"] and pair["same_tokenizer"],
+      "the two models do not share a family and a tokenizer",
+    ),
+    "data": (pair["same_data"], "the record does not state the same data"),
     "licence": (
       record["model"]["licence"]["category"] == licences.IS_PERMISSIVE,
-      "the licence is not a permissive one",
+      "the licence is not permissive",
     ),
     "safety": (
       safety["verdict"] == "passed" and judged and not safety["quick"],
-      "the tests were not passed, had no threshold or were a quick run",
+      "the tests did not pass, had no threshold or were a quick run",
     ),
     "fidelity": (not record["fidelity"]["quick"], "it was a quick run"),
   }
@@ -144,17 +149,18 @@ def _against(gate: str, record: Mapping[str, Any]) -> str:
   return "" if holds else why
 
 
-def _config(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "config", "The public config is the recorded one.", needs=("record",)
+)
+def _config(evidence: Evidence):
   path = "repro/config.json"
   evidence.value(path)
-  expect(
-    evidence.tree.sha256(path) == evidence.record["repro"]["config_sha256"],
-    f"{path} has another SHA-256 than the record says",
-  )
-  return Outcome(VERIFIED, "Its SHA-256 is the record's.")
+  expect_digest(evidence, path, evidence.record["repro"]["config_sha256"])
+  return VERIFIED, "Its SHA-256 matches the record."
 
 
-def _training(evidence: Evidence) -> Outcome:
+@RULES.add("training", "The model was trained as recorded.", needs=("record",))
+def _training(evidence: Evidence):
   value = evidence.record
   phases = value["training"]["phases"]
   total, said = sum(p["tokens"] for p in phases), value["data"]["train_tokens"]
@@ -167,127 +173,82 @@ def _training(evidence: Evidence) -> Outcome:
     taught == value["distillation"]["used"],
     "distillation.used is not what the phases say",
   )
-  return Outcome(
-    DECLARED,
-    f"{len(phases)} phases of {total:,} tokens, which agree with each other;"
-    " what a model was trained on cannot be read from its weights.",
+  return DECLARED, (
+    f"The {len(phases)} phases and their {total:,} tokens are consistent."
+    " Weights do not show what a model was trained on."
   )
 
 
-def _cost(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "cost", "The model cost what the record says.", needs=("record", "parameters")
+)
+def _cost(evidence: Evidence):
   wrong = costs.problem(evidence.record["cost"], verify_model.count(evidence))
   expect(not wrong, told(wrong))
-  return Outcome(
-    DECLARED,
-    "Sums follow from their rows, and the frontier model's line from the"
-    " window; hours and prices are the lab's.",
+  return DECLARED, (
+    "The sums add up, and the frontier model's range follows from the size"
+    " window. Hours and prices are the lab's statement."
   )
 
 
-def _size_window(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "size_window",
+  "The model has 0.5 % to 5 % of the frontier model's parameters.",
+  needs=("record", "parameters"),
+)
+def _size_window(evidence: Evidence):
   frontier = evidence.record["frontier"]
   expect(
     frontier["window"] == WINDOW,
     f"frontier.window: expected {WINDOW}, found {shown(frontier['window'])}",
   )
   total = evidence.record["model"]["parameters"]["total"]
-  return Outcome(
-    DECLARED,
-    f"The bundle commits to the frontier model's size without saying it:"
-    f" between {20 * total:,} and {200 * total:,} parameters, if this is so."
-    " The regulator, who has the opening, can tell.",
+  return DECLARED, (
+    f"The frontier model then has {20 * total:,} to {200 * total:,} parameters."
+    " The bundle holds a commitment to the number; the regulator, who has the"
+    " opening, can check it."
   )
 
 
-def _date_window(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "date_window",
+  "It was released one to three months after the frontier model.",
+  needs=("record",),
+)
+def _date_window(evidence: Evidence):
   day = evidence.record["model"]["released_on"]
   try:
     datetime.date.fromisoformat(day)
   except ValueError:
-    raise Refused(f"model.released_on: {shown(day)} is no day") from None
-  return Outcome(
-    DECLARED,
-    f"Released on {day}. The bundle commits to the day on which the frontier"
-    " model was deployed; the regulator, who has the opening, can tell.",
+    raise Refused(f"model.released_on: {shown(day)} is not a date") from None
+  return DECLARED, (
+    f"Released on {day}. The bundle holds a commitment to the frontier model's"
+    " day of deployment; the regulator, who has the opening, can check it."
   )
 
 
-def _pair(evidence: Evidence) -> Outcome:
-  pair = evidence.record["pair"]
+@RULES.add(
+  "pair",
+  "The model shares the frontier model's family, tokenizer and data.",
+  needs=("record",),
+)
+def _pair(evidence: Evidence):
   words = {True: "yes", False: "no", None: "not stated"}
-  return Outcome(
-    DECLARED,
-    ", ".join(
-      f"{name.replace('_', ' ')}: {words[pair[name]]}" for name in sorted(pair)
-    ).capitalize()
-    + ". It takes the frontier model to tell.",
+  said = ", ".join(
+    f"{name.replace('_', ' ')}: {words[value]}"
+    for name, value in sorted(evidence.record["pair"].items())
   )
+  return DECLARED, f"{said.capitalize()}. Checking takes the frontier model."
 
 
-def _leaks(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "leaks",
+  "Nothing in the bundle reveals the frontier model's private facts.",
+  needs=("gates",),
+)
+def _leaks(evidence: Evidence):
   (gate,) = (g for g in evidence.record["gates"] if g["id"] == "leaks")
-  return Outcome(
-    DECLARED,
-    f"The lab's linter: {gate['verdict']}. It takes the secrets to look for"
-    " them.",
-  )
-
-
-def rules() -> tuple[Rule, ...]:
-  return (
-    Rule("record", "The record of facts is complete and of its form.", _record),
-    Rule(
-      "licence",
-      "The licence is the one that is named.",
-      _licence,
-      needs=("record",),
-    ),
-    Rule(
-      "gates",
-      "Every gate has its verdict, and every waiver its reason.",
-      _gates,
-      needs=("record",),
-    ),
-    Rule(
-      "config",
-      "The public config is the one that the record names.",
-      _config,
-      needs=("record",),
-    ),
-    Rule(
-      "training",
-      "The model was trained as the record says.",
-      _training,
-      needs=("record",),
-    ),
-    Rule(
-      "cost",
-      "It cost what the record says.",
-      _cost,
-      needs=("record", "parameters"),
-    ),
-    Rule(
-      "size_window",
-      "It has 0.5 % to 5 % of the frontier model's parameters.",
-      _size_window,
-      needs=("record", "parameters"),
-    ),
-    Rule(
-      "date_window",
-      "It was released one to three months after the frontier model.",
-      _date_window,
-      needs=("record",),
-    ),
-    Rule(
-      "pair",
-      "It has the frontier model's family, tokenizer and data.",
-      _pair,
-      needs=("record",),
-    ),
-    Rule(
-      "leaks",
-      "Nothing in it gives the frontier model away.",
-      _leaks,
-      needs=("gates",),
-    ),
+  return DECLARED, (
+    f"The lab's leak linter: {gate['verdict']}. Looking for private facts takes"
+    " knowing them."
   )

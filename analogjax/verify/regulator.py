@@ -1,107 +1,131 @@
-"""Claims that the regulator's folder opens: the frontier's size and dates."""
+"""Claims about the regulator's folder: the frontier model's size and dates."""
+
+from typing import Any
 
 from analogjax import leaks
 from analogjax.bundle import commitments, layout, record as record_lib, window
 from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
-from analogjax.verify import documents, model as verify_model, rules as checks
+from analogjax.verify import documents, model as verify_model
 from analogjax.verify.rules import (
   DECLARED,
   NOT_CHECKABLE,
   VERIFIED,
   Evidence,
-  Outcome,
-  Rule,
+  Rules,
   listed,
+  sentence,
   shown,
   told,
 )
 
 OPENINGS = "openings.json"
+_RECORD = f"the regulator's {layout.RECORD}"
+RULES = Rules()
 
 
-def _folder(evidence: Evidence) -> Outcome:
+def _record_of(evidence: Evidence) -> dict[str, Any]:
+  return evidence.regulator_value(layout.RECORD)
+
+
+@RULES.add(
+  "regulator",
+  "The regulator's folder contains only regular files.",
+)
+def _folder(evidence: Evidence):
   assert evidence.regulator is not None
   tree = evidence.regulator
   expect(not tree.problems, listed(tree.problems))
-  return Outcome(VERIFIED, f"{len(tree.files)} files; nothing else is there.")
+  return VERIFIED, f"{len(tree.files)} files; nothing else."
 
 
-def _record(evidence: Evidence) -> Outcome:
-  value = evidence.regulators(layout.RECORD)
-  where = f"the regulator's {layout.RECORD}"
-  if wrong := record_lib.problem(value):
-    raise Refused(f"{where}: {told(wrong)}")
-  expect(value["view"] == "regulator", f"{where}: not the regulator's view")
+@RULES.add(
+  "regulator_record",
+  "The regulator's record agrees with the public one.",
+  needs=("record", "regulator"),
+)
+def _record(evidence: Evidence):
+  value = _record_of(evidence)
+  wrong = record_lib.problem(value)
+  expect(not wrong, f"{_RECORD}: {told(wrong)}")
+  expect(value["view"] == "regulator", f"{_RECORD}: not the regulator's view")
   try:
     public = record_lib.project(value, "public")
   except ValueError as error:
-    raise Refused(f"{where}: {told(str(error))}") from None
+    raise Refused(f"{_RECORD}: {told(str(error))}") from None
   differing = sorted(k for k in public if public[k] != evidence.record[k])
   expect(
-    not differing,
-    f"{where} says other things than the bundle's: {listed(differing)}",
+    not differing, f"{_RECORD} differs from the bundle's: {listed(differing)}"
   )
-  return Outcome(
-    VERIFIED,
-    "Without what is withheld it is the bundle's record, fact by fact.",
-  )
+  return VERIFIED, "Without the withheld facts it equals the public record."
 
 
-def _documents(evidence: Evidence) -> Outcome:
+@RULES.add(
+  "regulator_documents",
+  "The regulator's documents say what that record says.",
+  needs=("regulator_record",),
+)
+def _documents(evidence: Evidence):
   assert evidence.regulator is not None
   tree, where = evidence.regulator, "the regulator's folder"
   if version := documents.other_version(evidence):
-    return Outcome(NOT_CHECKABLE, f"Written by analogjax {shown(version, 40)}.")
-  made = documents.rendered(evidence.regulators(layout.RECORD), {}, {})
-  expected = {*made, layout.RECORD}
-  unlike = sorted(expected ^ set(tree.files))
-  expect(not unlike, f"{where}: missing or left over: {listed(unlike)}")
+    return NOT_CHECKABLE, f"Written by analogjax {shown(version, 40)}."
+  made = documents.rendered(_record_of(evidence), {}, {})
+  unlike = sorted({*made, layout.RECORD} ^ set(tree.files))
+  expect(not unlike, f"{where}: missing or unexpected: {listed(unlike)}")
   other = [
     path for path, text in made.items() if tree.read(path) != text.encode()
   ]
   expect(
     not other, f"{where}: not what its record makes of it: {listed(other)}"
   )
-  return Outcome(VERIFIED, f"{len(made)} documents were written again.")
+  return VERIFIED, f"{len(made)} documents were written again and are equal."
 
 
-def _openings(evidence: Evidence) -> Outcome:
-  frontier = evidence.regulators(layout.RECORD)["frontier"]
-  openings = evidence.regulators(OPENINGS)
+@RULES.add(
+  "openings",
+  "The opened facts are those that the bundle committed to.",
+  needs=("regulator_record",),
+)
+def _openings(evidence: Evidence):
+  frontier = _record_of(evidence)["frontier"]
+  openings = evidence.regulator_value(OPENINGS)
   made = evidence.record["frontier"]["commitments"]
   wrong = commitments.problems(made, openings)
   expect(not wrong, listed([told(text, 200) for text in wrong]))
   expect(
     frontier["openings"] == openings,
-    f"the regulator's {layout.RECORD} has other openings than {OPENINGS}",
+    f"{_RECORD} has other openings than {OPENINGS}",
   )
-  said = {
-    name: commitments.canonical(frontier[name])
+  differing = sorted(
+    name
     for name in ("parameters", "active_parameters", "deployed_on", "name")
-  }
-  differing = sorted(k for k in said if openings[k]["value"] != said[k])
+    if openings[name]["value"] != commitments.canonical(frontier[name])
+  )
   expect(
     not differing,
-    f"the regulator's {layout.RECORD} says other values than were committed to:"
-    f" {listed(differing)}",
+    f"{_RECORD} has other values than the commitments: {listed(differing)}",
   )
-  return Outcome(
-    VERIFIED,
-    f"The openings fit: {', '.join(sorted(made))} are what they were when the"
-    " bundle was signed. That they are true is for the regulator to find out.",
+  return VERIFIED, (
+    f"{', '.join(sorted(made))} have not changed since the bundle was signed."
+    " Whether they are true is for the regulator to find out."
   )
 
 
-def _size(evidence: Evidence) -> Outcome:
-  frontier = evidence.regulators(layout.RECORD)["frontier"]
+@RULES.add(
+  "regulator_size",
+  "It has 0.5 % to 5 % of the opened size, or this is waived.",
+  needs=("openings", "parameters"),
+)
+def _size(evidence: Evidence):
+  frontier = _record_of(evidence)["frontier"]
   ours, parts = verify_model.count(evidence), []
   for name, key in (
     ("parameters", "size_ratio"),
     ("active_parameters", "active_ratio"),
   ):
     theirs = frontier[name]
-    # In integers: 0.5 % and 5 % are within, and nothing beyond them.
+    # In integers, because both ends belong to the window.
     within = 200 * ours >= theirs and 20 * ours <= theirs
     text = f"{ours:,} of {theirs:,} {name.replace('_', ' ')} are"
     text += f" {ours / theirs:.4%}"
@@ -109,13 +133,18 @@ def _size(evidence: Evidence) -> Outcome:
     if not within:
       text += ", outside of 0.5 % to 5 %"
       _expect_waiver(evidence, "size", text)
-      text += ", and waived"
+      text += ", which is waived"
     parts.append(text)
-  return Outcome(VERIFIED, "; ".join(parts) + ".")
+  return VERIFIED, "; ".join(parts) + "."
 
 
-def _dates(evidence: Evidence) -> Outcome:
-  value = evidence.regulators(layout.RECORD)
+@RULES.add(
+  "regulator_dates",
+  "It came 1-3 months after the opened day, or this is waived.",
+  needs=("openings", "gates"),
+)
+def _dates(evidence: Evidence):
+  value = _record_of(evidence)
   try:
     found = window.verdict(
       value["frontier"]["deployed_on"], value["model"]["released_on"]
@@ -129,12 +158,12 @@ def _dates(evidence: Evidence) -> Outcome:
   if found.where == window.LATE:
     text = f"late: {text}"
     _expect_waiver(evidence, "window", text)
-    text += "; it is waived"
+    text += ", which is waived"
   if found.where == window.EARLY:
     gate = _gate(evidence, "window")
-    expect(gate["verdict"] != "passed", f"early, and not flagged: {text}")
+    expect(gate["verdict"] != "passed", f"early, but not flagged: {text}")
     text = f"early: {text}"
-  return Outcome(VERIFIED, checks.sentence(text))
+  return VERIFIED, sentence(text)
 
 
 def _gate(evidence: Evidence, key: str):
@@ -143,102 +172,57 @@ def _gate(evidence: Evidence, key: str):
 
 
 def _expect_waiver(evidence: Evidence, key: str, text: str) -> None:
-  """A gate that is not passed has to be waived; the reason is printed."""
+  """Refuses with `text` unless the gate is waived."""
   expect(_gate(evidence, key)["verdict"] == "waived", text)
 
 
-def _architecture(evidence: Evidence) -> Outcome:
-  value = evidence.regulators(layout.RECORD)
-  same = value["frontier"]["family"] == value["model"]["family"]
+@RULES.add(
+  "regulator_family",
+  "The frontier model is of the same family.",
+  needs=("regulator_record",),
+)
+def _family(evidence: Evidence):
+  value = _record_of(evidence)
+  theirs, ours = value["frontier"]["family"], value["model"]["family"]
   expect(
-    same == value["pair"]["same_family"],
+    (theirs == ours) == value["pair"]["same_family"],
     "pair.same_family is not what the two families say",
   )
-  return Outcome(
-    DECLARED,
-    f"The frontier model is a {value['frontier']['family']}, the analog a"
-    f" {value['model']['family']}; it takes the frontier model to tell.",
+  return DECLARED, (
+    f"The frontier model is a {theirs}, the analog a {ours}. Checking takes the"
+    " frontier model."
   )
 
 
-def _leaks(evidence: Evidence) -> Outcome:
-  value = evidence.regulators(layout.RECORD)
+@RULES.add(
+  "regulator_leaks",
+  "Nothing reveals an opened fact, or this is waived.",
+  needs=("files", "openings", "parameters", "architecture", "gates"),
+)
+def _leaks(evidence: Evidence):
+  value = _record_of(evidence)
   frontier, model = value["frontier"], value["model"]
-  sizes = {
-    k: v for k, v in model["architecture"].items() if k in leaks.DIMENSIONS
-  }
-  student = {
-    **{k: model[k] for k in ("vocabulary_size", "context_tokens")},
-    **{"parameters": verify_model.count(evidence), **sizes},
-  }
+  sizes = model | model["architecture"]
+  shared = ("vocabulary_size", *leaks.DIMENSIONS)
   secrets = leaks.Secrets(
     parameters=frontier["parameters"],
     active_parameters=frontier["active_parameters"],
     architecture=frontier["architecture"],
-    student=student,
+    student={
+      "parameters": verify_model.count(evidence),
+      **{name: sizes[name] for name in shared},
+    },
     names=(frontier["name"],),
     deployed_on=frontier["deployed_on"],
     released_on=model["released_on"],
   )
   found = leaks.lint(evidence.tree.root, secrets)
-  where = sorted({f"{told(leak.file)} ({leak.rule})" for leak in found})
-  text = f"the bundle tells of the frontier model in {listed(where)}"
   if found:
+    where = sorted({f"{told(leak.file)} ({leak.rule})" for leak in found})
+    text = f"the bundle reveals private facts in {listed(where)}"
     _expect_waiver(evidence, "leaks", text)
-    return Outcome(VERIFIED, checks.sentence(text) + " It is waived.")
-  return Outcome(
-    VERIFIED,
+    return VERIFIED, sentence(text) + " This is waived."
+  return VERIFIED, (
     "The linter found neither size, shape, name nor day of the frontier model,"
-    " and nothing that they follow from. The lab had more secrets to look for.",
-  )
-
-
-def rules() -> tuple[Rule, ...]:
-  return (
-    Rule(
-      "regulator", "The regulator's folder holds plain data alone.", _folder
-    ),
-    Rule(
-      "regulator_record",
-      "The regulator's record says what the public one says, and more.",
-      _record,
-      needs=("record", "regulator"),
-    ),
-    Rule(
-      "regulator_documents",
-      "The regulator's documents say what that record says.",
-      _documents,
-      needs=("regulator_record",),
-    ),
-    Rule(
-      "openings",
-      "What the regulator was told was fixed when the bundle was signed.",
-      _openings,
-      needs=("regulator_record",),
-    ),
-    Rule(
-      "regulator_size",
-      "By the opened size it has 0.5 % to 5 % of the parameters, or a waiver.",
-      _size,
-      needs=("openings", "parameters"),
-    ),
-    Rule(
-      "regulator_dates",
-      "By the opened day it was released one to three months later, or the"
-      " record says that it was not.",
-      _dates,
-      needs=("openings", "gates"),
-    ),
-    Rule(
-      "regulator_family",
-      "The frontier model is of the same family.",
-      _architecture,
-      needs=("regulator_record",),
-    ),
-    Rule(
-      "regulator_leaks",
-      "Nothing in the bundle gives away what was opened, or that is waived.",
-      _leaks,
-      needs=("files", "openings", "parameters", "architecture", "gates"),
-    ),
+    " and nothing from which they follow. The lab looks for more."
   )

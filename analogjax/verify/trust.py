@@ -1,4 +1,4 @@
-"""Whose signature is expected: a key, or who vouches for one."""
+"""The expected signer: a public key, or certificates that vouch for one."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,35 +14,34 @@ from analogjax.bundle.strict_json import Refused
 
 @dataclasses.dataclass(frozen=True)
 class Verifier:
-  """What the auditor trusts, from elsewhere than the bundle.
+  """What the auditor trusts, from another source than the bundle.
 
   Attributes:
     key: the signer's public key, or None.
-    roots: certificates of authorities that vouch for the signer's, or ().
+    roots: certificates of authorities that vouch for the signer, or ().
   """
 
   key: ec.EllipticCurvePublicKey | None = None
   roots: tuple[x509.Certificate, ...] = ()
 
   def check(self, signed: signature.Signed) -> str:
-    """Says who signed, as far as this can tell.
+    """Returns who signed, as far as the key or the certificates tell.
 
     Raises:
-      Refused: somebody else did.
+      Refused: the signature is by someone else.
     """
     if self.key is not None:
       if not signed.is_by(self.key):
-        raise Refused("the signature is not by the key that was given")
-      return "The key that was given made the signature."
+        raise Refused("the signature is not by the given key")
+      return "The given key made the signature."
     leaf = self._check_chain(signed.identity)
     if not signed.is_by(pem.p256(leaf.public_key(), "the certificate")):
       raise Refused("the signature is not by the certificate's key")
-    # No clock signed along, so a certificate counts as of its first day.
     return (
       f"The certificate of {leaf.subject.rfc4514_string()!r}, valid from"
       f" {leaf.not_valid_before_utc:%Y-%m-%d} to"
-      f" {leaf.not_valid_after_utc:%Y-%m-%d}, leads to one that was given; when"
-      " the signature was made is not known."
+      f" {leaf.not_valid_after_utc:%Y-%m-%d}, is vouched for by a given one."
+      " The time of signing is not known."
     )
 
   def _check_chain(self, identity: pem.Identity) -> x509.Certificate:
@@ -55,6 +54,7 @@ class Verifier:
       store = crypto.X509Store()
       for root in self.roots:
         store.add_cert(crypto.X509.from_cryptography(root))
+      # The signature has no trusted timestamp, so the first valid day counts.
       store.set_time(chain[0].not_valid_before_utc)
       leaf, *others = map(crypto.X509.from_cryptography, chain)
       crypto.X509StoreContext(store, leaf, others).verify_certificate()
@@ -66,17 +66,17 @@ class Verifier:
         f"the certificates cannot be read: {type(error).__name__}"
       ) from None
     if not allowed:
-      raise Refused("the certificate is not one for signatures")
+      raise Refused("the certificate is not for signatures")
     return chain[0]
 
 
 def with_key(path: Path) -> Verifier:
-  """Expects the signature of a public key; ValueError names the file."""
+  """Expects the key in a PEM file; ValueError names the file."""
   return Verifier(key=pem.read_public_key(path))
 
 
 def with_chain(paths: Sequence[Path]) -> Verifier:
-  """Expects a certificate that these vouch for; ValueError names the file."""
+  """Expects a certificate that those in some PEM files vouch for."""
   return Verifier(roots=tuple(pem.read_certificates(paths)))
 
 

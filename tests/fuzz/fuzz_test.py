@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import pytest
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "release")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "kit")]
 
 import fuzz  # noqa: E402
 

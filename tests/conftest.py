@@ -3,11 +3,10 @@
 This must run before the first array: a device count cannot change after it.
 """
 
-import atexit
 import collections
 import os
+from pathlib import Path
 import shutil
-import tempfile
 
 # Through the environment too, for the processes that tests start. A test marked
 # gpu or tpu runs where ANALOGJAX_TEST_PLATFORM names its platform.
@@ -16,16 +15,18 @@ os.environ["JAX_PLATFORMS"] = PLATFORM
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Most of the time goes into compiling, and many tests and the processes that
-# they start need the same tiny programs. One folder per worker: jax writes an
-# entry in place, so that another worker could read half of it.
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
-if kept := os.environ.get("ANALOGJAX_TEST_COMPILED"):
-  COMPILED = os.path.join(os.path.abspath(kept), WORKER)
-else:
-  COMPILED = tempfile.mkdtemp(prefix="analogjax-compiled-")
-  atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+# they start need the same tiny programs. One folder serves all workers and is
+# kept for the next run. jax writes an entry in place with one system call, so a
+# reader can meet an empty or a cut file: jax then warns and compiles.
+COMPILED = Path(
+  os.environ.get("ANALOGJAX_TEST_COMPILED")
+  or Path(__file__).parents[1] / "build" / "compiled"
+).absolute()
+MAX_COMPILED_BYTES = 2 << 30
+UNREADABLE = "ignore:Error reading persistent compilation cache entry"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["PYTHONWARNINGS"] = UNREADABLE  # Their stderr is compared.
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -43,12 +44,32 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("analogjax")
 
 
+def tidy_compiled(folder: Path, max_bytes: int = MAX_COMPILED_BYTES) -> None:
+  """Removes compiled programs that a killed process left empty, or too many."""
+  sizes = {path: path.stat().st_size for path in folder.glob("*")}
+  if sum(sizes.values()) > max_bytes:
+    shutil.rmtree(folder)  # They are of many versions of the code.
+    return
+  for path, size in sizes.items():
+    if size == 0:
+      path.unlink()
+
+
+def pytest_configure(config):
+  config.addinivalue_line("filterwarnings", UNREADABLE)
+  if not hasattr(config, "workerinput"):  # One process, before the workers.
+    tidy_compiled(COMPILED)
+
+
 def pytest_collection_modifyitems(items):
   # A file is one worker's: where long ones come last, the other waits.
-  slow = collections.Counter(
-    item.path for item in items if item.get_closest_marker("slow")
+  long = collections.Counter(
+    item.path
+    for item in items
+    for name in ("medium", "slow")
+    if item.get_closest_marker(name)
   )
-  items.sort(key=lambda item: -slow[item.path])
+  items.sort(key=lambda item: -long[item.path])
   for item in items:
     for marker, platform in (("gpu", "cuda"), ("tpu", "tpu")):
       if item.get_closest_marker(marker) and platform != PLATFORM:

@@ -34,7 +34,7 @@ from analogjax.training import losses, programs
 
 def benchmark(name):
   """A module of tests/benchmarks, which is no package."""
-  path = Path(__file__).parent / "benchmarks" / f"{name}.py"
+  path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
   spec = importlib.util.spec_from_file_location(f"traffic_{name}", path)
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module

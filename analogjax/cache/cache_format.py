@@ -106,7 +106,7 @@ def check(where: store.Place, found: Manifest, wanted: Manifest) -> None:
     name = field.name
     a, b = getattr(found, name), getattr(wanted, name)
     if name == "pipeline":
-      a, b = map(pipeline.canonical_name, (a, b))
+      a, b = map(pipeline.first_name, (a, b))
     if name not in _NOT_COMPARED and a != b:
       raise CacheError(
         f"{where}: the logit cache was written with {name}={a!r}, this run has"

@@ -28,7 +28,8 @@ from analogjax.data.rows import Rows
 _FINGERPRINT_ROWS = 4
 _KEPT_STATES = 64
 
-# Saved configs and caches name pipelines by where they were.
+# Pipelines of ours that moved, by their first names. Saved configs and caches
+# know those, and the fingerprint of a pipeline is made of its first name.
 _MOVED = {
   "analogjax.data.docstrings:packed_rows": (
     "analogjax.demo.docstrings:packed_rows"
@@ -128,7 +129,7 @@ def open_pipeline(
       "grain MapDataset, IterDataset or DataLoader of rows."
     )
   h = hashlib.blake2b(digest_size=32)
-  for part in (spec, canonical, kind, *_first_digests(source)):
+  for part in (first_name(spec), canonical, kind, *_first_digests(source)):
     h.update(len(part).to_bytes(8, "little"))
     h.update(part if isinstance(part, bytes) else part.encode())
   source.fingerprint = h.hexdigest()
@@ -346,14 +347,14 @@ def _no_rows(spec: str) -> str:
   )
 
 
-def canonical_name(spec: str) -> str:
-  """Today's name of a pipeline of ours that moved; any other one as it is."""
-  return _MOVED.get(spec, spec)
+def first_name(spec: str) -> str:
+  """The name that a pipeline had at first, if it is one of ours that moved."""
+  return {now: first for first, now in _MOVED.items()}.get(spec, spec)
 
 
 def find_function(spec: str) -> Callable[..., Any]:
   """The function that "package.module:function" names."""
-  module_name, colon, name = canonical_name(spec).partition(":")
+  module_name, colon, name = _MOVED.get(spec, spec).partition(":")
   if not (colon and module_name and name.isidentifier()):
     raise ValueError(
       f"config.data.pipeline={spec!r}: expected 'package.module:function', "

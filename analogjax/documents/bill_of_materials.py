@@ -15,7 +15,7 @@ from typing import Any
 import uuid
 
 from analogjax.bundle import record as records
-from analogjax.documents import safety_summary, sections
+from analogjax.documents import pages
 from analogjax.rendering import numbers
 
 SPEC = "1.6"
@@ -129,7 +129,7 @@ def _card(record: Mapping[str, Any]) -> dict[str, Any]:
   model = record["model"]
   metrics = [
     {
-      "type": sections.metric_name(name),
+      "type": pages.metric_name(name),
       "value": numbers.number(estimate["value"]),
       "slice": "held-out rows",
       "confidenceInterval": {
@@ -165,7 +165,7 @@ def _considerations(record: Mapping[str, Any]) -> dict[str, Any]:
     "ethicalConsiderations": [
       {
         "name": f"Out of scope: {model['out_of_scope']}",
-        "mitigationStrategy": safety_summary.verdict(record),
+        "mitigationStrategy": pages.statement("safety_verdict", record),
       }
     ],
   }
@@ -179,7 +179,7 @@ def _considerations(record: Mapping[str, Any]) -> dict[str, Any]:
 def _energy(record: Mapping[str, Any]) -> list[dict[str, Any]]:
   """kWh of training, as far as they are known."""
   cost = record["cost_in_full"]
-  rows = [r for r in cost["rows"] if any(_trains(s) for s in r["stages"])]
+  rows = [row for row in cost["rows"] if pages.is_training(row)]
   known = [row["kwh"] for row in rows if isinstance(row["kwh"], int | float)]
   if not known:
     return []
@@ -196,7 +196,3 @@ def _energy(record: Mapping[str, Any]) -> list[dict[str, Any]]:
       "activityEnergyCost": {"value": sum(known), "unit": "kWh"},
     }
   ]
-
-
-def _trains(stage: str) -> bool:
-  return stage.startswith("train/") or stage == "cache"

@@ -19,7 +19,7 @@ import jsonschema
 import jsonschema.exceptions
 
 from analogjax.bundle import record as records
-from analogjax.documents import eu_form
+from analogjax.documents import eu_form, pages
 
 FORMAT = "analogjax.compliance"
 FORMAT_VERSION = 1
@@ -69,6 +69,11 @@ def to_json(record: Mapping[str, Any]) -> str:
   value = make(record)
   text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
   return text + "\n"
+
+
+def to_page(record: Mapping[str, Any]) -> str:
+  """COMPLIANCE.md."""
+  return pages.page("compliance", record, report=make(record))
 
 
 @functools.cache

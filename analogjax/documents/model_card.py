@@ -5,7 +5,7 @@ it only when a card is uploaded, so `metadata_problem` holds what is known of
 its rules.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import math
 import re
 from typing import Any
@@ -13,9 +13,7 @@ from typing import Any
 import huggingface_hub
 import yaml
 
-from analogjax.documents import safety_summary, sections
-from analogjax.rendering import markdown, numbers
-from analogjax.rendering.markdown import code, heading, paragraph, text
+from analogjax.documents import pages
 
 _TAGS = ("analog-model", "distillation", "interpretability", "safety")
 # Licences that the Hub has an identifier for, of those that are permissive
@@ -28,7 +26,7 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 
 
 def render(record: Mapping[str, Any]) -> str:
-  page = f"---\n{_metadata(record)}---\n\n{markdown.page(_blocks(record))}"
+  page = f"---\n{_metadata(record)}---\n\n{pages.page('model_card', record)}"
   assert not (wrong := metadata_problem(page)), wrong
   return page
 
@@ -106,7 +104,7 @@ def _metrics(record: Mapping[str, Any]) -> dict[str, Any] | None:
     {
       "type": name,
       "value": estimate["value"],
-      "name": sections.metric_name(name),
+      "name": pages.metric_name(name),
     }
     for name, estimate in record["fidelity"]["metrics"].items()
     if estimate["value"] is not None
@@ -121,97 +119,3 @@ def _metrics(record: Mapping[str, Any]) -> dict[str, Any] | None:
     },
     "metrics": metrics,
   }
-
-
-def _blocks(record: Mapping[str, Any]) -> Iterator[str]:
-  model = record["model"]
-  yield heading(1, text(model["name"]))
-  yield paragraph(
-    f"{text(model['name'])} is an analog: a small open model that stands in for"
-    " a large closed one, here called the frontier model.",
-    sections.size(record),
-    sections.how_made(record),
-    sections.same_data(record),
-  )
-  yield from _facts(record)
-  yield heading(2, "Use")
-  yield paragraph("**Intended.**", text(model["intended_use"]))
-  yield paragraph("**Out of scope.**", text(model["out_of_scope"]))
-  yield paragraph("**Limitations.**", text(model["limitations"]))
-  yield markdown.fence("python", sections.LOAD)
-  yield paragraph(
-    "It needs no code from this repository: the architecture is one that"
-    f" transformers has, {text(model['family'])}."
-  )
-  yield heading(2, "Training")
-  yield sections.phases_table(record)
-  yield from sections.distillation(record)
-  yield heading(2, "Data")
-  yield sections.sources_table(record)
-  yield paragraph(
-    text(record["data"]["curation"]),
-    "The whole account, on the European Commission's template, is"
-    " [TRAINING_DATA.md](../TRAINING_DATA.md).",
-  )
-  yield heading(2, "What it keeps of the frontier model")
-  yield from sections.fidelity(record)
-  yield heading(2, "Safety evaluation")
-  yield paragraph(
-    safety_summary.verdict(record),
-    "[SAFETY.md](../SAFETY.md) has every test with its threshold.",
-  )
-  yield safety_summary.thresholds(record)
-  yield heading(2, "The pair, and what is kept private")
-  yield from sections.pair(record)
-  yield heading(2, "Not recorded")
-  yield sections.gaps(record)
-  yield heading(2, "Licence and contact")
-  yield paragraph(
-    sections.licence(record),
-    f"Provider: {text(model['provider'])}; contact: {text(model['contact'])}.",
-  )
-  yield paragraph(
-    "How to check all of this from the bytes alone: [README.md](../README.md)."
-  )
-
-
-def _facts(record: Mapping[str, Any]) -> Iterator[str]:
-  model, shape = record["model"], record["model"]["architecture"]
-  parameters = model["parameters"]
-  active = (
-    []
-    if parameters["active"] == parameters["total"]
-    else [("parameters a token uses", numbers.exact(parameters["active"]))]
-  )
-  tied = "tied to the input's" if shape["tied_embeddings"] else "of its own"
-  yield markdown.table(
-    ("fact", "value"),
-    [
-      ("version", text(model["version"])),
-      ("released", model["released_on"]),
-      ("languages", text(", ".join(model["languages"]))),
-      ("modalities", text(", ".join(model["modalities"]))),
-      ("architecture", text(model["family"])),
-      ("parameters", numbers.exact(parameters["total"])),
-      *active,
-      ("layers", numbers.exact(shape["layers"])),
-      ("width", numbers.exact(shape["width"])),
-      (
-        "attention heads",
-        f"{numbers.exact(shape['heads'])} of width"
-        f" {numbers.exact(shape['head_width'])},"
-        f" {numbers.exact(shape['kv_heads'])} for keys and values",
-      ),
-      ("feed-forward width", numbers.exact(shape["feed_forward"])),
-      ("output embedding", tied),
-      ("vocabulary", f"{numbers.exact(model['vocabulary_size'])} tokens"),
-      ("context", f"{numbers.exact(model['context_tokens'])} tokens"),
-      (
-        "weights",
-        f"{numbers.exact(model['tensors'])} tensors of"
-        f" {code(model['dtype'])}, {numbers.exact(model['weights_bytes'])}"
-        " bytes, safetensors",
-      ),
-      ("licence", text(model["licence"]["spdx"])),
-    ],
-  )

@@ -1,279 +1,173 @@
-"""The shorter pages: the guide, cost, and how to make the analog again."""
+"""Fills the templates of documents with the facts of a record.
 
-from collections.abc import Iterator, Mapping
-import json
+A template sees the sections of the record by their names, `model.provider`, and
+the values that `_values` adds. templates/*.md.j2 are pages, statements.txt.j2
+has sentences that go into documents for programs as well.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+from pathlib import Path
 from typing import Any
 
-from analogjax.bundle.record_table import CACHED
-from analogjax.documents import sections
-from analogjax.rendering import markdown, numbers
-from analogjax.rendering.markdown import (
-  code,
-  heading,
-  paragraph,
-  sentence,
-  text,
+import jinja2
+
+from analogjax.bundle.record_table import CACHED, LIVE, REGULATOR
+from analogjax.fidelity.report import parts
+from analogjax.rendering import markdown, numbers, templates
+
+TEMPLATES = Path(__file__).parent / "templates"
+_LOAD = (
+  "from transformers import AutoModelForCausalLM, AutoTokenizer",
+  "",
+  'tokenizer = AutoTokenizer.from_pretrained("model")',
+  'model = AutoModelForCausalLM.from_pretrained("model")',
 )
+# Verdict -> how the guide words it.
+_GATES = {
+  "passed": "passed",
+  "warning": "passed with a warning",
+  "waived": "did not pass and were waived",
+  "failed": "failed",
+}
+_TESTS = {
+  "passed": "within a threshold that was set before",
+  "failed": "outside of one",
+  "no threshold": "without one",
+  "undefined": "not measurable",
+}
 
 
-def cost(record: Mapping[str, Any]) -> str:
-  return markdown.page(_cost(record))
-
-
-def _cost(record: Mapping[str, Any]) -> Iterator[str]:
-  private = record["view"] == "regulator"
-  found = record["cost_in_full" if private else "cost"]
-  yield heading(1, f"What {text(record['model']['name'])} cost")
-  yield paragraph(
-    "The first lines are those of Table 1 of the paper that proposes analogs"
-    " (Require Frontier AI Labs To Release Small Analog Models); the others are"
-    " costs that the table leaves out. The largest of these is often the"
-    " frontier model's own run over the text, which distillation cannot do"
-    " without."
-  )
-  if not private:
-    yield paragraph(
-      "What the frontier model's run took would tell how large it is. So a"
-      " line that it is part of is withheld, or shows a range: what it would be"
-      " for a frontier model of any size of which the analog has"
-      f" {sections.size_window(record)}. A regulator has the numbers."
-    )
-  yield _cost_table(found, "" if private else "withheld")
-  if found.get("compared"):
-    yield paragraph(
-      "Not part of the total: phases that were trained to compare with, without"
-      " which nobody could tell what distillation adds."
-    )
-  yield markdown.bullets(_notes(found))
-  yield heading(2, "Not recorded")
-  yield sections.gaps(record)
-
-
-def _notes(found: Mapping[str, Any]) -> Iterator[str]:
-  yield (
-    f"The frontier model ran over {numbers.exact(found['teacher_tokens'])}"
-    " tokens for what the analog learned from, held-out ones included."
-  )
-  yield (
-    f"Energy: {sentence(found['energy']['method'])} Power of the site over that"
-    f" of its machines (PUE): {numbers.number(found['energy']['pue'])}."
-  )
-  steps: dict[str, list[str]] = {}
-  for row in (*found["rows"], found["total"]):
-    if row["note"]:
-      steps.setdefault(row["note"], []).append(row["step"])
-  for note, noted in steps.items():
-    yield f"{text(', '.join(noted))}: {sentence(note)}"
-  for lack in found["missing"]:
-    yield f"Missing: {sentence(lack)}"
-  yield (
-    f"{numbers.NOT_STATED.capitalize()}: the run or the config does not have"
-    " it, such as a price or a power."
-  )
-
-
-def _cost_table(found: Mapping[str, Any], withheld: str) -> str:
-  """Lines of costs.
+def page(name: str, record: Mapping[str, Any], **more: Any) -> str:
+  """A page of Markdown.
 
   Args:
-    found: of the record.
-    withheld: what stands in a line of the frontier model that has no value.
+    name: templates/<name>.md.j2.
+    record: of either view.
+    **more: values that this template wants beyond the record's.
   """
-  of = {True: "frontier model", False: "analog"}
-  ordered = sorted(found["rows"], key=lambda row: not row["is_paper_s"])
-  rows = [
-    (
-      text(row["step"]),
-      text(", ".join(row["stages"])) or "none",
-      of[row["of_teacher"]],
-      *_amounts(row, withheld if row["of_teacher"] else ""),
-    )
-    for row in ordered
-  ]
-  total, compared = found["total"], found["compared"]
-  step = f"**{text(total['step'])}**"
-  rows.append((step, "all above", "both", *_amounts(total, "")))
-  if compared:
-    stages = text(", ".join(compared["stages"]))
-    step = text(compared["step"])
-    rows.append((step, stages, "controls", *_amounts(compared, "")))
-  head = ("step", "stages", "of which model", "device-hours", "US dollars")
-  return markdown.table((*head, "kWh", "FLOPs"), rows)
-
-
-def _amounts(row: Mapping[str, Any], withheld: str) -> tuple[str, ...]:
-  shown = (
-    numbers.amount(row["device_hours"]),
-    numbers.amount(row["dollars"], unit=numbers.USD),
-    numbers.amount(row["kwh"]),
-    numbers.amount(row["flops"], large=True),
+  template = _environment(templates.markdown_pages).get_template(
+    f"{name}.md.j2"
   )
-  unknown = withheld or numbers.NOT_STATED
-  return tuple(unknown if s == numbers.NOT_STATED else s for s in shown)
+  return markdown.page(template.render(_values(record) | more))
 
 
-def reproduction(record: Mapping[str, Any]) -> str:
-  """repro/README.md."""
-  return markdown.page(_reproduction(record))
-
-
-def _reproduction(record: Mapping[str, Any]) -> Iterator[str]:
-  repro = record["repro"]
-  yield heading(1, f"How {text(record['model']['name'])} was made")
-  source = "analogjax, from a package"
-  if repro["commit"] is not None:
-    changed = " with changes that are not committed" if repro["dirty"] else ""
-    source = f"analogjax at commit {code(repro['commit'])}{changed}"
-  yield paragraph(
-    f"{source}, under Python {text(repro['python'])}. These commands were run,"
-    " in this order; CONFIG is the config and WORKDIR the folder of the run:"
+def statement(name: str, record: Mapping[str, Any]) -> str:
+  """A macro of statements.txt.j2, as one line of plain text."""
+  template = _environment(templates.plain_texts).get_template(
+    "statements.txt.j2"
   )
-  yield markdown.fence("sh", repro["commands"])
-  yield paragraph(
-    "[config.json](config.json) is the config without what is private: paths,"
-    " the frontier model, the mixture of data, the optimizer, prices. Its"
-    f" SHA-256 is {code(repro['config_sha256'])}."
-    " [software.json](software.json) has the version of every package that"
-    " matters to the numbers."
-  )
-  yield paragraph(
-    "Without the frontier model and its data the analog cannot be made again."
-    " What anyone can do is run the same steps at toy size, twice, and see that"
-    " losses and weights are the same:"
-  )
-  yield markdown.fence("sh", ["analogjax reproduce BUNDLE --check"])
-  if repro["seeds"]:
-    yield heading(2, "Seeds")
-    yield markdown.table(
-      ("of", "seed"),
-      [(text(k), numbers.exact(v)) for k, v in repro["seeds"].items()],
-    )
-  yield heading(2, "Digests")
-  found = record["data"]
-  rows = [
-    ("pipeline of the data", found["pipeline_sha256"]),
-    ("tokenizer", found["tokenizer_sha256"]),
-  ]
-  if sections.taught_by(record, CACHED):
-    rows.append(
-      ("the frontier model's records", record["distillation"]["cache_sha256"])
-    )
-  yield markdown.table(
-    ("what", "SHA-256"), [(name, code(value)) for name, value in rows]
-  )
-  yield heading(2, "Openness")
-  yield paragraph(
-    "By the Model Openness Framework (arXiv:2403.13784):"
-    f" {sentence(record['mof'])}"
-  )
+  module = template.make_module(_values(record))
+  return " ".join(getattr(module, name)().split())
 
 
-def software(record: Mapping[str, Any]) -> str:
-  """repro/software.json."""
-  repro = record["repro"]
-  value = {"python": repro["python"], "packages": repro["software"]}
-  return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def filled_in(source: str, record: Mapping[str, Any]) -> str:
+  """A template that is given as text, as one line of plain text."""
+  return " ".join(_compiled(source).render(_values(record)).split())
 
 
-def guide(record: Mapping[str, Any]) -> str:
-  """README.md of a bundle."""
-  return markdown.page(_guide(record))
+@functools.cache
+def _compiled(source: str) -> jinja2.Template:
+  return _environment(templates.plain_texts).from_string(source)
 
 
-def _guide(record: Mapping[str, Any]) -> Iterator[str]:
-  model = record["model"]
-  yield heading(1, f"{text(model['name'])}, version {text(model['version'])}")
-  yield paragraph(
-    f"Released by {text(model['provider'])} on {model['released_on']}: an"
-    f" analog of {numbers.exact(model['parameters']['total'])} parameters. An"
-    " analog is a small open model that stands in for a large closed one, the"
-    " frontier model, in research on safety and interpretability.",
-    sections.how_made(record),
-  )
-  yield heading(2, "What is what")
-  rows = _files(record["data"]["shares_rows"])
-  yield markdown.table(("file", "what it is", "for whom"), rows)
-  yield heading(2, "Checking it")
-  yield paragraph(
-    "What bytes can prove need not be believed. With analogjax and without a"
-    " network, this recomputes digests, the signature, the number of parameters"
-    " and every document from record.json, and says of each claim whether it is"
-    " verified, declared or cannot be checked:"
-  )
-  yield markdown.fence("sh", ["analogjax verify BUNDLE --key=PUBLIC_KEY"])
-  yield paragraph(
-    "Take the public key from the provider, not from where the bundle came"
-    " from. Digests alone can be checked with any tool: manifest.json lists"
-    " SHA-256 and size of every file."
-  )
-  yield heading(2, "Loading it")
-  yield markdown.fence("python", sections.LOAD)
-  yield heading(2, "Gates")
-  yield paragraph(
-    f"{_tally(record)} [COMPLIANCE.md](COMPLIANCE.md) has the evidence of each,"
-    " and the reason wherever one was waived."
-  )
-  yield markdown.table(
-    ("gate", "verdict"),
-    [(text(gate["title"]), gate["verdict"]) for gate in record["gates"]],
-  )
-  yield heading(2, "Not recorded")
-  yield sections.gaps(record)
-  yield heading(2, "Licence and contact")
-  yield paragraph(
-    sections.licence(record), f"Contact: {text(model['contact'])}."
-  )
-
-
-def _tally(record: Mapping[str, Any]) -> str:
-  found = [gate["verdict"] for gate in record["gates"]]
-  names = {
-    "passed": "passed",
-    "warning": "passed with a warning",
-    "waived": "did not pass and were waived",
-    "failed": "failed",
+@functools.cache
+def _environment(make) -> jinja2.Environment:
+  environment = make(TEMPLATES)
+  environment.filters |= {
+    "metric_name": metric_name,
+    "model_name": model_name,
+    "threshold": threshold,
   }
-  words = [
-    f"{numbers.exact(found.count(verdict))} {name}"
-    for verdict, name in names.items()
-    if verdict in found
-  ]
-  return f"Of {numbers.exact(len(found))} gates: {', '.join(words)}."
+  return environment
 
 
-def _files(has_rows: bool) -> list[tuple[str, str, str]]:
-  rows = [
-    ("model/", "weights, tokenizer and model card", "everyone"),
-    ("COMPLIANCE.md, compliance.json", "gates and the EU's form", "lawyers"),
-    (
-      "TRAINING_DATA.md, TRAINING_DATA.json",
-      "what it learned from",
-      "rightsholders",
-    ),
-    ("fidelity.html, fidelity.json", "what it keeps", "researchers"),
-    ("SAFETY.md, safety.json", "what it was tested for", "everyone"),
-    ("COST.md", "what it took", "policy makers"),
-    ("repro/", "config, versions and commands", "engineers"),
-    ("mlbom.cdx.json", "the same as a bill of materials, CycloneDX", "tools"),
-    ("record.json", "every fact; all documents are made of it", "auditors"),
-    ("LICENSE", "the licence's text", "lawyers"),
-    (
-      "manifest.json, signature.json",
-      "digests, and their signature",
-      "auditors",
-    ),
-    (
-      "signer.pem",
-      "the key that signed; whose it is, it cannot say",
-      "auditors",
-    ),
+def _values(record: Mapping[str, Any]) -> dict[str, Any]:
+  """The sections of a record, and what templates need besides."""
+  gates, tests = record["gates"], record["safety"]["tests"]
+  verdicts = {gate["id"]: gate["verdict"] for gate in gates}
+  values = {
+    **record,
+    "load": _LOAD,
+    "private": record["view"] == REGULATOR,
+    "verdicts": {"size": "not judged", "window": "not judged"} | verdicts,
+    "cached_phases": phases_taught_by(record, CACHED),
+    "live_phases": phases_taught_by(record, LIVE),
+    "tally": _tally(gates, _GATES),
+    "test_tally": _tally(tests, _TESTS),
+    "notes": _notes,
+    "statement": lambda name: statement(name, record),
+  }
+  if record["view"] == REGULATOR:
+    values["trained"] = {
+      name: _trained(record, name) for name in ("device_hours", "flops", "kwh")
+    }
+  return values
+
+
+def phases_taught_by(record: Mapping[str, Any], teacher: str) -> list[str]:
+  """Names of the phases that CACHED or LIVE taught."""
+  phases = record["training"]["phases"]
+  return [phase["name"] for phase in phases if phase["teaches"] == teacher]
+
+
+def metric_name(name: str) -> str:
+  """As the fidelity report calls it."""
+  return parts.METRICS.get(name, name.replace("_", " "))
+
+
+def model_name(model: str) -> str:
+  return "frontier model" if model == parts.TEACHER else model
+
+
+def threshold(found: Mapping[str, float] | None) -> str:
+  words = {"at_most": "at most", "at_least": "at least"}
+  named = (
+    f"{words[name]} {numbers.number(value)}"
+    for name, value in (found or {}).items()
+  )
+  return " and ".join(named) or "none"
+
+
+def _tally(
+  judged: Sequence[Mapping[str, Any]], meanings: Mapping[str, str]
+) -> list[tuple[int, str]]:
+  """How many have each verdict, and what that means."""
+  verdicts = [each["verdict"] for each in judged]
+  return [
+    (verdicts.count(verdict), meaning)
+    for verdict, meaning in meanings.items()
+    if verdict in verdicts
   ]
-  if has_rows:
-    rows.insert(
-      7, ("rows/held_out.safetensors", "held-out rows, to measure again", "")
-    )
-  shown = []
-  for files, what, whom in rows:
-    names = ", ".join(code(name) for name in files.split(", "))
-    shown.append((names, what, whom or "researchers"))
-  return shown
+
+
+def _notes(costs: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+  """Each note on lines of costs once, with the steps that it is on."""
+  found: dict[str, list[str]] = {}
+  for row in (*costs["rows"], costs["total"]):
+    if row["note"]:
+      found.setdefault(row["note"], []).append(row["step"])
+  return list(found.items())
+
+
+def is_training(row: Mapping[str, Any]) -> bool:
+  """Whether a line of costs is of the training, the cache for it included."""
+  stages = row["stages"]
+  return any(stage.startswith("train/") or stage == "cache" for stage in stages)
+
+
+def _trained(record: Mapping[str, Any], name: str) -> dict[str, float | None]:
+  """What training took: of the analog, of the teacher for it, and of both.
+
+  None where a line is not known; `both` is then what is known.
+  """
+  rows = [row for row in record["cost_in_full"]["rows"] if is_training(row)]
+
+  def total(of_teacher: bool) -> float | None:
+    found = [row[name] for row in rows if row["of_teacher"] == of_teacher]
+    known = [value for value in found if isinstance(value, int | float)]
+    return sum(known) if known and len(known) == len(found) else None
+
+  analog, teacher = total(False), total(True)
+  both = (analog or 0) + (teacher or 0)
+  return {"analog": analog, "teacher": teacher, "both": both}

@@ -12,7 +12,6 @@ from analogjax.bundle import record as records
 from analogjax.documents import (
   bill_of_materials,
   compliance,
-  compliance_page,
   model_card,
   pages,
   safety_summary,
@@ -39,18 +38,18 @@ def render(
     return _for_regulator(record)
   del safety  # What the documents say of it is in the record.
   return {
-    "README.md": pages.guide(record),
+    "README.md": pages.page("guide", record),
     "model/README.md": model_card.render(record),
-    "COMPLIANCE.md": compliance_page.render(record),
+    "COMPLIANCE.md": compliance.to_page(record),
     "compliance.json": compliance.to_json(record),
     "TRAINING_DATA.md": training_data.to_page(record),
     "TRAINING_DATA.json": training_data.to_json(record),
-    "COST.md": pages.cost(record),
+    "COST.md": pages.page("cost", record),
     "SAFETY.md": safety_summary.render(record),
     "fidelity.html": page.render(fidelity),
     "mlbom.cdx.json": bill_of_materials.render(record),
-    "repro/README.md": pages.reproduction(record),
-    "repro/software.json": pages.software(record),
+    "repro/README.md": pages.page("reproduction", record),
+    "repro/software.json": software(record),
   }
 
 
@@ -58,9 +57,16 @@ def _for_regulator(record: Mapping[str, Any]) -> dict[str, str]:
   """What lies beside the bundle, and never in it."""
   openings = record["frontier"]["openings"]
   return {
-    "COMPLIANCE.md": compliance_page.render(record),
+    "COMPLIANCE.md": compliance.to_page(record),
     "compliance.json": compliance.to_json(record),
-    "COST.md": pages.cost(record),
+    "COST.md": pages.page("cost", record),
     "mlbom.cdx.json": bill_of_materials.render(record),
     "openings.json": json.dumps(openings, indent=2, ensure_ascii=False) + "\n",
   }
+
+
+def software(record: Mapping[str, Any]) -> str:
+  """repro/software.json."""
+  repro = record["repro"]
+  value = {"python": repro["python"], "packages": repro["software"]}
+  return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -21,20 +21,15 @@ import itertools
 import math
 from typing import NamedTuple
 
+from analogjax.distributed import devices
 from analogjax.leaks.quantities import STUDENT, TEACHER, Statement
 from analogjax.leaks.secrets import Leak, Secrets
 
-# Dense bfloat16 FLOP/s of a device, by its vendor's data sheet.
+# Dense bfloat16 FLOP/s of a chip, by its vendor's data sheet.
 PEAKS: Mapping[str, float] = {
-  **{"v100": 125e12, "a100": 312e12, "h100": 989e12, "h200": 989e12},
-  **{"b200": 2250e12, "gb200": 2500e12, "mi300x": 1307e12},
-  **{
-    "v4": 275e12,
-    "v5e": 197e12,
-    "v5p": 459e12,
-    "v6e": 918e12,
-    "tpu7x": 2307e12,
-  },
+  **devices.CHIP_PEAKS,
+  "v100": 125e12,
+  "mi300x": 1307e12,
 }
 # What large matrix products reach of it, as published runs report.
 _LIKELY_MFU = (0.1, 0.6)

@@ -13,8 +13,8 @@ from analogjax.cache import cache_format
 from analogjax.config import schema
 from analogjax.models import decoder, sizes
 from analogjax.planning import closed_form
-from analogjax.planning.facts import Topology
 from analogjax.planning.roofline import Bound
+from analogjax.planning.topologies import Topology
 from analogjax.workdir import cost_rows
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}

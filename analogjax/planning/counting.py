@@ -12,7 +12,8 @@ from typing import Any
 from analogjax.config import schema
 from analogjax.models import decoder
 from analogjax.planning import counted, shapes
-from analogjax.planning.facts import Program, Topology
+from analogjax.planning.facts import Program
+from analogjax.planning.topologies import Topology
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from analogjax.planning import facts
+from analogjax.planning.topologies import Topology
 
 CPU = "cpu"  # A chip's name.
 
@@ -32,7 +32,7 @@ class Gpu:
   memory_kinds: None = None
 
 
-def of(topology: facts.Topology) -> list[Any]:
+def of(topology: Topology) -> list[Any]:
   """The devices in jax's order.
 
   Raises:
@@ -78,7 +78,7 @@ def of(topology: facts.Topology) -> list[Any]:
   return list(found)
 
 
-def are_here(topology: facts.Topology) -> bool:
+def are_here(topology: Topology) -> bool:
   """Whether this process has so many CPU devices."""
   if topology.chip.name != CPU:
     return False
@@ -88,7 +88,7 @@ def are_here(topology: facts.Topology) -> bool:
     return False
 
 
-def is_gpu(topology: facts.Topology) -> bool:
+def is_gpu(topology: Topology) -> bool:
   return not topology.chip.is_tpu and topology.chip.name != CPU
 
 

@@ -1,41 +1,6 @@
 """What the parts of a plan tell each other: machines, and compiled programs."""
 
-from collections.abc import Mapping
 import dataclasses
-import math
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chip:
-  """One jax device of a kind, by its vendor's data sheet."""
-
-  name: str  # "v5p", "h100".
-  is_tpu: bool
-  memory_bytes: float  # HBM, as the vendor counts it.
-  # Dense matrix products, FLOP/s, by compute dtype ("bfloat16", "float32").
-  peak_flops: Mapping[str, float]
-  memory_bytes_per_second: float
-  # Of one device, into the fast network (ICI, NVLink), one direction, all its
-  # links together; and its share of its host's (DCN, InfiniBand).
-  fast_bytes_per_second: float
-  slow_bytes_per_second: float
-  per_host: int  # Devices of one host.
-  watts: float  # Under load, with its share of the host.
-  source: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Topology:
-  """Chips that are reserved together."""
-
-  name: str  # As the user wrote it: "v5p:8x8x8", "2*v5p:4x4x4", "gpu:h100:64".
-  chip: Chip
-  shape: tuple[int, ...]  # Of the torus of one slice; (devices,) without one.
-  num_slices: int = 1  # Between which the slow network is.
-
-  @property
-  def num_devices(self) -> int:
-    return self.num_slices * math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

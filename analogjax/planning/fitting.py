@@ -12,7 +12,8 @@ from typing import Any
 from analogjax.config import schema, train
 from analogjax.models import decoder
 from analogjax.planning import closed_form, topologies
-from analogjax.planning.facts import Program, Topology
+from analogjax.planning.facts import Program
+from analogjax.planning.topologies import Topology
 
 Make = Callable[[schema.Sections], list[Program]]
 Changes = Mapping[str, Any]  # Dotted path of a field -> its value.

@@ -22,7 +22,7 @@ import time
 
 from analogjax.config import schema
 from analogjax.models import decoder
-from analogjax.planning import devices, facts, kept, shapes, worker
+from analogjax.planning import devices, facts, kept, shapes, topologies, worker
 
 # Until a result is looked for again, seconds.
 _POLL = 0.1
@@ -38,7 +38,7 @@ _ENVIRONMENT = (
 def make_programs(
   sections: schema.Sections,
   teacher: decoder.DecoderConfig,
-  topology: facts.Topology,
+  topology: topologies.Topology,
   *,
   folder: Path | None = None,
   processes: int = 2,
@@ -101,7 +101,7 @@ def make_programs(
 
 
 def _run(
-  jobs: dict[str, worker.Job], topology: facts.Topology, processes: int
+  jobs: dict[str, worker.Job], topology: topologies.Topology, processes: int
 ) -> Iterator[tuple[str, facts.Program]]:
   if devices.is_gpu(topology) or devices.are_here(topology):
     for name, job in jobs.items():

@@ -6,13 +6,15 @@ import functools
 from typing import Any
 
 from analogjax.config import schema
+from analogjax.distributed import devices
 from analogjax.models import decoder
 from analogjax.planning import closed_form, costs, fitting, search, topologies
 from analogjax.planning.costs import CacheTraffic, CostRow, StageCost
-from analogjax.planning.facts import Program, Topology
+from analogjax.planning.facts import Program
 from analogjax.planning.fitting import Fit
 from analogjax.planning.roofline import Bound
 from analogjax.planning.search import Search
+from analogjax.planning.topologies import Topology
 
 # (config, teacher, topology) -> programs, one of each stage.
 Maker = Callable[
@@ -158,10 +160,10 @@ def check_prices(plan: schema.PlanConfig) -> None:
     ValueError: names the section.
   """
   for name in plan.chip:
-    if name not in topologies.CHIPS:
+    if name not in devices.CHIPS:
       raise ValueError(
         f"plan.{name}: there is no such chip or field; chips are"
-        f" {', '.join(topologies.CHIPS)}."
+        f" {', '.join(devices.CHIPS)}."
       )
 
 

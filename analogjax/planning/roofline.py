@@ -14,7 +14,9 @@ import dataclasses
 import itertools
 import math
 
-from analogjax.planning.facts import Chip, Exchange, Program, Topology
+from analogjax.distributed.devices import Chip
+from analogjax.planning.facts import Exchange, Program
+from analogjax.planning.topologies import Topology
 
 RESOURCES = ("compute", "memory", "fast", "slow")
 

@@ -12,7 +12,8 @@ from typing import Any
 from analogjax.config import schema
 from analogjax.models import decoder
 from analogjax.planning import closed_form, costs, fitting, roofline, topologies
-from analogjax.planning.facts import Program, Topology
+from analogjax.planning.facts import Program
+from analogjax.planning.topologies import Topology
 
 _REMAT = ("none", "dots", "full")
 _PARTS = (1, 2, 4, 8, 16, 32)  # Of a batch.

@@ -16,7 +16,14 @@ import jax
 
 from analogjax.config import schema
 from analogjax.models import decoder
-from analogjax.planning import compiled, counted, devices, facts, shapes
+from analogjax.planning import (
+  compiled,
+  counted,
+  devices,
+  facts,
+  shapes,
+  topologies,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +33,7 @@ class Job:
   request: shapes.Request
   sections: schema.Sections
   teacher: decoder.DecoderConfig
-  topology: facts.Topology
+  topology: topologies.Topology
 
 
 def run(job: Job) -> facts.Program:

@@ -1,9 +1,9 @@
-"""Pages of Markdown, whatever the texts on them hold.
+"""Values in a page of Markdown, and the layout of the page.
 
-Texts come from configs and files: they may hold markup of any kind, and must
-come out as the letters that they are. A page is a list of blocks; only
-functions of this module make one, so no text can begin a heading, a table or a
-tag. The Markdown is CommonMark with the tables of GitHub's.
+Texts come from configs and files and may hold markup of any kind; they must
+come out as the letters that they are. `text` and `code` escape a value, and
+mark its beginning, so that `page` does not take a value that begins with a dash
+for a list. The Markdown is CommonMark with the tables of GitHub's.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,21 +13,25 @@ import textwrap
 from analogjax.rendering import html
 
 WIDTH = 80
-# What has a meaning inside a line, and is shown by itself behind a backslash.
+# Characters with a meaning inside a line; a backslash takes it away.
 _INLINE = re.compile(r"([\\`*_\[\]|~$])")
-# What has one at the beginning of a line, if a space or nothing follows.
+# What begins a block at the start of a line, if a space or nothing follows.
 _LEADING = re.compile(r"([-+=:]+|\d{1,9}[.)])(?= |$)")
 
-# Stands for a space where a line must not be broken; `printable` leaves none.
-_KEPT = "\0"
+# Signs for `page`; `html.printable` leaves no control character in a value.
+_BEGIN = "\1"  # A value begins here.
+_SPACE = "\2"  # A space at which no line may be broken.
+_NEWLINE = "\3"  # The end of a line of code.
+_BAR = "\4"  # A bar in code, which would end the cell of a table.
 
 
 def text(words: str) -> str:
-  """Words as they are, within a line; newlines are spaces.
+  """Escapes words for use within a line; newlines become spaces.
 
-  A word stays one word, also of addresses, which some viewers make links of.
+  Each word is escaped by itself and stays one word, addresses too, which some
+  viewers turn into links.
   """
-  return " ".join(map(_word, html.printable(words).split()))
+  return _BEGIN + " ".join(map(_word, html.printable(words).split()))
 
 
 def _word(word: str) -> str:
@@ -38,36 +42,87 @@ def _word(word: str) -> str:
 
 
 def sentence(words: str) -> str:
-  """Words as they are, with a full stop if they end without one."""
-  shown = text(words)
+  """Words with a full stop, if they end without one; not escaped."""
+  shown = " ".join(html.printable(words).split())
   return shown if shown.endswith((".", "!", "?")) else f"{shown}."
 
 
 def code(words: str) -> str:
   """A name or a digest, in the type of code."""
   shown = " ".join(html.printable(words).split())
-  longest = max(map(len, re.findall("`+", shown)), default=0)
-  mark = "`" * (longest + 1)
+  mark = "`" * (_longest_run([shown]) + 1)
   # A space keeps a name's own backticks from the marks.
   space = " " if "`" in shown else ""
   whole = f"{mark}{space}{shown}{space}{mark}" if shown else ""
-  return whole.replace(" ", _KEPT)  # No line begins in the middle of it.
+  return _BEGIN + whole.replace(" ", _SPACE).replace("|", _BAR)
 
 
-def heading(level: int, words: str) -> str:
-  """A heading of words that are escaped already."""
-  return f"{'#' * level} {words}"
+def fence(lines: Iterable[str], language: str) -> str:
+  """A block of code, whose lines may hold anything but newlines."""
+  body = [html.printable(line) for line in lines]
+  mark = "`" * max(3, _longest_run(body) + 1)
+  return _NEWLINE.join([f"{mark}{language}", *body, mark])
 
 
-def paragraph(*sentences: str) -> str:
-  """Sentences that are escaped already, in lines of at most 80 letters."""
-  return _wrapped(" ".join(filter(None, sentences)))
+def table(rows: Iterable[Sequence[str]], head: Sequence[str]) -> str:
+  """A table, for one whose columns are not known beforehand."""
+  lines = [head, ["---"] * len(head), *rows]
+  return "\n".join(f"| {' | '.join(map(text, line))} |" for line in lines)
 
 
-def _wrapped(words: str, first: str = "", rest: str = "") -> str:
+def _longest_run(lines: Iterable[str]) -> int:
+  """The length of the longest run of backticks."""
+  return max((len(m) for s in lines for m in re.findall("`+", s)), default=0)
+
+
+def page(source: str) -> str:
+  """Lays a page out.
+
+  Args:
+    source: blocks with empty lines between them. Headings, tables and code
+      stay as they are; the words of a paragraph and of each item of a list may
+      be spread over lines in any way, and are filled anew.
+
+  Returns:
+    The page: lines of at most 80 letters, unless a word is longer, and one
+    empty line between blocks.
+  """
+  blocks = (b.strip() for b in re.split(r"\n\s*\n", source))
+  whole = "\n\n".join(filter(None, map(_laid_out, blocks)))
+  for sign, meaning in ((_SPACE, " "), (_NEWLINE, "\n"), (_BAR, "|")):
+    whole = whole.replace(sign, meaning)
+  return whole + "\n"
+
+
+def _laid_out(block: str) -> str:
+  lines = [line.strip() for line in block.splitlines()]
+  if block.startswith("```"):
+    return block.replace(_BEGIN, "")
+  if block.startswith("|"):
+    return "\n".join(map(_row, lines))
+  if block.startswith("#"):
+    return " ".join(block.replace(_BEGIN, "").split())
+  if not block.startswith("- "):
+    return _filled(block)
+  items: list[str] = []
+  for line in lines:
+    if line.startswith("- "):
+      items.append(line[2:])
+    else:
+      items[-1] += f" {line}"
+  return "\n".join(_filled(item, "- ", "  ") for item in items)
+
+
+def _row(line: str) -> str:
+  """A row of a table; a cell without words is not left empty."""
+  shown = line.replace(_BEGIN, "").replace(_BAR, r"\|")
+  return re.sub(r"(?<=\|)  (?=\|)", "   ", shown)
+
+
+def _filled(words: str, first: str = "", rest: str = "") -> str:
   """Lines, none of which begins a block by what it happens to begin with."""
   lines = textwrap.wrap(
-    words,
+    " ".join(words.replace(_BEGIN, "").split()),
     WIDTH - len(first),
     break_long_words=False,
     break_on_hyphens=False,
@@ -78,31 +133,3 @@ def _wrapped(words: str, first: str = "", rest: str = "") -> str:
     for line, m in zip(lines, ends, strict=True)
   )
   return first + f"\n{rest}".join(safe)
-
-
-def bullets(items: Iterable[str]) -> str:
-  return "\n".join(_wrapped(item, "- ", "  ") for item in items)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """A table of cells that are escaped already."""
-  lines = [head, ["---"] * len(head), *rows]
-  return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(words: str) -> str:
-  """A cell; only code can still hold a bar that would end it."""
-  return re.sub(r"(?<!\\)\|", r"\\|", words) if words else " "
-
-
-def fence(language: str, lines: Iterable[str]) -> str:
-  """Lines of code, which may hold anything but newlines."""
-  body = [html.printable(line) for line in lines]
-  longest = max((len(m) for s in body for m in re.findall("`+", s)), default=0)
-  mark = "`" * max(3, longest + 1)
-  return "\n".join([f"{mark}{language}", *body, mark])
-
-
-def page(blocks: Iterable[str]) -> str:
-  """The text of a page."""
-  return "\n\n".join(filter(None, blocks)).replace(_KEPT, " ") + "\n"

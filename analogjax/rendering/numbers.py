@@ -87,16 +87,23 @@ def magnitude(value: float) -> str:
   return f"10^{math.floor(math.log10(value))}" if value > 0 else "0"
 
 
-def amount(value: Amount, *, unit: str = "", large: bool = False) -> str:
+def amount(
+  value: Amount,
+  unknown: str = NOT_STATED,
+  *,
+  unit: str = "",
+  large: bool = False,
+) -> str:
   """A cost or its range; what is not known is said to be so.
 
   Args:
     value: a number, a range of `low` and `high`, or None.
+    unknown: what is written for None.
     unit: written behind it; of USD there are cents below 100.
     large: to be written with a power of ten.
   """
   if value is None:
-    return NOT_STATED
+    return unknown
   ends = (
     (value["low"], value["high"]) if isinstance(value, Mapping) else (value,)
   )
@@ -119,3 +126,21 @@ def size_band(parameters: int) -> str:
 def month_band(days: float) -> str:
   """The form's band of a duration; a month is 30.4375 days."""
   return next(name for most, name in _MONTHS if days / 30.4375 <= most)
+
+
+# For templates, by their names.
+FILTERS = {
+  function.__name__: function
+  for function in (
+    amount,
+    exact,
+    interval,
+    magnitude,
+    month_band,
+    number,
+    percent,
+    share,
+    size_band,
+    two_figures,
+  )
+}

@@ -19,7 +19,6 @@ from analogjax.planning import (
   closed_form,
   counting,
   devices,
-  facts,
   picture,
   programs,
   report,
@@ -101,7 +100,7 @@ def run(
     picture.draw(reports, png)
 
 
-def _maker(topology: facts.Topology, workdir: Path | None) -> report.Maker:
+def _maker(topology: machines.Topology, workdir: Path | None) -> report.Maker:
   """Compiles, and keeps what was compiled; for GPUs it counts."""
   if devices.is_gpu(topology):
     return counting.count_programs

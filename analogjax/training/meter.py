@@ -2,66 +2,10 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
-import re
 import time
 from typing import Literal, get_args
 
 Activity = Literal["data", "eval", "checkpoint", "compile"]
-
-# Device kind -> bfloat16 TFLOP/s of one jax device. A TPU7x chip (2,307) is two
-# devices; a chip of the others is one, v4 and v5p in megacore mode, which is
-# what they start in. Source: Google Cloud, "TPU v4", "TPU v5e", "TPU v5p", "TPU
-# v6e" and "TPU7x (Ironwood)", peak compute per chip (BF16). The kinds are those
-# of jax's pallas/mosaic/tpu_info.py and, but for "v5e", "v5p" and "v6e", what
-# libtpu calls them.
-_TPUS = {
-  "TPU v4": 275.0,
-  "TPU v5 lite": 197.0,
-  "TPU v5e": 197.0,
-  "TPU v5": 459.0,
-  "TPU v5p": 459.0,
-  "TPU v6 lite": 918.0,
-  "TPU v6e": 918.0,
-  "TPU7x": 2307 / 2,
-}
-
-# Device kind, bfloat16 TFLOP/s, TF32 TFLOP/s of a GPU. Most datasheets print
-# figures with sparsity, twice these, and of B200 to GB300 the sums of a system:
-# HGX has 8 GPUs, NVL72 has 72. The whole name has to match: a MIG slice ("MIG
-# 1g.10gb" at its end) and the cut-down H20 and H800 are other devices. Source:
-# NVIDIA's datasheet of each product, but for A10G "NVIDIA A10G datasheet" (AWS,
-# 2022), for B200 and B300 the specifications of the HGX platform, for GB200 and
-# GB300 those of NVL72.
-_GPUS = (
-  (r"A100-(SXM4|PCIE)-[48]0GB|A100 80GB PCIe", 312.0, 156.0),
-  (r"A10", 125.0, 62.5),
-  (r"A10G", 70.0, 35.0),
-  (r"H100 80GB HBM3|H200|GH200 480GB|GH200 144G HBM3e", 989.4, 494.7),
-  (r"H100 PCIe", 756.0, 378.0),
-  (r"(H100|H200) NVL", 835.5, 417.5),
-  (r"B200|B300 SXM6 AC", 2250.0, 1125.0),
-  (r"GB200|GB300", 2500.0, 1250.0),
-  (r"L4", 121.0, 60.0),
-  (r"L40S", 362.0, 183.0),
-)
-
-
-def peak_flops(device_kind: str, dtype: str) -> float | None:
-  """Most FLOP/s of one device in dense matrix products, or None if unknown.
-
-  Args:
-    device_kind: `jax.devices()[0].device_kind`.
-    dtype: compute dtype, "bfloat16" or "float32". float32 is what jax makes of
-      it by default: one bfloat16 pass on a TPU, TF32 on a GPU (jax, "Matmul
-      precision").
-  """
-  assert dtype in ("bfloat16", "float32"), dtype
-  if device_kind in _TPUS:
-    return _TPUS[device_kind] * 1e12
-  for kinds, bfloat16, tf32 in _GPUS:
-    if re.fullmatch(f"(NVIDIA )?({kinds})", device_kind):
-      return (bfloat16 if dtype == "bfloat16" else tf32) * 1e12
-  return None
 
 
 class Meter:
@@ -91,7 +35,7 @@ class Meter:
         formulas of models/sizes.py; those of a teacher are apart.
       teacher_flops: of one step; 0 where it is cached or there is none.
       num_devices: that share a step.
-      peak: FLOP/s of one device, from `peak_flops`.
+      peak: FLOP/s of one device, from `devices.peak_flops`.
       clock: seconds.
     """
     self._tokens = tokens_per_step

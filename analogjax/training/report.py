@@ -81,7 +81,7 @@ class Reporter:
       student_flops=self._flops,
       teacher_flops=self._teacher_flops,
       num_devices=devices,
-      peak=meter.peak_flops(jax.devices()[0].device_kind, cfg.dtype),
+      peak=devices.peak_flops(jax.devices()[0].device_kind, cfg.dtype),
     )
     self._finite_rows = jax.jit(
       functools.partial(steps.finite_rows_step, graphdef=decoder.graphdef(cfg)),

@@ -40,9 +40,9 @@ import numpy as np  # noqa: E402
 import students  # noqa: E402
 
 from analogjax.cache import teacher_step  # noqa: E402
-from analogjax.distributed import sharding  # noqa: E402
+from analogjax.distributed import devices, sharding  # noqa: E402
 from analogjax.models import decoder, sizes  # noqa: E402
-from analogjax.training import losses, meter, steps  # noqa: E402
+from analogjax.training import losses, steps  # noqa: E402
 
 _TIMEOUT_S = 1800  # Of a line, compilation included.
 
@@ -191,7 +191,7 @@ def measure(line: Line, args) -> dict[str, Any]:
   value = float(run.value())
   if not np.isfinite(value):
     return {"status": "failed", "error": f"the loss is {value}"}
-  peak = meter.peak_flops(device.device_kind, "bfloat16")
+  peak = devices.peak_flops(device.device_kind, "bfloat16")
   median = statistics.median(seconds)
   stats = device.memory_stats()
   if stats and "peak_bytes_in_use" in stats:

@@ -250,6 +250,19 @@ def test_another_corpus_is_refused_unless_accepted(tokenizer_folder):
   assert open_(sha256=found).fingerprint
 
 
+def test_the_name_from_before_it_moved_is_the_same_pipeline(tokenizer_folder):
+  # Saved configs and caches have it.
+  arguments = {"tokenizer": str(tokenizer_folder), "L": 64, "sha256": ""}
+  arguments |= {"packages": ["ml_collections"]}
+  before, now = (
+    pipeline.open_pipeline(
+      f"analogjax.{room}.docstrings:packed_rows", arguments, L=64, V=300
+    )
+    for room in ("data", "demo")
+  )
+  assert before.fingerprint == now.fingerprint
+
+
 def test_a_package_that_is_not_there_is_refused(tokenizer_folder):
   with pytest.raises(ValueError, match="'no-such-package' is not installed"):
     docstrings.packed_rows(

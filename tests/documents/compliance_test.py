@@ -1,4 +1,4 @@
-"""Tests for analogjax/release/compliance*.py."""
+"""Tests for analogjax/documents/compliance.py and eu_form.py."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import facts_example
 import pytest
 
 from analogjax.bundle import record
-from analogjax.documents import compliance, compliance_page
+from analogjax.documents import compliance
 
 
 def project(view, facts=None):
@@ -85,7 +85,7 @@ def test_costs_that_are_not_known_are_not_made_up():
 
 @pytest.mark.parametrize("view", record.VIEWS)
 def test_every_gate_and_waiver_is_in_the_page(view):
-  page = compliance_page.render(project(view))
+  page = compliance.to_page(project(view))
   for gate in facts_example.facts()["gates"]:
     assert f"| {gate['title']} | {gate['verdict']} |" in page
     assert gate["waiver"] is None or gate["waiver"] in page
@@ -94,10 +94,10 @@ def test_every_gate_and_waiver_is_in_the_page(view):
 
 
 def test_the_public_page_names_nothing_private():
-  page = compliance_page.render(project("public"))
+  page = compliance.to_page(project("public"))
   for word in ("Colossus", "134,515,008", "2026-03-31", "2.485"):
     assert word not in page
-    assert word in compliance_page.render(project("regulator"))
+    assert word in compliance.to_page(project("regulator"))
 
 
 def test_the_schema_refuses_a_waiver_without_a_reason():

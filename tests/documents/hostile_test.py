@@ -18,27 +18,27 @@ from analogjax.bundle import record, record_table
 from analogjax.documents import (
   bill_of_materials,
   compliance,
-  compliance_page,
   model_card,
   pages,
+  render,
   safety_summary,
   training_data,
 )
 
 PAGES = {
   "card": lambda r: model_card.render(r).split("\n---\n", 1)[1],
-  "compliance": compliance_page.render,
+  "compliance": compliance.to_page,
   "training data": training_data.to_page,
-  "cost": pages.cost,
+  "cost": lambda r: pages.page("cost", r),
   "safety": safety_summary.render,
-  "repro": pages.reproduction,
-  "guide": pages.guide,
+  "repro": lambda r: pages.page("reproduction", r),
+  "guide": lambda r: pages.page("guide", r),
 }
 OBJECTS = {
   "compliance": compliance.to_json,
   "training data": training_data.to_json,
   "ML-BOM": bill_of_materials.render,
-  "software": pages.software,
+  "software": render.software,
   "record": record.to_text,
 }
 # Written by the lab or taken from its config.
@@ -99,12 +99,12 @@ def check(text, view):
   facts = soiled(facts_example.facts(), text)
   made = record.project(facts, view)
   clean = record.project(facts_example.facts(), view)
-  for name, render in PAGES.items():
+  for name, to_text in PAGES.items():
     if view == "public" or name in ("compliance", "cost"):
-      assert structure(render(made)) == structure(render(clean)), name
-  for name, render in OBJECTS.items():
-    value = json.loads(render(made))
-    assert shape(value) == shape(json.loads(render(clean))), name
+      assert structure(to_text(made)) == structure(to_text(clean)), name
+  for name, to_text in OBJECTS.items():
+    value = json.loads(to_text(made))
+    assert shape(value) == shape(json.loads(to_text(clean))), name
   assert not compliance.problem(json.loads(compliance.to_json(made)))
 
 
@@ -195,9 +195,9 @@ def test_whatever_is_of_the_schema_can_be_rendered(view, seed):
     if gate["verdict"] == "waived":
       gate["waiver"] = "x"
   assert not record.problem(made)
-  for name, render in (*PAGES.items(), *OBJECTS.items()):
+  for name, to_text in (*PAGES.items(), *OBJECTS.items()):
     if view == "public" or name in ("compliance", "cost", "ML-BOM", "record"):
-      render(made)
+      to_text(made)
 
 
 def test_text_that_is_no_unicode_is_refused():

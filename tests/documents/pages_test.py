@@ -6,7 +6,7 @@ import facts_example
 import pytest
 
 from analogjax.bundle import record
-from analogjax.documents import pages
+from analogjax.documents import pages, render
 
 
 def project(view="public", facts=None):
@@ -24,12 +24,14 @@ def rows(page):
 
 
 def test_teacher_inference_is_a_line_of_its_own_and_withheld_in_public():
-  public = rows(pages.cost(project()))["Teacher inference"]
+  public = rows(pages.page("cost", project()))["Teacher inference"]
   assert public == [
     *("cache", "frontier model", "withheld", "0.90 to 9.00 USD", "withheld"),
     "1.1 x 10^13 to 1.1 x 10^14",
   ]
-  regulator = rows(pages.cost(project("regulator")))["Teacher inference"]
+  regulator = rows(pages.page("cost", project("regulator")))[
+    "Teacher inference"
+  ]
   assert regulator == [
     *("cache", "frontier model", "0.043", "0.53 USD", "0.0091"),
     "2.2 x 10^13",
@@ -39,7 +41,7 @@ def test_teacher_inference_is_a_line_of_its_own_and_withheld_in_public():
 def test_the_paper_s_lines_come_first_and_the_total_last():
   facts = facts_example.facts()
   facts["cost"]["rows"].reverse()
-  steps = list(rows(pages.cost(project(facts=facts))))
+  steps = list(rows(pages.page("cost", project(facts=facts))))
   paper_s = [
     *("Weight hosting and bandwidth", "Safety fine-tune/RLHF"),
     "Distill frontier model to analog",
@@ -55,7 +57,7 @@ def test_the_paper_s_lines_come_first_and_the_total_last():
 def test_a_price_that_is_not_known_is_said_to_be():
   facts = facts_example.facts()
   facts["cost"]["rows"][0].update(dollars=None, note="price not known")
-  page = pages.cost(project(facts=facts))
+  page = pages.page("cost", project(facts=facts))
   assert "not stated" in rows(page)["Train analog model from scratch"]
   assert "- Train analog model from scratch: price not known.\n" in page
 
@@ -64,7 +66,7 @@ def test_the_same_note_stands_once():
   facts = facts_example.facts()
   for row in facts["cost"]["rows"][:2]:
     row["note"] = "Price not known."
-  page = " ".join(pages.cost(project(facts=facts)).split())
+  page = " ".join(pages.page("cost", project(facts=facts)).split())
   assert page.count("Price not known.") == 1
   assert (
     "Train analog model from scratch, Distill frontier model to analog: Price"
@@ -76,12 +78,12 @@ def test_the_same_note_stands_once():
 def test_the_guide_names_rows_if_there_are_any(shares):
   facts = facts_example.facts()
   facts["data"]["shares_rows"] = shares
-  page = pages.guide(project(facts=facts))
+  page = pages.page("guide", project(facts=facts))
   assert ("rows/held_out.safetensors" in page) == shares
 
 
 def test_the_guide_tallies_the_gates():
-  page = " ".join(pages.guide(project()).split())
+  page = " ".join(pages.page("guide", project()).split())
   assert (
     "Of 9 gates: 7 passed, 1 passed with a warning, 1 did not pass and were"
     " waived."
@@ -90,16 +92,16 @@ def test_the_guide_tallies_the_gates():
 
 def test_reproduction_has_what_the_record_has():
   facts = facts_example.facts()
-  page = pages.reproduction(project(facts=facts))
+  page = pages.page("reproduction", project(facts=facts))
   assert "\n".join(["```sh", *facts["repro"]["commands"], "```"]) in page
   assert facts["repro"]["commit"] in page
   assert "not committed" not in page
   facts["repro"]["dirty"] = True
-  assert "not committed" in pages.reproduction(project(facts=facts))
+  assert "not committed" in pages.page("reproduction", project(facts=facts))
 
 
 def test_software_is_json():
-  value = json.loads(pages.software(project()))
+  value = json.loads(render.software(project()))
   assert value == {
     "python": "3.11.9",
     "packages": {"analogjax": "0.1.0", "jax": "0.10.2"},

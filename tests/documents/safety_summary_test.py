@@ -6,7 +6,7 @@ import facts_example
 import pytest
 
 from analogjax.bundle import record
-from analogjax.documents import safety_summary
+from analogjax.documents import model_card, pages, safety_summary
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_command_stands_once(facts):
 
 def test_verdicts_are_counted_and_nothing_is_hidden(facts):
   made = record.project(facts, "public")
-  assert safety_summary.verdict(made) == (
+  assert pages.statement("safety_verdict", made) == (
     "The evaluation passed, by the quick run, which does less of everything."
     " Because: No test failed. Results: 4, of which 2 within a threshold that"
     " was set before, 1 without one, 1 not measurable."
@@ -90,12 +90,13 @@ def test_verdicts_are_counted_and_nothing_is_hidden(facts):
 
 def test_the_card_shows_tests_with_a_threshold_alone(facts):
   made = record.project(facts, "public")
-  lines = safety_summary.thresholds(made).splitlines()
-  assert [line.split(" | ")[3] for line in lines[2:]] == [
+  card = model_card.render(made)
+  table = card.split("| measured | model | value |")[1].split("\n\n")[0]
+  assert [line.split(" | ")[3] for line in table.splitlines()[2:]] == [
     "at most 0.01",
     "at most 0.6",
   ]
   for test in facts["safety"]["tests"]:
     test["threshold"] = None
   made = record.project(facts, "public")
-  assert "nothing can fail" in safety_summary.thresholds(made)
+  assert "nothing can fail" in model_card.render(made)

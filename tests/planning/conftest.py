@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from analogjax.config import loading, schema
+from analogjax.distributed import devices
 from analogjax.models import decoder
-from analogjax.planning import closed_form, facts
+from analogjax.planning import closed_form, facts, topologies
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 PHASES = ("pretrain", "control", "distill")
@@ -103,10 +104,12 @@ _SMALL = (
 )
 
 
-def _machine(name: str, number: int, *, chip: str = "cpu") -> facts.Topology:
-  return facts.Topology(
+def _machine(
+  name: str, number: int, *, chip: str = "cpu"
+) -> topologies.Topology:
+  return topologies.Topology(
     name=name,
-    chip=facts.Chip(
+    chip=devices.Chip(
       name=chip,
       is_tpu=chip.startswith("v"),
       memory_bytes=1e11,
@@ -124,7 +127,7 @@ def _machine(name: str, number: int, *, chip: str = "cpu") -> facts.Topology:
 
 @pytest.fixture(name="machine")
 def machine_():
-  """machine(name, number, chip=...) -> facts.Topology."""
+  """machine(name, number, chip=...) -> topologies.Topology."""
   return _machine
 
 

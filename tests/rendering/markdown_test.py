@@ -1,11 +1,13 @@
 """Tests for analogjax/rendering/markdown.py: texts stay texts."""
 
+import pathlib
+
 import hypothesis
 from hypothesis import strategies as st
 import markdown_it
 import pytest
 
-from analogjax.rendering import html, markdown
+from analogjax.rendering import html, markdown, templates
 
 NASTY = (
   *("# a", "- x", "1. y", "2) y", "a|b", "a\\|b", "\\", "`x`", "``a`", "```"),
@@ -54,28 +56,36 @@ def test_any_text_stays_a_text(words):
   check(words)
 
 
+PAGE = """
+# {{ x }}
+
+Then {{ x }} {{ x | code }}
+
+{{ x }}
+
+- {{ x }}
+- and
+  {{ x }}
+
+| a | b |
+| --- | --- |
+| {{ x }} | 1 |
+| 2 | {{ x }} |
+
+{{ [[x, "1"], ["2", x]] | table(["a", "b"]) }}
+"""
+
+
+def rendered(source, **values):
+  """A page by a template."""
+  environment = templates.markdown_pages(pathlib.Path())
+  return markdown.page(environment.from_string(source).render(values))
+
+
 def check(words):
   if not shown(words):
     return
-  text, code = markdown.text(words), markdown.code(words)
-  page = markdown.page(
-    [
-      markdown.heading(1, text),
-      markdown.paragraph("Then", text, code),
-      markdown.paragraph(text),
-      markdown.bullets([text, f"and {text}"]),
-      markdown.table(("a", "b"), [(text, "1"), ("2", text)]),
-    ]
-  )
-  benign = markdown.page(
-    [
-      markdown.heading(1, "x"),
-      markdown.paragraph("Then", "x", markdown.code("x")),
-      markdown.paragraph("x"),
-      markdown.bullets(["x", "and x"]),
-      markdown.table(("a", "b"), [("x", "1"), ("2", "x")]),
-    ]
-  )
+  page, benign = rendered(PAGE, x=words), rendered(PAGE, x="x")
   found, expected = parsed(page), parsed(benign)
   assert [kind for kind, _ in found] == [kind for kind, _ in expected]
   replaced = [
@@ -84,14 +94,15 @@ def check(words):
   ]
   assert [seen for _, seen in found] == replaced
   # A word may be longer than a line, and stays whole.
-  longest = max(map(len, (text + " " + code).split()))
+  escaped = f"{markdown.text(words)} {markdown.code(words)}"
+  longest = max(map(len, escaped.split()))
   for line in page.splitlines():
     if not line.startswith(("|", "#")) and "`" not in line:
       assert len(line) <= max(81, longest + 3), line
 
 
 def test_code_keeps_a_bar_in_a_table():
-  page = markdown.table(("a",), [(markdown.code("a|b"),)])
+  page = rendered("| a |\n| --- |\n| {{ x | code }} |", x="a|b")
   assert ("inline", "a|b") in parsed(page)
 
 
@@ -99,6 +110,6 @@ def test_code_keeps_a_bar_in_a_table():
 @hypothesis.example(["a", "```", "````", "b"])
 @hypothesis.settings(max_examples=50, deadline=None)
 def test_a_fence_holds_any_lines(lines):
-  page = markdown.page([markdown.fence("sh", lines), "after"])
+  page = rendered('{{ x | fence("sh") }}\n\nafter', x=lines)
   kinds = [kind for kind, _ in parsed(page)]
   assert kinds == ["fence", "paragraph_open", "inline", "paragraph_close"]

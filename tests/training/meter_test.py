@@ -3,71 +3,11 @@
 import math
 import time
 
-import jax
 import pytest
 
+from analogjax.distributed import devices
 from analogjax.models import sizes
 from analogjax.training import meter as throughput
-
-
-@pytest.mark.parametrize(
-  ("kind", "bfloat16", "float32"),
-  [
-    ("TPU v4", 275e12, 275e12),
-    ("TPU v5 lite", 197e12, 197e12),
-    ("TPU v5", 459e12, 459e12),
-    ("TPU v5p", 459e12, 459e12),
-    ("TPU v6 lite", 918e12, 918e12),
-    ("TPU7x", 1153.5e12, 1153.5e12),  # Half a chip.
-    ("NVIDIA A100-SXM4-80GB", 312e12, 156e12),
-    ("NVIDIA A100-PCIE-40GB", 312e12, 156e12),
-    ("A100-SXM4-40GB", 312e12, 156e12),
-    ("NVIDIA A100 80GB PCIe", 312e12, 156e12),
-    ("NVIDIA A10", 125e12, 62.5e12),
-    ("NVIDIA A10G", 70e12, 35e12),
-    ("NVIDIA H100 80GB HBM3", 989.4e12, 494.7e12),
-    ("NVIDIA H100 PCIe", 756e12, 378e12),
-    ("NVIDIA H100 NVL", 835.5e12, 417.5e12),
-    ("NVIDIA H200", 989.4e12, 494.7e12),
-    ("NVIDIA H200 NVL", 835.5e12, 417.5e12),
-    ("NVIDIA GH200 480GB", 989.4e12, 494.7e12),
-    ("NVIDIA B200", 2.25e15, 1.125e15),
-    ("NVIDIA B300 SXM6 AC", 2.25e15, 1.125e15),
-    ("NVIDIA GB200", 2.5e15, 1.25e15),
-    ("NVIDIA L4", 121e12, 60e12),
-    ("NVIDIA L40S", 362e12, 183e12),
-  ],
-)
-def test_the_peak_of_a_device(kind, bfloat16, float32):
-  assert throughput.peak_flops(kind, "bfloat16") == pytest.approx(bfloat16)
-  assert throughput.peak_flops(kind, "float32") == pytest.approx(float32)
-
-
-@pytest.mark.parametrize(
-  "kind",
-  [
-    "cpu",
-    "",
-    "TPU v3",  # Unknown here.
-    "TPU v5 lite pod",
-    "NVIDIA A100-SXM4-40GB MIG 1g.5gb",  # A slice of a GPU is not the GPU.
-    "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
-    "NVIDIA H20",  # A seventh of an H200.
-    "NVIDIA H800",
-    "NVIDIA A100X",
-    "NVIDIA L40",
-    "Tesla V100-SXM2-16GB",
-  ],
-)
-def test_no_peak_is_made_up(kind):
-  for dtype in ("bfloat16", "float32"):
-    assert throughput.peak_flops(kind, dtype) is None
-
-
-def test_this_device_is_asked_by_its_kind():
-  kind = jax.devices()[0].device_kind
-  found = throughput.peak_flops(kind, "float32")
-  assert found is None if jax.default_backend() == "cpu" else found > 1e12
 
 
 @pytest.fixture
@@ -251,7 +191,7 @@ def test_it_takes_the_formulas_of_sizes_and_the_clock_of_the_host():
     student_flops=flops,
     teacher_flops=0,
     num_devices=1,
-    peak=throughput.peak_flops("TPU v4", "bfloat16"),
+    peak=devices.peak_flops("TPU v4", "bfloat16"),
   )
   meter.step()
   values = meter.read()

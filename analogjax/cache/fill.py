@@ -45,17 +45,17 @@ class _Job:
 class Filler:
   """Fills the holes of one cache."""
 
-  def __init__(self, sections, workdir, teacher, teaching, rows, cache, spent):
+  def __init__(self, workdir, write_ahead, teaching, rows, cache, spent):
     self._rows: pipeline.RowSource = rows
     self._cache: logit_cache.LogitCache = cache
     self._recorder: teacher_pass.Recorder = teaching
-    self._write_ahead = sections.cache.write_ahead
+    self._write_ahead = write_ahead
     self._board = processes.Board(teaching.mesh, 1)
     self._name = cache.location.name
     self._positions = workdir / f"{self._name}_position.json"
     self._ledger: ledger.Ledger = spent
-    L = sections.data.L
-    self._flops_per_row = L * sizes.forward_flops_per_token(teacher.cfg, L)
+    L = cache.manifest.sequence_length
+    self._flops_per_row = L * sizes.forward_flops_per_token(teaching.cfg, L)
     # Since the last entry in the ledger, by this process.
     self._committed_rows, self._written = 0, store.bytes_written()
     self._failure: Exception | None = None

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from analogjax.cache import batches, cache_format, sampling, teacher_programs
-from analogjax.config.schema import Sections
+from analogjax.config.cache import CacheConfig
 from analogjax.data.rows import Rows, rows_digests
 from analogjax.distributed import processes
 from analogjax.models import hf_import, teacher as teacher_lib
@@ -20,13 +20,13 @@ class Recorder:
   """Runs teacher steps; the weights are read when the first one needs them."""
 
   def __init__(
-    self, sections: Sections, mesh: Mesh, teacher: teacher_lib.Teacher
+    self, options: CacheConfig, mesh: Mesh, teacher: teacher_lib.Teacher
   ):
     self.mesh = mesh
     self.group = processes.group(mesh)
-    self.batch_rows = self.group.rows_of(sections.cache.batch_rows)
-    self._teacher = teacher
-    self._chunk = sections.cache.chunk
+    self.batch_rows = self.group.rows_of(options.batch_rows)
+    self.cfg, self._teacher = teacher.cfg, teacher
+    self._chunk = options.chunk
 
   def record(self, rows: Rows, manifest: cache_format.Manifest):
     """Starts a teacher step; `hosts.fetch_rows` gets the records.

@@ -86,7 +86,7 @@ def save_resolved(cfg: ConfigDict, workdir: Path) -> None:
     last = max((int(n) for n in numbers if n.isdecimal()), default=0)
     kept = workdir / f"config.{last + 1}.json"
     write_json(kept, old)
-    before, after = _leaves(old), _leaves(new)
+    before, after = leaves(old), leaves(new)
     changed = [
       f"{key} {_shown(before, key)} -> {_shown(after, key)}"
       for key in {**before, **after}
@@ -208,7 +208,7 @@ def _override(
     target = target[name] if node is not None else target
   if not isinstance(node, Mapping) or leaf not in node:
     raise ValueError(
-      f"{flag}: there is no such field. {suggest(path, list(_leaves(values)))}"
+      f"{flag}: there is no such field. {suggest(path, list(leaves(values)))}"
     )
   if isinstance(node[leaf], Mapping):
     fields = [f"{path}.{name}" for name in node[leaf]]
@@ -278,12 +278,12 @@ def _read_saved(path: Path) -> dict[str, Any] | None:
     ) from None
 
 
-def _leaves(values: Any, path: str = "") -> dict[str, Any]:
+def leaves(values: Any, path: str = "") -> dict[str, Any]:
   """Dotted path -> value, for everything that is not a section."""
   found = {}
   for name, value in values.items():
     if isinstance(value, Mapping) and value:
-      found |= _leaves(value, f"{path}{name}.")
+      found |= leaves(value, f"{path}{name}.")
     else:
       found[path + name] = value
   return found

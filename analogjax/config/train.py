@@ -249,6 +249,11 @@ class TrainConfig:
         source,
       )
 
+  def chain(self, name: str) -> list[str]:
+    """Phases that lead to phase `name`, itself last, in running order."""
+    before = self.phase[name].init_from
+    return [*(self.chain(before) if before else ()), name]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WatchConfig:

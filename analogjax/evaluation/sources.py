@@ -18,36 +18,33 @@ from analogjax.data import pipeline, rows as rows_lib
 from analogjax.distributed import processes, sharding
 from analogjax.evaluation.models import RANDOM, Model
 from analogjax.models import decoder, hf_import, teacher as teacher_lib
-from analogjax.run import run
+from analogjax.run import caches, identity
+from analogjax.run.run import Run
 from analogjax.workdir import files
 
 
 def read_rows(
-  sections: schema.Sections,
-  options: schema.MeasureConfig,
-  teacher: teacher_lib.Teacher,
-  workdir: Path,
+  run: Run, options: schema.MeasureConfig
 ) -> dict[str, rows_lib.Rows]:
-  """fit, test and each domain's; every process has all of them."""
+  """Reads the rows `fit`, `test` and "domain NAME" of each domain.
+
+  Every process gets all of them.
+  """
 
   def some(field: str, **more: Any) -> rows_lib.Rows:
-    return read_some(
-      *(sections, teacher, workdir, getattr(options, field), options.seed),
-      field=f"measure.{field}",
-      **more,
-    )
+    number = getattr(options, field)
+    field = f"measure.{field}"
+    return read_some(run, number, options.seed, field=field, **more)
 
   rows = {
-    "test": read_held_out(sections, teacher, workdir),
+    "test": read_held_out(run),
     "fit": processes.together(lambda: some("fit_rows", held_out=False)),
   }
   for name, arguments in options.domains.items():
     try:
       rows[f"domain {name}"] = processes.together(
         functools.partial(
-          *(some, "domain_rows"),
-          held_out=True,
-          arguments=arguments,
+          some, "domain_rows", held_out=True, arguments=arguments
         )
       )
     except (ValueError, pipeline.EndOfRows) as error:
@@ -55,13 +52,11 @@ def read_rows(
   return rows
 
 
-def read_held_out(
-  sections: schema.Sections, teacher: teacher_lib.Teacher, workdir: Path
-) -> rows_lib.Rows:
-  """Every held-out row, without the records; on every process."""
+def read_held_out(run: Run) -> rows_lib.Rows:
+  """Reads every held-out row, without the records, on every process."""
 
   def read() -> rows_lib.Rows:
-    cache = run.open_cache(sections, teacher, workdir, run.HELD_OUT)
+    cache = run.cache(caches.HELD_OUT)
     step = cache.manifest.rows_per_object
     parts = [
       cache.read(np.arange(i, min(i + step, cache.manifest.num_rows))).rows
@@ -72,29 +67,21 @@ def read_held_out(
   return processes.together(read)
 
 
-def read_trained(
-  sections: schema.Sections,
-  teacher: teacher_lib.Teacher,
-  workdir: Path,
-  phase: str,
-  number: int,
-  seed: int,
-) -> rows_lib.Rows:
-  """Different rows that a phase was trained on, on every process.
+def read_trained(run: Run, phase: str, number: int, seed: int) -> rows_lib.Rows:
+  """Reads different rows that a phase was trained on, on every process.
 
   Args:
-    sections: the config.
-    teacher: whose cache and pipeline it is.
-    workdir: with the cache, if the phase had its rows from there.
-    phase: that was trained.
-    number: of rows; fewer if it saw fewer.
-    seed: of which steps they are from; of a stream they are the first ones.
+    run: with the cache, if the phase got its rows from there.
+    phase: a trained phase.
+    number: how many rows; fewer are returned if the phase saw fewer.
+    seed: chooses the steps that the rows are from; of a stream they are the
+      first ones.
   """
-  section = sections.train.phase[phase]
+  section = run.config.train.phase[phase]
   steps = np.random.default_rng(seed).permutation(section.num_steps)
 
   def from_cache() -> rows_lib.Rows:
-    cache = run.open_cache(sections, teacher, workdir, run.CACHE)
+    cache = run.cache(caches.CACHE)
     found: dict[int, None] = {}
     for step in steps.tolist():
       if len(found) >= number:
@@ -109,7 +96,7 @@ def read_trained(
     return cache.read(np.sort(np.asarray(list(found)[:number]))).rows
 
   def from_pipeline() -> rows_lib.Rows:
-    source = run.open_rows(sections, teacher, workdir, held_out=False)
+    source = run.open_rows(held_out=False)
     order = batches.PipelineOrder(
       source, batch_rows=section.batch_rows, seed=section.seed
     )
@@ -133,9 +120,7 @@ def read_trained(
 
 
 def read_some(
-  sections: schema.Sections,
-  teacher: teacher_lib.Teacher,
-  workdir: Path,
+  run: Run,
   number: int,
   seed: int,
   *,
@@ -143,24 +128,20 @@ def read_some(
   held_out: bool,
   arguments: Mapping[str, Any] = {},  # noqa: B006 (never written to)
 ) -> rows_lib.Rows:
-  """So many different rows of the pipeline; waits for no other process.
+  """Reads different rows of the pipeline; waits for no other process.
 
   Args:
-    sections: the config.
-    teacher: whose tokenizer the rows are of.
-    workdir: of the run.
-    number: of rows.
-    seed: of which they are.
-    field: of the config that says how many, for messages.
+    run: with the pipeline; its teacher has been opened.
+    number: how many rows.
+    seed: of the order that they are the first of.
+    field: field of the config that says how many, for messages.
     held_out: whether data.held_out_arguments apply.
     arguments: laid over them.
 
   Raises:
-    ValueError: there are fewer.
+    ValueError: the pipeline has fewer.
   """
-  source = run.open_rows(
-    sections, teacher, workdir, held_out=held_out, arguments=arguments
-  )
+  source = run.open_rows(held_out=held_out, arguments=arguments)
   order = batches.PipelineOrder(source, batch_rows=number, seed=seed)
   rows = order.read(0)
   # At its end a pipeline begins anew, and an interval would count rows twice.
@@ -174,7 +155,7 @@ def read_some(
 
 
 def digest(rows: rows_lib.Rows) -> dict[str, Any]:
-  """How many rows, and a digest of theirs."""
+  """Number of rows, and one digest of them all."""
   digests = rows_lib.rows_digests(rows)
   return {
     "number": len(digests),
@@ -183,79 +164,74 @@ def digest(rows: rows_lib.Rows) -> dict[str, Any]:
 
 
 def open_students(
-  sections: schema.Sections,
-  teacher: teacher_lib.Teacher,
-  workdir: Path,
-  mesh: Mesh,
+  run: Run,
   phases: Iterable[str],
   folders: Mapping[str, str],
   *,
   section: str = "measure",
 ) -> tuple[dict[str, Model], dict[str, Any]]:
-  """The students, the analog first, and what each of them is.
+  """Reads the students, the analog first, onto the mesh of the run.
 
   Args:
-    sections: the config.
-    teacher: whose tokenizer they share.
-    workdir: with the trained phases.
-    mesh: where their parameters go.
-    phases: whose last checkpoints they are.
-    folders: further ones: name -> Hugging Face folder.
-    section: of the config that names the folders, for messages.
+    run: with the trained phases.
+    phases: the students after these.
+    folders: further students: name -> Hugging Face folder.
+    section: section of the config that names the folders, for messages.
+
+  Returns:
+    The students by name, the untrained one (RANDOM) last; and for each what
+    identifies it, as JSON values.
 
   Raises:
     ValueError: names the field or the file.
   """
-  cfg = run.student_config(sections)
+  cfg = run.student
   students, about = {}, {}
   for phase in phases:
-    step, params, fingerprints = run.read_phase(sections, workdir, phase, mesh)
+    step, params, fingerprints = run.read_phase(phase)
     students[phase] = Model(name=phase, cfg=cfg, params=params)
     about[phase] = {"step": step, "fingerprint": fingerprint_of(fingerprints)}
   for name, where in folders.items():
     students[name], about[name] = _read_folder(
-      f"{section}.folders.{name}", Path(where), sections, teacher, mesh
+      f"{section}.folders.{name}", Path(where), run
     )
   abstract = decoder.abstract_parameters(cfg)
-  seed = sections.student.seed
+  seed = run.config.student.seed
   students[RANDOM] = Model(
     name=RANDOM,
     cfg=cfg,
     params=jax.jit(
       lambda: decoder.init_parameters(cfg, seed),
-      out_shardings=sharding.state_shardings(abstract, mesh),
+      out_shardings=sharding.state_shardings(abstract, run.mesh),
     )(),
   )
-  about[RANDOM] = {"student": run.student_identity(sections)}
-  analog = sections.release.phase
+  about[RANDOM] = {"student": identity.student_identity(run.config)}
+  analog = run.config.release.phase
   first = analog if analog in students else next(iter(students))
   return {first: students.pop(first), **students}, about
 
 
 def fingerprint_of(fingerprints: Mapping[str, Any]) -> str:
-  """A digest of what a checkpoint was made of.
+  """Digest of a checkpoint's fingerprints.
 
-  In full that says how the lab trains, so results hold this alone.
+  Results hold this alone, since in full they say how the lab trains.
   """
   text = json.dumps(fingerprints, sort_keys=True)
   return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
 
 def _read_folder(
-  field: str,
-  folder: Path,
-  sections: schema.Sections,
-  teacher: teacher_lib.Teacher,
-  mesh: Mesh,
+  field: str, folder: Path, run: Run
 ) -> tuple[Model, dict[str, Any]]:
-  """A student from a Hugging Face folder.
+  """Reads a student from a Hugging Face folder.
 
   Raises:
     ValueError: a damaged folder, or a tokenizer that is not the teacher's.
   """
   cfg = processes.together(
-    lambda: hf_import.read_config(folder, dtype=sections.student.dtype)
+    lambda: hf_import.read_config(folder, dtype=run.config.student.dtype)
   )
+  teacher = run.teacher
   if cfg.V != teacher.cfg.V:
     raise ValueError(
       f"{field}: {folder} has a vocabulary of {cfg.V}, expected the teacher's"
@@ -273,13 +249,14 @@ def _read_folder(
     )
   digest = hf_import.folder_digest(folder)
   params = processes.together(
-    lambda: hf_import.read_parameters(folder, cfg, mesh)
+    lambda: hf_import.read_parameters(folder, cfg, run.mesh)
   )
   name = field.rpartition(".")[2]
   return Model(name=name, cfg=cfg, params=params), {"digest": digest}
 
 
 def read_teacher(teacher: teacher_lib.Teacher, mesh: Mesh) -> Model:
+  """Reads the teacher's weights onto a mesh."""
   params = processes.together(
     lambda: hf_import.read_parameters(
       teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
@@ -289,7 +266,7 @@ def read_teacher(teacher: teacher_lib.Teacher, mesh: Mesh) -> Model:
 
 
 def read_tokenizer(teacher: teacher_lib.Teacher) -> tokenizers.Tokenizer:
-  """The tokenizer of all models, which neither cuts nor pads."""
+  """Reads the tokenizer of all models, set to neither truncate nor pad."""
   tokenizer = tokenizers.Tokenizer.from_file(
     str(teacher.folder / "tokenizer.json")
   )

@@ -16,7 +16,7 @@ from analogjax.evaluation.models import RANDOM, Model
 from analogjax.evaluation.study import Study
 from analogjax.fidelity import behaviours
 from analogjax.models import teacher as teacher_lib
-from analogjax.run import run
+from analogjax.run.run import Run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,31 +36,27 @@ class Sources:
     )
 
 
-def look(
-  sections: schema.Sections, options: schema.MeasureConfig, workdir: Path
-) -> Sources:
+def look(run: Run, options: schema.MeasureConfig) -> Sources:
   """Finds and checks everything but the teacher's weights.
 
   Args:
-    sections: the config.
+    run: with caches and trained phases.
     options: those of its section `measure`, or fewer.
-    workdir: with caches and trained phases.
 
   Raises:
     ValueError: names the field or the file.
   """
   loaded = processes.together(lambda: behaviours.load_all(options.behaviours))
-  mesh = run.make_mesh(sections)
+  mesh, teacher = run.mesh, run.teacher
   sharding.check_batch_rows(options.batch_rows, mesh, "measure.batch_rows")
-  teacher = run.open_teacher(sections, workdir)
-  rows = sources.read_rows(sections, options, teacher, workdir)
+  rows = sources.read_rows(run, options)
   students, about = sources.open_students(
-    sections, teacher, workdir, mesh, options.phases, options.named_folders
+    run, options.phases, options.named_folders
   )
   analog = next(iter(students))
   inputs = {
     "analog": analog,
-    "controls": controls_of(sections, students, analog),
+    "controls": controls_of(run.config, students, analog),
     "random": RANDOM,
     "teacher_digest": teacher.digest,
     "teacher_dtype": teacher.cfg.dtype,
@@ -93,20 +89,19 @@ def published(options: schema.MeasureConfig) -> dict[str, Any]:
 
 
 def controls_of(
-  sections: schema.Sections, students: Collection[str], analog: str
+  config: schema.Sections, students: Collection[str], analog: str
 ) -> list[str]:
   """Students that never saw the teacher; of folders nothing else is known."""
 
   def taught(phase: str) -> bool:
-    section = sections.train.phase[phase]
-    before = section.init_from
-    return section.loss.has_teacher or (bool(before) and taught(before))
+    chain = config.train.chain(phase)
+    return any(config.train.phase[p].loss.has_teacher for p in chain)
 
   return [
     name
     for name in students
     if name not in (analog, RANDOM)
-    and (name in sections.measure.named_folders or not taught(name))
+    and (name in config.measure.named_folders or not taught(name))
   ]
 
 

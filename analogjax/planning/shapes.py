@@ -16,7 +16,7 @@ from analogjax.config import schema
 from analogjax.distributed import sharding
 from analogjax.models import decoder, sizes
 from analogjax.planning import arguments
-from analogjax.run import run
+from analogjax.run import identity as run_identity, meshes
 from analogjax.training import programs
 
 Kind = Literal["cache", "train", "teacher", "eval"]
@@ -167,9 +167,9 @@ def prepare(
   """
   if request.kind == "cache":
     return _cache_step(request, sections, teacher, devices)
-  student = run.student_config(sections)
-  mesh, teacher_mesh = run.make_train_meshes(sections, devices)
-  run.check_phase_rows(sections, request.phase, mesh, teacher_mesh)
+  student = run_identity.student_config(sections)
+  mesh, teacher_mesh = meshes.make_train_meshes(sections, devices)
+  meshes.check_phase_rows(sections, request.phase, mesh, teacher_mesh)
   phase = sections.train.phase[request.phase]
   training = programs.make_training(
     phase,

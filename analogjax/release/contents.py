@@ -19,9 +19,8 @@ from analogjax.documents import render
 from analogjax.evaluation import sources
 from analogjax.fidelity import document as fidelity_document
 from analogjax.leaks import Leak, lint
-from analogjax.models import teacher as teacher_lib
 from analogjax.release import facts as releases, gates, public_config
-from analogjax.run import run
+from analogjax.run.run import Run
 from analogjax.safety import document as safety_document
 from analogjax.workdir import costs, files as files_lib
 
@@ -35,27 +34,23 @@ class Contents:
   def __init__(
     self,
     resolved: Mapping[str, Any],
-    sections: schema.Sections,
-    teacher: teacher_lib.Teacher,
-    workdir: Path,
+    run: Run,
     rows: rows_lib.Rows | None,
   ):
     """Collects every fact.
 
     Args:
       resolved: the config as JSON values.
-      sections: the same, typed.
-      teacher: opened.
-      workdir: measured, evaluated and exported.
+      run: measured, evaluated and exported.
       rows: the held-out ones, if they go along.
 
     Raises:
       ValueError: what is there is not of this config; names the file.
     """
     self._rows, self._resolved = rows, resolved
-    self._sections, self._teacher, self._workdir = sections, teacher, workdir
+    self._run, sections, workdir = run, run.config, run.workdir
     options = sections.release
-    self._export = releases.open_export(sections, teacher, workdir)
+    self._export = releases.open_export(run)
     released_on = options.date or datetime.date.today().isoformat()
     self._licence = _licence(sections, released_on)
     self._config = loading.to_json(public_config.project(resolved))
@@ -72,8 +67,8 @@ class Contents:
 
   def _collect(self, released_on: str) -> dict[str, Any]:
     """Every fact but how the gates were judged."""
-    sections, teacher, workdir = self._sections, self._teacher, self._workdir
-    model = releases.model_facts(sections, self._export, released_on)
+    run, sections = self._run, self._run.config
+    model = releases.model_facts(run, self._export, released_on)
     model["licence"] = {
       "spdx": self._licence.spdx,
       "name": self._licence.name,
@@ -81,16 +76,13 @@ class Contents:
       "text_sha256": self._licence.text_sha256,
     }
     parameters = model["parameters"]["total"]
-    frontier = releases.frontier_facts(sections, teacher, parameters)
+    frontier = releases.frontier_facts(run, parameters)
     frontier["window"] = {"size": [0.005, 0.05], "months": [1, 3]}
-    frontier |= _commitments(frontier, workdir / REGULATOR / OPENINGS)
+    frontier |= _commitments(frontier, run.workdir / REGULATOR / OPENINGS)
     # Of the rows to train on, where they were cached.
-    name = run.cache_names(sections)[0]
-    cache = run.open_cache(sections, teacher, workdir, name)
+    cache = run.cache(run.cache_names[0])
     self._fingerprint = cache.manifest.pipeline_fingerprint
-    spent = releases.cost_facts(
-      sections, teacher, workdir, model["weights_bytes"]
-    )
+    spent = releases.cost_facts(run, model["weights_bytes"])
     theirs = sections.release.frontier.pipeline_fingerprint
     facts = {
       "model": model,
@@ -98,20 +90,18 @@ class Contents:
       "pair": {
         "same_family": frontier["family"] == model["family"],
         "same_tokenizer": (
-          self._export.files["tokenizer.json"] == teacher.tokenizer_digest
+          self._export.files["tokenizer.json"] == run.teacher.tokenizer_digest
         ),
         "same_data": theirs == self._fingerprint if theirs else None,
       },
-      "data": releases.data_facts(sections, cache.manifest, self._export),
-      "distillation": releases.distillation_facts(sections, teacher, workdir),
+      "data": releases.data_facts(run, cache.manifest, self._export),
+      "distillation": releases.distillation_facts(run),
       "training": {
-        **releases.training_facts(sections),
-        "wall_seconds": releases.wall_seconds(sections, workdir),
+        **releases.training_facts(run),
+        "wall_seconds": releases.wall_seconds(run),
       },
       "cost_in_full": spent,
-      "repro": releases.repro_facts(
-        sections, self._config, self._quick_stages()
-      ),
+      "repro": releases.repro_facts(run, self._config, self._quick_stages()),
       "mof": _openness(sections, self._licence),
       "not_recorded": _gaps(spent),
     }
@@ -147,12 +137,14 @@ class Contents:
       deployed_on=frontier["deployed_on"],
       released_on=model["released_on"],
       config=files_lib.read_json(self._export.folder / "config.json"),
-      frontier_config=files_lib.read_json(self._teacher.folder / "config.json"),
+      frontier_config=files_lib.read_json(
+        self._run.teacher.folder / "config.json"
+      ),
       tokenizer_sha256=self._export.files["tokenizer.json"],
-      frontier_tokenizer_sha256=self._teacher.tokenizer_digest,
+      frontier_tokenizer_sha256=self._run.teacher.tokenizer_digest,
       pipeline_fingerprint=self._fingerprint,
       frontier_pipeline_fingerprint=(
-        self._sections.release.frontier.pipeline_fingerprint
+        self._run.config.release.frontier.pipeline_fingerprint
       ),
       licence=self._licence,
       missing=missing,
@@ -161,12 +153,12 @@ class Contents:
         step=source["step"],
         fingerprint=sources.fingerprint_of(source["fingerprints"]),
       ),
-      teacher_digest=self._teacher.digest,
+      teacher_digest=self._run.teacher.digest,
       fidelity=self._measured,
       safety=self._evaluated,
       leaks=leaks,
     )
-    return gates.judge(evidence, dict(self._sections.release.waivers))
+    return gates.judge(evidence, dict(self._run.config.release.waivers))
 
   def _record(self, judged: list[dict[str, Any]], view: str) -> dict[str, Any]:
     return record.project(self._judged_facts(judged), view)
@@ -213,10 +205,8 @@ class Contents:
 
   def lint(self, files: Mapping[str, bytes | Path]) -> list[Leak]:
     """What every byte that goes out tells, but for signature and manifest."""
-    private = releases.secrets(
-      self._sections, self._workdir, self._facts, self._resolved
-    )
-    with tempfile.TemporaryDirectory(dir=self._workdir) as scratch:
+    private = releases.secrets(self._run, self._facts, self._resolved)
+    with tempfile.TemporaryDirectory(dir=self._run.workdir) as scratch:
       folder = Path(scratch)
       for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

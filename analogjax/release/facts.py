@@ -15,15 +15,14 @@ from typing import Any
 
 import analogjax
 from analogjax.bundle import folder as walk, safetensors_headers
-from analogjax.config import schema
 from analogjax.leaks import DIMENSIONS, Secrets, settings_of
 from analogjax.models import (
   decoder,
   families,
-  teacher as teacher_lib,
 )
 from analogjax.planning import rates
-from analogjax.run import run
+from analogjax.run import caches, identity
+from analogjax.run.run import Run
 from analogjax.workdir import costs, files as files_lib, ledger
 
 # Of a model's measurements, those that a record quotes.
@@ -46,25 +45,23 @@ class Export:
     return self.receipt["files"]
 
 
-def open_export(
-  sections: schema.Sections, teacher: teacher_lib.Teacher, workdir: Path
-) -> Export:
+def open_export(run: Run) -> Export:
   """The export of this config's phase and teacher, every byte as it was.
 
   Raises:
     ValueError: there is none, or it is of something else, or it was changed.
   """
-  folder, path = workdir / run.EXPORT, workdir / "export.json"
+  folder, path = run.export_folder, run.workdir / "export.json"
   again = "run 'analogjax export' with this config and workdir first."
   if not path.is_file() or not folder.is_dir():
     raise ValueError(f"{folder}: there is no export; {again}")
   receipt = files_lib.read_json(path)
-  source, phase = receipt["source"], sections.release.phase
+  source, phase = receipt["source"], run.config.release.phase
   wanted = {
     "phase": phase,
-    "step": sections.train.phase[phase].num_steps,
-    "teacher_digest": teacher.digest,
-    "dtype": sections.release.dtype,
+    "step": run.config.train.phase[phase].num_steps,
+    "teacher_digest": run.teacher.digest,
+    "dtype": run.config.release.dtype,
   }
   for name, value in wanted.items():
     if source.get(name) != value:
@@ -82,12 +79,11 @@ def open_export(
   return Export(folder=folder, receipt=receipt)
 
 
-def model_facts(
-  sections: schema.Sections, export: Export, released_on: str
-) -> dict[str, Any]:
+def model_facts(run: Run, export: Export, released_on: str) -> dict[str, Any]:
   """Of the analog: section `model` of a record, but for its licence."""
-  about, cfg = sections.release.about, run.student_config(sections)
-  named = families.to_hf_config(cfg, dtype=sections.release.dtype)
+  release, cfg = run.config.release, run.student
+  about, dtype = release.about, release.dtype
+  named = families.to_hf_config(cfg, dtype=dtype)
   tree = walk.open_tree(export.folder)
   return {
     "name": about.name,
@@ -110,7 +106,7 @@ def model_facts(
       for name in export.files
       if name.endswith(".safetensors")
     ),
-    "dtype": sections.release.dtype,
+    "dtype": dtype,
     "vocabulary_size": cfg.V,
     "context_tokens": cfg.max_positions,
     "tensors": sum(
@@ -135,20 +131,11 @@ def architecture(cfg: decoder.DecoderConfig) -> dict[str, Any]:
   }
 
 
-def chain(sections: schema.Sections) -> list[str]:
-  """The phases that went into the analog, in the order in which they ran."""
-  names, name = [], sections.release.phase
-  while name:
-    names.append(name)
-    name = sections.train.phase[name].init_from
-  return names[::-1]
-
-
-def training_facts(sections: schema.Sections) -> dict[str, Any]:
+def training_facts(run: Run) -> dict[str, Any]:
   """Of the phases that went into the analog, without `wall_seconds`."""
   found = []
-  for name in chain(sections):
-    phase = sections.train.phase[name]
+  for name in run.chain:
+    phase = run.config.train.phase[name]
     teaches = "hard labels"
     if phase.loss.has_teacher:
       teaches = f"{'live' if phase.runs_teacher else 'cached'} teacher"
@@ -158,7 +145,7 @@ def training_facts(sections: schema.Sections) -> dict[str, Any]:
         "teaches": teaches,
         "begins_from": phase.init_from,
         "steps": phase.num_steps,
-        "tokens": phase.num_steps * phase.batch_rows * sections.data.L,
+        "tokens": phase.num_steps * phase.batch_rows * run.config.data.L,
         "loss": dataclasses.asdict(phase.loss),
         "optimizer": dataclasses.asdict(phase.optimizer),
         "batch_rows": phase.batch_rows,
@@ -167,37 +154,31 @@ def training_facts(sections: schema.Sections) -> dict[str, Any]:
   return {"phases": found}
 
 
-def data_facts(
-  sections: schema.Sections, manifest: Any, export: Export
-) -> dict[str, Any]:
+def data_facts(run: Run, manifest: Any, export: Export) -> dict[str, Any]:
   """Of the data: what the lab says of it, and what the run counted."""
-  L = sections.data.L
-  tokens = sum(p["tokens"] for p in training_facts(sections)["phases"])
+  release, L = run.config.release, run.config.data.L
+  tokens = sum(p["tokens"] for p in training_facts(run)["phases"])
   return {
-    "sources": {
-      name: dict(source) for name, source in sections.release.sources.items()
-    },
-    "curation": sections.release.about.curation,
+    "sources": {name: dict(source) for name, source in release.sources.items()},
+    "curation": release.about.curation,
     "row_tokens": L,
     # A row counts as often as it was trained on.
     "train_rows": tokens // L,
     "train_tokens": tokens,
-    "held_out_rows": sections.cache.held_out_rows,
-    "shares_rows": sections.release.shares_rows,
+    "held_out_rows": run.config.cache.held_out_rows,
+    "shares_rows": release.shares_rows,
     "tokenizer_sha256": export.files["tokenizer.json"],
     "pipeline_sha256": _sha256(manifest.pipeline_fingerprint.encode()),
   }
 
 
-def distillation_facts(
-  sections: schema.Sections, teacher: teacher_lib.Teacher, workdir: Path
-) -> dict[str, Any]:
+def distillation_facts(run: Run) -> dict[str, Any]:
   """Of the cache that it learned from; `used` alone where there is none."""
-  phases = [sections.train.phase[name] for name in chain(sections)]
+  phases = [run.config.train.phase[name] for name in run.chain]
   taught = any(phase.loss.has_teacher for phase in phases)
   if not any(phase.reads_records or phase.reads_gram for phase in phases):
     return {"used": taught}
-  cache = run.open_cache(sections, teacher, workdir, run.CACHE)
+  cache = run.cache(caches.CACHE)
   manifest = cache.manifest
   tokens = manifest.num_rows * manifest.sequence_length
   size = sum(cache.bytes_by_array(cache.objects()).values())
@@ -217,17 +198,15 @@ def distillation_facts(
   }
 
 
-def frontier_facts(
-  sections: schema.Sections, teacher: teacher_lib.Teacher, parameters: int
-) -> dict[str, Any]:
-  """Of the frontier model: all of it private.
+def frontier_facts(run: Run, parameters: int) -> dict[str, Any]:
+  """Private facts of the frontier model.
 
   Args:
-    sections: the config.
-    teacher: the model that taught the analog.
+    run: with the teacher of the analog.
     parameters: of the analog.
   """
-  stated, cfg = sections.release.frontier, teacher.cfg
+  stated, teacher = run.config.release.frontier, run.teacher
+  cfg = teacher.cfg
   total = stated.parameters or cfg.num_parameters
   active = stated.active_parameters or total
   outside = files_lib.read_json(teacher.folder / "config.json")
@@ -270,19 +249,20 @@ def safety_facts(public: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 
 def repro_facts(
-  sections: schema.Sections, public_config: str, quick: Collection[str]
+  run: Run, public_config: str, quick: Collection[str]
 ) -> dict[str, Any]:
   """How it was made, and with what.
 
   Args:
-    sections: the config.
+    run: what is released.
     public_config: the text of repro/config.json.
     quick: stages that ran with --quick.
   """
   commit, dirty = _commit()
-  seeds = {"student": sections.student.seed, "cache": sections.cache.seed}
+  config = run.config
+  seeds = {"student": config.student.seed, "cache": config.cache.seed}
   seeds |= {
-    f"train.{name}": sections.train.phase[name].seed for name in chain(sections)
+    f"train.{name}": config.train.phase[name].seed for name in run.chain
   }
   stages = ("cache", "train", "measure", "safety", "export", "release")
   return {
@@ -294,7 +274,7 @@ def repro_facts(
       + (" --key=KEY" if stage == "release" else "")
       for stage in stages
     ],
-    "software": run.software_versions(),
+    "software": identity.software_versions(),
     "python": platform.python_version(),
     "config_sha256": _sha256(public_config.encode()),
     "seeds": seeds,
@@ -335,69 +315,65 @@ def _sha256(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()
 
 
-def cost_facts(
-  sections: schema.Sections,
-  teacher: teacher_lib.Teacher,
-  workdir: Path,
-  weights_bytes: int,
-) -> dict[str, Any]:
+def cost_facts(run: Run, weights_bytes: int) -> dict[str, Any]:
   """All that the ledger says was spent; see release/costs.py."""
   # Else each time that it is released would cost more than the time before.
-  entries = [e for e in ledger.entries(workdir) if e["stage"] != "release"]
+  entries = [e for e in ledger.entries(run.workdir) if e["stage"] != "release"]
   kinds = {entry["device_kind"] for entry in entries if "device_kind" in entry}
+  train, plan = run.config.train, run.config.plan
   size = reads = writes = 0.0
-  for name in run.cache_names(sections):
-    cache = run.open_cache(sections, teacher, workdir, name)
+  for name in run.cache_names:
+    cache = run.cache(name)
     by_array = cache.bytes_by_array(cache.objects())
     size += sum(by_array.values())
     writes += len(by_array) * len(cache.objects())
-    if name == run.CACHE:
+    if name == caches.CACHE:
       rows = sum(
         phase.num_steps * phase.batch_rows
-        for phase in map(sections.train.phase.get, sections.train.phases)
+        for phase in map(train.phase.get, train.phases)
         if phase is not None and phase.rows == "cache"
       )
       reads += rows * len(by_array)
   return costs.cost(
     entries,
-    names=sections.train.phases,
-    phases=sections.train.phase,
-    released=sections.release.phase,
-    rates=rates.rates(sections.plan, kinds),
-    prices=sections.plan,
+    names=train.phases,
+    phases=train.phase,
+    released=run.config.release.phase,
+    rates=rates.rates(plan, kinds),
+    prices=plan,
     weights_bytes=weights_bytes,
     cache=costs.StoredCache(bytes=size, reads=reads, writes=writes),
   )
 
 
-def wall_seconds(sections: schema.Sections, workdir: Path) -> float:
+def wall_seconds(run: Run) -> float:
   """Of the phases that went into the analog, over all restarts."""
-  stages = {f"train/{name}" for name in chain(sections)}
+  stages = {f"train/{name}" for name in run.chain}
   found = [
     entry["seconds"]
-    for entry in ledger.entries(workdir)
+    for entry in ledger.entries(run.workdir)
     if entry["stage"] in stages
   ]
   return round(math.fsum(found), 1)
 
 
 def secrets(
-  sections: schema.Sections,
-  workdir: Path,
+  run: Run,
   facts: Mapping[str, Any],
   resolved: Mapping[str, Any],
 ) -> Secrets:
   """What must not be in the bundle, for the leak linter."""
   frontier, model = facts["frontier"], facts["model"]
-  stated = sections.release.frontier
+  config = run.config
+  stated = config.release.frontier
   ours = {k: v for k, v in model["architecture"].items() if v is not True}
   places = (
-    *(sections.teacher.path, str(workdir.resolve())),
-    *(sections.cache.location, sections.train.location),
-    *(sections.cache.s3_endpoint, sections.train.s3_endpoint),
-    sections.cache.import_path,
+    *(config.teacher.path, str(run.workdir.resolve())),
+    *(config.cache.location, config.train.location),
+    *(config.cache.s3_endpoint, config.train.s3_endpoint),
+    config.cache.import_path,
   )
-  module = sections.data.pipeline.partition(":")[0]
+  module = config.data.pipeline.partition(":")[0]
   own = [] if module.startswith("analogjax.") else [module]
   return Secrets(
     parameters=frontier["parameters"],

@@ -7,7 +7,6 @@ import functools
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -17,7 +16,8 @@ from analogjax.data import pipeline
 from analogjax.data.rows import Rows
 from analogjax.distributed import processes, sharding
 from analogjax.interop.distillkit import entries, importer
-from analogjax.run import run as assemble
+from analogjax.run import caches
+from analogjax.run.run import Run
 from analogjax.workdir import ledger, store
 
 
@@ -27,79 +27,70 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   Objects that are committed already are left alone, so a run that was killed
   goes on where it was, with any number of processes.
   """
-  sections = schema.to_sections(cfg)
-  assemble.check_domains(sections)
-  mesh = _make_mesh(sections)
+  run = Run(schema.to_sections(cfg), workdir)
+  run.check_domains()
+  _check_batch_rows(run)
   # One clock for all caches, or each would count what the others took.
   spent = ledger.Ledger(workdir, "cache")
-  _import(sections, workdir, spent)
-  for each in _fillers(sections, workdir, mesh, spent):
+  _import(run, spent)
+  for each in _fillers(run, spent):
     each.fill()
 
 
 def repair(cfg: ConfigDict, workdir: Path) -> None:
   """Computes again what is damaged, rows and records, and fills the holes."""
-  sections = schema.to_sections(cfg)
-  spent = ledger.Ledger(workdir, "cache")
-  for each in _fillers(sections, workdir, _make_mesh(sections), spent):
+  run = Run(schema.to_sections(cfg), workdir)
+  _check_batch_rows(run)
+  for each in _fillers(run, ledger.Ledger(workdir, "cache")):
     each.repair()
     each.fill()
 
 
-def _make_mesh(sections: schema.Sections) -> Mesh:
-  mesh = assemble.make_mesh(sections)
-  sharding.check_batch_rows(sections.cache.batch_rows, mesh, "cache.batch_rows")
-  return mesh
+def _check_batch_rows(run: Run) -> None:
+  rows = run.config.cache.batch_rows
+  sharding.check_batch_rows(rows, run.mesh, "cache.batch_rows")
 
 
-def _fillers(
-  sections: schema.Sections, workdir: Path, mesh: Mesh, spent: ledger.Ledger
-) -> list[fill.Filler]:
-  teacher = assemble.open_teacher(sections, workdir)
-  teaching = teacher_pass.Recorder(sections, mesh, teacher)
+def _fillers(run: Run, spent: ledger.Ledger) -> list[fill.Filler]:
+  options, ahead = run.config.cache, run.config.cache.write_ahead
+  teaching = teacher_pass.Recorder(options, run.mesh, run.teacher)
   fillers = []
-  for name in assemble.cache_names(sections):
-    held_out = name == assemble.HELD_OUT
-    num_rows = (
-      sections.cache.held_out_rows if held_out else sections.cache.num_rows
-    )
-    if sections.cache.import_path and not held_out:
+  for name in run.cache_names:
+    held_out = name == caches.HELD_OUT
+    num_rows = options.held_out_rows if held_out else options.num_rows
+    if options.import_path and not held_out:
       continue
-    open_rows = functools.partial(
-      assemble.open_rows, sections, teacher, workdir
+    rows = processes.together(
+      functools.partial(run.open_rows, held_out=held_out)
     )
-    rows = processes.together(functools.partial(open_rows, held_out=held_out))
     if rows.num_rows is not None and rows.num_rows < num_rows:
       fill.say_fewer(name, rows.num_rows, num_rows)
       num_rows = rows.num_rows
-    wanted = assemble.manifest(
-      sections, teacher, rows.fingerprint, num_rows, held_out=held_out
+    wanted = caches.manifest(
+      run.config, run.teacher, rows.fingerprint, num_rows, held_out=held_out
     )
-    where = assemble.cache_place(sections, workdir, name)
-    cache = _create(where, wanted, rows, teaching)
+    cache = _create(run.cache_place(name), wanted, rows, teaching)
     fillers.append(
-      fill.Filler(sections, workdir, teacher, teaching, rows, cache, spent)
+      fill.Filler(run.workdir, ahead, teaching, rows, cache, spent)
     )
   return fillers
 
 
-def _import(
-  sections: schema.Sections, workdir: Path, spent: ledger.Ledger
-) -> None:
+def _import(run: Run, spent: ledger.Ledger) -> None:
   """Fills the cache to train on from another tool's, if the config says so."""
-  section = sections.cache
-  if not section.import_path or not sections.reads_cache:
+  section, L = run.config.cache, run.config.data.L
+  if not section.import_path or not run.config.reads_cache:
     return
   if jax.process_count() > 1:
     raise ValueError(
       "cache.import_path: an import is the work of one process, found"
       f" {jax.process_count()}. Run it alone, then start the others."
     )
-  teacher = assemble.open_teacher(sections, workdir)
+  teacher = run.teacher
   dataset = entries.open_dataset(
     section.import_path,
     section.import_codec or None,
-    L=sections.data.L,
+    L=L,
     V=teacher.cfg.V,
   )
   if dataset.codec.k != section.top_k:
@@ -109,13 +100,13 @@ def _import(
     )
   num_rows = min(section.num_rows, dataset.num_rows)
   if num_rows < section.num_rows:
-    fill.say_fewer(assemble.CACHE, num_rows, section.num_rows)
-  wanted = assemble.manifest(
-    sections, teacher, dataset.fingerprint, num_rows, held_out=False
+    fill.say_fewer(caches.CACHE, num_rows, section.num_rows)
+  wanted = caches.manifest(
+    run.config, teacher, dataset.fingerprint, num_rows, held_out=False
   )
   first = range(min(num_rows, section.rows_per_object))
   cache = logit_cache.create(
-    assemble.cache_place(sections, workdir, assemble.CACHE),
+    run.cache_place(caches.CACHE),
     wanted,
     lambda: importer.id_order(dataset.read(first), teacher.cfg.V),
   )
@@ -124,7 +115,7 @@ def _import(
   def committed(part: range) -> None:
     nonlocal written
     before, written = written, store.bytes_written()
-    tokens = len(part) * sections.data.L
+    tokens = len(part) * L
     spent.append(tokens=tokens, bytes=written - before)
 
   importer.fill(

@@ -10,47 +10,42 @@ from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.distributed import processes
 from analogjax.models import hf_export
-from analogjax.run import run as assemble
+from analogjax.run.run import Run
 from analogjax.workdir import files, ledger
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:
   """Writes workdir/export and its receipt, workdir/export.json.
 
-  The folder appears whole or not at all; an export of the same checkpoint that
-  still has its bytes is left alone.
+  The folder appears whole or not at all. An export of the same checkpoint whose
+  bytes are unchanged is kept.
   """
-  sections = schema.to_sections(cfg)
-  mesh = assemble.make_mesh(sections)
-  teacher = assemble.open_teacher(sections, workdir)
-  student_cfg = assemble.student_config(sections)
-  phase = sections.release.phase
-  step, params, fingerprints = assemble.read_phase(
-    sections, workdir, phase, mesh
-  )
+  run = Run(schema.to_sections(cfg), workdir)
+  release, teacher = run.config.release, run.teacher
+  trained = run.read_phase(release.phase)
   source = {
-    "phase": phase,
-    "step": step,
-    "fingerprints": fingerprints,
+    "phase": release.phase,
+    "step": trained.step,
+    "fingerprints": trained.fingerprints,
     "teacher_digest": teacher.digest,
-    "dtype": sections.release.dtype,
-    "max_shard_gb": sections.release.max_shard_gb,
-    "keeps_chat_template": sections.release.keeps_chat_template,
+    "dtype": release.dtype,
+    "max_shard_gb": release.max_shard_gb,
+    "keeps_chat_template": release.keeps_chat_template,
   }
-  folder, receipt = workdir / assemble.EXPORT, workdir / "export.json"
+  folder, receipt = run.export_folder, workdir / "export.json"
   if processes.first_decides(lambda: _is_done(folder, receipt, source)):
     progress.say(f"export: complete, in {folder}.")
     return
   spent = ledger.Ledger(workdir, "export")
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(run.mesh):
     report = hf_export.write_folder(
       folder,
-      student_cfg,
-      params,
-      dtype=sections.release.dtype,
-      max_shard_bytes=int(sections.release.max_shard_gb * 1e9),
+      run.student,
+      trained.params,
+      dtype=release.dtype,
+      max_shard_bytes=int(release.max_shard_gb * 1e9),
       tokenizer_folder=teacher.folder,
-      keeps_chat_template=sections.release.keeps_chat_template,
+      keeps_chat_template=release.keeps_chat_template,
       metadata={},
     )
 

@@ -14,7 +14,7 @@ import rich.table
 from analogjax.cache import damage, logit_cache
 from analogjax.cli import progress
 from analogjax.config import loading, schema
-from analogjax.run import run as assemble
+from analogjax.run.run import Run
 
 _MOST_ROWS = 4096  # Of one cache that are read.
 
@@ -23,10 +23,9 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
   """Writes workdir/<cache>_inspect.json and .png, and prints the table."""
   if jax.process_index() != 0:
     return
-  sections = schema.to_sections(cfg)
-  for name in assemble.cache_names(sections):
-    where = assemble.cache_place(sections, workdir, name)
-    cache = logit_cache.open_cache(where)
+  run = Run(schema.to_sections(cfg), workdir)
+  for name in run.cache_names:
+    cache = logit_cache.open_cache(run.cache_place(name))
     summary = damage.summarize(cache, _some_objects(cache))
     report = _report(cache, summary)
     loading.write_json(workdir / f"{name}_inspect.json", report)

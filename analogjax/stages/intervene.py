@@ -19,7 +19,8 @@ from analogjax.config import loading, schema
 from analogjax.distributed import processes
 from analogjax.fidelity import behaviours, intervention, study as study_lib
 from analogjax.models import sizes
-from analogjax.run import run as assemble
+from analogjax.run import identity
+from analogjax.run.run import Run
 from analogjax.workdir import files, ledger
 
 FORMAT = "analogjax.intervention"
@@ -40,22 +41,22 @@ def run(
   Raises:
     ValueError: names the field or the file.
   """
-  sections = schema.to_sections(cfg)
-  names = (behaviour,) if behaviour else sections.measure.behaviours
+  run = Run(schema.to_sections(cfg), workdir)
+  names = (behaviour,) if behaviour else run.config.measure.behaviours
   if not names:
     raise ValueError(
       "measure.behaviours is empty; give --behaviour=NAME, or a JSON file."
     )
   # The analog alone: the others would only be read.
-  analog = sections.release.phase
+  analog = run.config.release.phase
   options = dataclasses.replace(
-    sections.measure,
+    run.config.measure,
     behaviours=names,
     phases=(analog,),
-    folders=type(sections.measure.folders)(),
+    folders=type(run.config.measure.folders)(),
     domains={},
   )
-  sources = study_lib.look(sections, options, workdir)
+  sources = study_lib.look(run, options)
   found = processes.together(
     lambda: intervention.read_vector(
       Path(vector), sources.students[analog], _released(workdir)
@@ -77,7 +78,7 @@ def run(
     "inputs": hashlib.sha256(
       json.dumps(sources.inputs, sort_keys=True).encode()
     ).hexdigest(),
-    "software": assemble.software_versions(),
+    "software": identity.software_versions(),
     "behaviours": answers,
   }
   name = f"{Path(vector).stem}-{found.sha256[:8]}.json"

@@ -28,7 +28,8 @@ from analogjax.fidelity import (
 )
 from analogjax.fidelity.report import page
 from analogjax.models import sizes
-from analogjax.run import run as assemble
+from analogjax.run import identity
+from analogjax.run.run import Run
 from analogjax.workdir import files, ledger
 
 PARTS: Mapping[str, Callable[[Study], dict[str, Any]]] = {
@@ -67,9 +68,9 @@ def run(
       f"--only: expected one of {', '.join(PARTS)}, or several with commas,"
       f" found {unknown[0]!r}."
     )
-  sections = schema.to_sections(cfg)
-  options = sections.measure.quick() if quick else sections.measure
-  sources = study_lib.look(sections, options, workdir)
+  run = Run(schema.to_sections(cfg), workdir)
+  options = run.config.measure
+  sources = study_lib.look(run, options.quick() if quick else options)
   inputs = sources.inputs
   folder = workdir / "fidelity"
   wanted = [name for name in PARTS if name in (only or options.parts)]
@@ -166,7 +167,7 @@ def _conclude(
     {name: part["result"] for name, part in found.items()},
     inputs={**inputs, "quick": quick},
     cost={name: part["cost"] for name, part in found.items()},
-    software=assemble.software_versions(),
+    software=identity.software_versions(),
   )
   _renew(workdir / "fidelity.json", loading.to_json(value))
   _renew(workdir / "fidelity.html", page.render(value, command))

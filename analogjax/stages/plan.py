@@ -26,7 +26,7 @@ from analogjax.planning import (
   tables,
   topologies as machines,
 )
-from analogjax.run import run as assemble
+from analogjax.run import teacher as teacher_lib
 
 FILE_NAME, PICTURE_NAME = "plan.json", "plan.png"
 
@@ -148,8 +148,8 @@ def _read_teacher_shape(
   """The teacher's shape from its Hugging Face folder, or else its GGUF file."""
   if teacher.path:
     return hf_import.read_config(Path(teacher.path))
-  if workdir is not None and (workdir / assemble.TEACHER).is_dir():
-    return hf_import.read_config(workdir / assemble.TEACHER)
+  if workdir is not None and (workdir / teacher_lib.FOLDER).is_dir():
+    return hf_import.read_config(workdir / teacher_lib.FOLDER)
   source = teacher.gguf
   assert source is not None  # TeacherConfig has checked it.
   file = gguf.find_gguf(source.package, source.file, source.sha256)

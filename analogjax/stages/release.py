@@ -20,10 +20,9 @@ from analogjax.data import rows as rows_lib
 from analogjax.distributed import processes
 from analogjax.evaluation import sources
 from analogjax.leaks import Leak
-from analogjax.models import teacher as teacher_lib
 from analogjax.release import contents, gates
 from analogjax.release.contents import BUNDLE, REGULATOR
-from analogjax.run import run as assemble
+from analogjax.run.run import Run
 from analogjax.workdir import ledger
 
 
@@ -59,14 +58,12 @@ def run(
   signer = processes.on_first(
     functools.partial(_signer, key, password, certificates)
   )
-  sections = schema.to_sections(cfg)
-  teacher = assemble.open_teacher(sections, workdir)
+  run = Run(schema.to_sections(cfg), workdir)
+  run.teacher  # noqa: B018 (opened by all processes together)
   rows = None
-  if sections.release.shares_rows:
-    rows = sources.read_held_out(sections, teacher, workdir)  # By all.
-  processes.on_first(
-    lambda: _release(cfg, sections, teacher, workdir, rows=rows, signer=signer)
-  )
+  if run.config.release.shares_rows:
+    rows = sources.read_held_out(run)  # By all.
+  processes.on_first(lambda: _release(cfg, run, rows=rows, signer=signer))
 
 
 def _signer(
@@ -86,17 +83,14 @@ def _signer(
 
 def _release(
   cfg: ConfigDict,
-  sections: schema.Sections,
-  teacher: teacher_lib.Teacher,
-  workdir: Path,
+  run: Run,
   *,
   rows: rows_lib.Rows | None,
   signer: signature.Signer,
 ) -> None:
+  workdir = run.workdir
   spent = ledger.Ledger(workdir, "release")
-  release = contents.Contents(
-    json.loads(json.dumps(cfg.to_dict())), sections, teacher, workdir, rows
-  )
+  release = contents.Contents(json.loads(json.dumps(cfg.to_dict())), run, rows)
   leaks: list[Leak] = []
   # The public evidence of a gate is in the documents that are linted. So first
   # as if nothing were found; if something is, and that is waived, once more.
@@ -110,7 +104,7 @@ def _release(
     known = {leak[:2] for leak in leaks}
     if {leak[:2] for leak in found} <= known:
       break
-    if is_last or "leaks" not in sections.release.waivers:
+    if is_last or "leaks" not in run.config.release.waivers:
       raise ValueError(_listed(found))
     leaks = found
   _print(judged)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from analogjax.bundle import folder as walk
 from analogjax.config import schema as config
-from analogjax.run import run as assemble
+from analogjax.run import identity
 from analogjax.verify import reproduce, toy
 
 # Of the one process that a stage runs in; a toy takes seconds.
@@ -110,7 +110,7 @@ def read_recipe(bundle: Path) -> Recipe:
     not_taken=not_taken,
     not_repeated=others,
     other_software=reproduce.other_software(
-      record, assemble.software_versions()
+      record, identity.software_versions()
     ),
   )
 

@@ -23,7 +23,8 @@ from analogjax.distributed import processes, sharding
 from analogjax.evaluation import sources as studies
 from analogjax.evaluation.models import RANDOM, Model
 from analogjax.models import sizes, teacher as teacher_lib
-from analogjax.run import run as assemble
+from analogjax.run import identity
+from analogjax.run.run import Run
 from analogjax.safety import (
   canaries,
   document,
@@ -96,15 +97,15 @@ def run(
   Raises:
     ValueError: names the field or the file.
   """
-  sections = schema.to_sections(cfg)
-  chosen = sections.safety.parts
+  run = Run(schema.to_sections(cfg), workdir)
+  chosen = run.config.safety.parts
   if unknown := [name for name in only if name not in chosen]:
     raise ValueError(
       f"--only: expected one of safety.parts ({', '.join(chosen)}), or several"
       f" with commas, found {unknown[0]!r}."
     )
-  options = sections.safety.quick() if quick else sections.safety
-  sources = look(sections, options, workdir)
+  options = run.config.safety
+  sources = look(run, options.quick() if quick else options)
   folder = workdir / "safety"
   missing = [
     name
@@ -123,24 +124,21 @@ def run(
   processes.on_first(lambda: _conclude(workdir, sources, quick))
 
 
-def look(
-  sections: schema.Sections, options: SafetyConfig, workdir: Path
-) -> Sources:
+def look(run: Run, options: SafetyConfig) -> Sources:
   """Finds and checks everything but the teacher's weights.
 
   Args:
-    sections: the config.
+    run: with caches and trained phases.
     options: those of its section `safety`, or fewer.
-    workdir: with caches and trained phases.
 
   Raises:
     ValueError: names the field or the file.
   """
   for name in options.phases:
-    if name not in sections.train.phases:
+    if name not in run.config.train.phases:
       raise ValueError(
         f"safety.phases: {name!r} is not one of train.phases"
-        f" ({', '.join(sections.train.phases)}), so there is no checkpoint of"
+        f" ({', '.join(run.config.train.phases)}), so there is no checkpoint of"
         " it; leave it out."
       )
   loaded = {}
@@ -151,14 +149,13 @@ def look(
         "harmless": prompts.load_all(options.harmless, "safety.harmless"),
       }
     )
-  planted = _planted(sections, options)
-  mesh = assemble.make_mesh(sections)
+  planted = _planted(run.config, options)
+  mesh, teacher = run.mesh, run.teacher
   sharding.check_batch_rows(options.batch_rows, mesh, "safety.batch_rows")
-  teacher = assemble.open_teacher(sections, workdir)
-  rows = _read_rows(sections, options, teacher, workdir)
-  analog = sections.release.phase
+  rows = _read_rows(run, options)
+  analog = run.config.release.phase
   students, about = studies.open_students(
-    *(sections, teacher, workdir, mesh),
+    run,
     tuple(dict.fromkeys((analog, *options.phases))),
     options.named_folders,
     section="safety",
@@ -204,10 +201,10 @@ def published(options: SafetyConfig) -> dict[str, Any]:
 
 
 def _planted(
-  sections: schema.Sections, options: SafetyConfig
+  config: schema.Sections, options: SafetyConfig
 ) -> dict[str, Any] | None:
   """The canaries of the config's pipeline, as plain values."""
-  data = sections.data
+  data = config.data
   found = None
   if data.pipeline == canaries.SPEC:
     found = canaries.planned(data.arguments)
@@ -221,18 +218,12 @@ def _planted(
   return None if found is None else dataclasses.asdict(found)
 
 
-def _read_rows(
-  sections: schema.Sections,
-  options: SafetyConfig,
-  teacher: teacher_lib.Teacher,
-  workdir: Path,
-) -> dict[str, rows_lib.Rows]:
+def _read_rows(run: Run, options: SafetyConfig) -> dict[str, rows_lib.Rows]:
   """Training rows, held-out rows, and those of the teacher alone, if named."""
   members = studies.read_trained(
-    *(sections, teacher, workdir, sections.release.phase),
-    *(options.rows, options.seed),
+    run, run.config.release.phase, options.rows, options.seed
   )
-  held_out = studies.read_held_out(sections, teacher, workdir)
+  held_out = studies.read_held_out(run)
   found = {
     "members": members,
     "held_out": rows_lib.Rows(*(field[: options.rows] for field in held_out)),
@@ -242,7 +233,9 @@ def _read_rows(
     try:
       found["teacher_only"] = processes.together(
         lambda: studies.read_some(
-          *(sections, teacher, workdir, number, options.seed),
+          run,
+          number,
+          options.seed,
           field="safety.rows",
           held_out=True,
           arguments=options.teacher_only,
@@ -321,7 +314,7 @@ def _conclude(workdir: Path, sources: Sources, quick: bool) -> None:
     inputs=sources.inputs,
     thresholds=sources.options.thresholds,
     quick=quick,
-    software=assemble.software_versions(),
+    software=identity.software_versions(),
   )
   path, text = workdir / "safety.json", loading.to_json(value)
   # Left alone where it says the same.

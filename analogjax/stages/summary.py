@@ -11,45 +11,41 @@ from analogjax.cache import logit_cache
 from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.distributed import processes
-from analogjax.models import teacher as teacher_lib
-from analogjax.run import run as assemble
+from analogjax.run.run import Run
 from analogjax.workdir import files, ledger, metrics
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:
   """Prints the table; writes summary.json (its numbers) and curves.png."""
-  sections = schema.to_sections(cfg)
-  teacher = assemble.open_teacher(sections, workdir)
+  run = Run(schema.to_sections(cfg), workdir)
+  teacher = run.teacher.cfg
 
   def conclude() -> None:
-    summary = _collect(sections, teacher, workdir)
+    summary = _collect(run, teacher.num_parameters)
     loading.write_json(workdir / "summary.json", summary)
-    _draw(sections, workdir)
-    _print(summary, workdir)
+    _draw(run)
+    _print(summary, run)
 
   processes.on_first(conclude)
 
 
-def _collect(
-  sections: schema.Sections, teacher: teacher_lib.Teacher, workdir: Path
-) -> dict[str, Any]:
-  fidelity = files.read_json(workdir / "fidelity.json")
-  name = assemble.cache_names(sections)[0]
-  place = assemble.cache_place(sections, workdir, name)
+def _collect(run: Run, teacher_parameters: int) -> dict[str, Any]:
+  fidelity = files.read_json(run.workdir / "fidelity.json")
+  place = run.cache_place(run.cache_names[0])
   cache = logit_cache.open_cache(place)
   tokens = cache.manifest.num_rows * cache.manifest.sequence_length
   sizes = cache.bytes_by_array(cache.objects())
   by_array = {name: size / tokens for name, size in sizes.items()}
   # What a token costs beyond the rows themselves, which any training needs.
   rows = ("tokens", "segments", "position_offsets", "weights")
-  student = assemble.student_config(sections).num_parameters
-  spent = ledger.totals(workdir)
-  models = ("teacher", *sections.measure.phases)
+  student = run.student.num_parameters
+  spent = ledger.totals(run.workdir)
+  models = ("teacher", *run.config.measure.phases)
   return {
     "parameters": {
-      "teacher": teacher.cfg.num_parameters,
+      "teacher": teacher_parameters,
       "student": student,
-      "ratio": student / teacher.cfg.num_parameters,
+      "ratio": student / teacher_parameters,
     },
     "models": {
       name: fidelity["output"]["models"][name]["metrics"] for name in models
@@ -68,11 +64,11 @@ def _collect(
       stage: round(fields["seconds"], 1) for stage, fields in spent.items()
     },
     "spent": spent,
-    "goodput": ledger.goodput(workdir),
+    "goodput": ledger.goodput(run.workdir),
   }
 
 
-def _print(summary: dict[str, Any], workdir: Path) -> None:
+def _print(summary: dict[str, Any], run: Run) -> None:
   sizes = summary["parameters"]
   models = rich.table.Table(
     title=(
@@ -107,8 +103,8 @@ def _print(summary: dict[str, Any], workdir: Path) -> None:
   out.print(costs)
   out.print(_goodput(summary["goodput"]))
   progress.say(
-    f"numbers: {workdir / 'summary.json'}  curves: {workdir / 'curves.png'}"
-    f"  analog: {workdir / assemble.EXPORT}"
+    f"numbers: {run.workdir / 'summary.json'}"
+    f"  curves: {run.workdir / 'curves.png'}  analog: {run.export_folder}"
   )
 
 
@@ -135,7 +131,7 @@ def _goodput(phases: dict[str, dict[str, float]]) -> rich.table.Table:
   return table
 
 
-def _draw(sections: schema.Sections, workdir: Path) -> None:
+def _draw(run: Run) -> None:
   """Held-out curves: each phase starts where the one it came from ended."""
   figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
   panels = figure.subplots(1, 2)
@@ -145,11 +141,11 @@ def _draw(sections: schema.Sections, workdir: Path) -> None:
   )
   begins: dict[str, int] = {"": 0}
   styles = ("-", "--", "-.", ":")  # Told apart in black and white too.
-  for i, name in enumerate(sections.train.phases):
-    phase = sections.train.phase[name]
+  for i, name in enumerate(run.config.train.phases):
+    phase = run.config.train.phase[name]
     begin = begins[phase.init_from]
     begins[name] = begin + phase.num_steps
-    records = metrics.read(assemble.phase_folder(workdir, name))
+    records = metrics.read(run.phase_folder(name))
     for panel, (key, _) in zip(panels, curves, strict=True):
       points = [
         (begin + r["step"], r[key]) for r in records if r.get(key) is not None
@@ -163,6 +159,6 @@ def _draw(sections: schema.Sections, workdir: Path) -> None:
     panel.grid(alpha=0.3)
     panel.legend()
   # Not over an earlier picture until the new one is whole.
-  temporary = workdir / ".curves.incomplete.png"
+  temporary = run.workdir / ".curves.incomplete.png"
   figure.savefig(temporary, dpi=120)
-  temporary.replace(workdir / "curves.png")
+  temporary.replace(run.workdir / "curves.png")

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from analogjax.cache import batches, cache_format, logit_cache
 from analogjax.config import schema
 from analogjax.distributed import processes
-from analogjax.run import run as assemble
+from analogjax.run import caches, meshes
+from analogjax.run.run import Run
 from analogjax.training import live_teacher as live, loop
 
 
@@ -26,51 +27,49 @@ def run(
     workdir: of the run.
     profile: steps of each phase that are traced for xprof.
   """
-  sections = schema.to_sections(cfg)
-  mesh, teacher_mesh = assemble.make_train_meshes(sections)
-  teacher = assemble.open_teacher(sections, workdir)
-  cache = processes.together(lambda: _open_cache(sections, teacher, workdir))
-  held_out = processes.together(
-    lambda: assemble.open_cache(sections, teacher, workdir, assemble.HELD_OUT)
+  run = Run(schema.to_sections(cfg), workdir)
+  config, (mesh, teacher_mesh), teacher = (
+    run.config,
+    run.train_meshes,
+    run.teacher,
   )
-  for name in sections.train.phases:
-    assemble.check_phase_rows(sections, name, mesh, teacher_mesh)
+  cache = processes.together(lambda: _open_cache(run))
+  processes.together(lambda: run.cache(caches.HELD_OUT))
+  for name in config.train.phases:
+    meshes.check_phase_rows(config, name, mesh, teacher_mesh)
 
   # The weights are read once, and only where a phase is not complete.
   @functools.cache
   def live_teacher():
-    layers = sections.cache.gram_layers
+    layers = config.cache.gram_layers
     return live.LiveTeacher(teacher, teacher_mesh, mesh, gram_layers=layers)
 
-  for name in sections.train.phases:
-    phase = sections.train.phase[name]
+  for name in config.train.phases:
+    phase = config.train.phase[name]
     processes.stop_if_asked(f"train {name}: before it began")
     loop.Phase(
       name,
-      sections,
-      workdir,
-      mesh,
-      teacher=teacher,
-      order=_row_order(phase, sections, teacher, workdir, mesh, cache),
-      held_out=held_out,
+      run,
+      order=_row_order(phase, run, mesh, cache),
       make_teacher=live_teacher if phase.runs_teacher else None,
       profile=profile,
     ).run()
 
 
-def _open_cache(sections, teacher, workdir) -> logit_cache.LogitCache | None:
-  """The cache to train on; one that no phase reads need not be there."""
-  if sections.reads_cache:
-    return assemble.open_cache(sections, teacher, workdir, assemble.CACHE)
-  where = assemble.cache_place(sections, workdir, assemble.CACHE)
+def _open_cache(run: Run) -> logit_cache.LogitCache | None:
+  """Opens the cache to train on; it may be missing if no phase reads it."""
+  if run.config.reads_cache:
+    return run.cache(caches.CACHE)
+  where = run.cache_place(caches.CACHE)
   if cache_format.read_group(where) is None:
     return None
   cache = logit_cache.open_cache(where)
-  assemble.check_cache(sections, teacher, cache)
+  run.check_cache(cache)
   return cache
 
 
-def _row_order(phase, sections, teacher, workdir, mesh, cache) -> loop.RowOrder:
+def _row_order(phase, run: Run, mesh, cache) -> loop.RowOrder:
+  config = run.config
   mine = processes.group(mesh).indices_of(phase.batch_rows)
 
   def make(rows):
@@ -79,14 +78,14 @@ def _row_order(phase, sections, teacher, workdir, mesh, cache) -> loop.RowOrder:
     batch = batches.for_live_teacher(rows)
     if not phase.loss.gram_weight:
       return batch
-    drawn = sections.cache.gram_positions, sections.cache.seed
+    drawn = config.cache.gram_positions, config.cache.seed
     return batches.with_positions(batch, rows, *drawn)
 
   if phase.rows == "pipeline":
-    rows = assemble.open_rows(sections, teacher, workdir, held_out=False)
+    rows = run.open_rows(held_out=False)
     # One run has one pipeline, whether its rows come through the cache or not;
     # but rows that were imported come from nowhere else.
-    if cache is not None and not sections.cache.import_path:
+    if cache is not None and not config.cache.import_path:
       wanted = dataclasses.replace(
         cache.manifest, pipeline_fingerprint=rows.fingerprint
       )
@@ -96,7 +95,7 @@ def _row_order(phase, sections, teacher, workdir, mesh, cache) -> loop.RowOrder:
     )
     return loop.RowOrder(
       identity={
-        "pipeline": sections.data.pipeline,
+        "pipeline": config.data.pipeline,
         "pipeline_fingerprint": rows.fingerprint,
       },
       read=lambda step: make(order.read(step)),

@@ -10,7 +10,7 @@ from analogjax.cache import damage, logit_cache, teacher_pass
 from analogjax.cli import progress
 from analogjax.config import schema
 from analogjax.distributed import processes
-from analogjax.run import run as assemble
+from analogjax.run.run import Run
 
 # Another mesh or other software rounds logits differently; then a drawn id at
 # the edge of its share, or a probability at the edge of tau, may differ.
@@ -24,11 +24,9 @@ def run(cfg: ConfigDict, workdir: Path, *, rows: int) -> None:
   Raises:
     ValueError: says what is damaged, by ranges of rows, and what to do.
   """
-  sections = schema.to_sections(cfg)
-  problems = []
-  for name in assemble.cache_names(sections):
-    where = assemble.cache_place(sections, workdir, name)
-    cache = logit_cache.open_cache(where)
+  run, problems = Run(schema.to_sections(cfg), workdir), []
+  for name in run.cache_names:
+    cache = logit_cache.open_cache(run.cache_place(name))
     found, holes = {}, 0
     objects = cache.objects()
     title = f"verify {name}"
@@ -47,7 +45,7 @@ def run(cfg: ConfigDict, workdir: Path, *, rows: int) -> None:
         + (f"; {holes:,} are not committed." if holes else ".")
       )
       if rows:
-        problems += _compare(sections, workdir, cache, done, rows)
+        problems += _compare(run, cache, done, rows)
   if problems:
     raise ValueError(
       "\n  ".join(["the cache is damaged:", *problems])
@@ -70,12 +68,10 @@ def _ranges(found: Mapping[int, str]) -> list[str]:
   return lines
 
 
-def _compare(sections, workdir, cache, done, count) -> list[str]:
-  """Runs the teacher on some rows again; what differs, a line each."""
-  mesh = assemble.make_mesh(sections)
-  teacher = assemble.open_teacher(sections, workdir)
-  assemble.check_cache(sections, teacher, cache)
-  teaching = teacher_pass.Recorder(sections, mesh, teacher)
+def _compare(run: Run, cache, done, count) -> list[str]:
+  """Runs the teacher on some rows again; returns a line for each difference."""
+  run.check_cache(cache)
+  teaching = teacher_pass.Recorder(run.config.cache, run.mesh, run.teacher)
   there = np.flatnonzero(done)
   rng = np.random.default_rng(cache.manifest.seed)
   picked = np.sort(rng.permutation(there)[:count])

@@ -8,20 +8,17 @@ import contextlib
 import dataclasses
 import json
 import operator
-from pathlib import Path
 import secrets
 import time
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from analogjax.cache import batches, gram, logit_cache
+from analogjax.cache import batches, gram
 from analogjax.cli import progress
-from analogjax.config import schema
 from analogjax.distributed import processes, stopping
-from analogjax.models import teacher as teacher_lib
-from analogjax.run import run as assemble
+from analogjax.run import caches, identity
+from analogjax.run.run import Run
 from analogjax.training import (
   live_teacher,
   losses,
@@ -53,53 +50,46 @@ class Phase:
   def __init__(
     self,
     name: str,
-    sections: schema.Sections,
-    workdir: Path,
-    mesh: Mesh,
+    run: Run,
     *,
-    teacher: teacher_lib.Teacher,
     order: RowOrder,
-    held_out: logit_cache.LogitCache,
     make_teacher: Callable[[], live_teacher.LiveTeacher] | None,
     profile: range | None = None,
   ):
     """Builds what the phase compiles; nothing is read or written.
 
     Args:
-      name: of the phase.
-      sections: of the config.
-      workdir: of the run.
-      mesh: of the student.
-      teacher: opened.
+      name: the phase.
+      run: with the held-out cache, which the student is evaluated on.
       order: where the rows come from.
-      held_out: what the student is evaluated on.
-      make_teacher: the teacher in the loop, if the phase has one.
+      make_teacher: makes the live teacher, if the phase has one.
       profile: steps that are traced for xprof.
     """
-    self._name, self._sections, self._workdir = name, sections, workdir
-    self._phase = sections.train.phase[name]
-    self._mesh, self._group = mesh, processes.group(mesh)
-    self._order, self._held_out = order, held_out
+    self._name, self._run = name, run
+    self._phase = run.config.train.phase[name]
+    self._mesh, _ = run.train_meshes
+    self._group = processes.group(self._mesh)
+    self._order, self._held_out = order, run.cache(caches.HELD_OUT)
     self._make_teacher, self._profile = make_teacher, profile
-    self._folder = assemble.phase_folder(workdir, name)
-    self._cfg = assemble.student_config(sections)
-    self._fingerprints = self._make_fingerprints(teacher)
+    self._folder = run.phase_folder(name)
+    self._fingerprints = self._make_fingerprints()
     # Tells this training from another one with the same config, for what is
     # made of its checkpoints.
     self._lineage = secrets.token_hex(8)
-    self._compile_steps(teacher)
+    self._compile_steps()
 
-  def _compile_steps(self, teacher: teacher_lib.Teacher) -> None:
+  def _compile_steps(self) -> None:
+    run = self._run
     self._training = programs.make_training(
       self._phase,
-      self._cfg,
+      run.student,
       self._mesh,
-      seed=self._sections.student.seed,
-      teacher_softcap=teacher.cfg.logit_softcap,
+      seed=run.config.student.seed,
+      teacher_softcap=run.teacher.cfg.logit_softcap,
     )
     self._train_step = self._training.step
     self._eval_step = programs.make_eval_step(
-      self._cfg,
+      run.student,
       self._mesh,
       temperature=self._held_out.manifest.temperature,
       chunk=self._phase.loss.chunk,
@@ -114,10 +104,8 @@ class Phase:
       ValueError: what the user can mend.
     """
     num_steps = self._phase.num_steps
-    spent = ledger.Ledger(self._workdir, f"train/{self._name}")
-    saved = assemble.open_checkpoints(
-      self._sections, self._workdir, self._name, writes=True
-    )
+    spent = ledger.Ledger(self._run.workdir, f"train/{self._name}")
+    saved = self._run.open_checkpoints(self._name, writes=True)
     try:
       with jax.set_mesh(self._mesh):
         step, state = self._start(saved)
@@ -131,7 +119,7 @@ class Phase:
     finally:
       saved.close()
 
-  def _make_fingerprints(self, teacher: teacher_lib.Teacher) -> dict[str, Any]:
+  def _make_fingerprints(self) -> dict[str, Any]:
     """What a checkpoint depends on, and a restart has to share."""
     phase = dataclasses.asdict(self._phase)
     # These may change in the middle of a phase.
@@ -146,21 +134,22 @@ class Phase:
     del phase["loss"]["chunk"]
     # Through JSON, as it comes back from a checkpoint.
     parts = {
-      "student": assemble.student_identity(self._sections),
+      "student": identity.student_identity(self._run.config),
       f"train.{self._name}": phase,
       "data": self._order.identity,
     }
     if self._phase.runs_teacher:
+      teacher = self._run.teacher
       parts["teacher"] = {"digest": teacher.digest, "dtype": teacher.cfg.dtype}
       if self._phase.loss.gram_weight:
-        cache = self._sections.cache
+        cache = self._run.config.cache
         for field in ("gram_positions", "gram_layers", "seed"):
           parts["teacher"][field] = getattr(cache, field)
     return json.loads(json.dumps(parts))
 
   def _check(self, about: Mapping[str, Any]) -> None:
     found = about["fingerprints"]
-    assemble.check_identity(self._folder, found, self._fingerprints)
+    identity.check_identity(self._folder, found, self._fingerprints)
 
   def _start(self, saved) -> tuple[int, steps.TrainState]:
     """From the last checkpoint, else the phase before, else random."""
@@ -177,15 +166,13 @@ class Phase:
     state = self._training.start()
     if self._phase.init_from:
       # A fresh optimizer: the new phase has a schedule of its own.
-      _, params, _ = assemble.read_phase(
-        self._sections, self._workdir, self._phase.init_from, self._mesh
-      )
-      state = dataclasses.replace(state, params=params)
+      before = self._run.read_phase(self._phase.init_from, self._mesh)
+      state = dataclasses.replace(state, params=before.params)
     return 0, state
 
   def _say_other_software(self, before: Mapping[str, str]) -> None:
     """The same numbers to the bit need the same software."""
-    now = assemble.software_versions()
+    now = identity.software_versions()
     changed = [
       f"{name} {before.get(name)} is now {now.get(name)}"
       for name in sorted({*before, *now})
@@ -210,10 +197,7 @@ class Phase:
     with (
       report.Reporter(
         self._name,
-        self._sections,
-        self._folder,
-        self._mesh,
-        self._cfg,
+        self._run,
         start=start,
         spent=spent,
         teacher=teacher,
@@ -291,7 +275,7 @@ class Phase:
       stopping.Stalled: it does not come, and its thread may hang for ever; or
         the process is asked to stop meanwhile.
     """
-    limits, began = self._sections.watch, time.monotonic()
+    limits, began = self._run.config.watch, time.monotonic()
     warn_after, asked_at = limits.stall_seconds, None
     while not ahead.wait(0.5):
       waited = time.monotonic() - began
@@ -332,7 +316,7 @@ class Phase:
     about = {
       "fingerprints": {**self._fingerprints, "lineage": self._lineage},
       "position": self._order.position(step),
-      "software": assemble.software_versions(),
+      "software": identity.software_versions(),
     }
     with reports.meter.during("checkpoint"):
       saved.save(step, state, about, score)

@@ -5,19 +5,18 @@ Letter: B rows of a step.
 
 from collections.abc import Mapping
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 
 from analogjax.cache import batches
 from analogjax.cli import progress
-from analogjax.config import schema
 from analogjax.data.rows import Rows, rows_digests
 from analogjax.distributed import processes, sharding, stopping
 from analogjax.models import decoder, sizes
+from analogjax.run.run import Run
 from analogjax.training import live_teacher, meter, steps, watch
 from analogjax.workdir import ledger, metrics
 
@@ -45,10 +44,7 @@ class Reporter:
   def __init__(
     self,
     name: str,
-    sections: schema.Sections,
-    folder: Path,
-    mesh: Mesh,
-    cfg: decoder.DecoderConfig,
+    run: Run,
     *,
     start: int,
     spent: ledger.Ledger,
@@ -57,19 +53,17 @@ class Reporter:
     """Starts the clocks of a loop that goes on after step `start`.
 
     Args:
-      name: of the phase.
-      sections: of the config.
-      folder: of the phase.
-      mesh: of the student.
-      cfg: of the student.
+      name: the phase.
+      run: of the phase.
       start: updates done before.
       spent: its clock began with the phase.
-      teacher: in the loop, if there is one.
+      teacher: the live teacher, if there is one.
     """
-    self._title, self._folder = f"train {name}", folder
-    self._phase, self._limits = sections.train.phase[name], sections.watch
+    config, cfg, (mesh, _) = run.config, run.student, run.train_meshes
+    self._title, self._folder = f"train {name}", run.phase_folder(name)
+    self._phase = config.train.phase[name]
     self._teacher, self._spent = teacher, spent
-    L = sections.data.L
+    L = config.data.L
     self._tokens = self._phase.batch_rows * L
     self._flops = self._tokens * sizes.training_flops_per_token(cfg, L)
     self._teacher_flops, devices = 0, mesh.size
@@ -91,7 +85,7 @@ class Reporter:
       steps.all_finite, out_shardings=NamedSharding(mesh, P())
     )
     self._board = processes.Board(mesh, 2)
-    self._loss_watch = watch.LossWatch(sections.watch)
+    self._loss_watch = watch.LossWatch(config.watch)
     self._bad_rows: list[tuple[int, list[str]]] = []  # Of the last steps.
     self._good_step = False  # Whether any was finite since the start.
     self._spent_at = start
@@ -99,7 +93,7 @@ class Reporter:
     self._slow: list[int] = []
     self._writer = None
     if jax.process_index() == 0:
-      self._writer = metrics.Writer(folder, first_step=start)
+      self._writer = metrics.Writer(self._folder, first_step=start)
     self._bar = progress.Progress(
       self._title, total=self._phase.num_steps, unit="steps", done=start
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+from analogjax.config import loading
 from analogjax.workdir import metrics
 
 CONFIG, RECORD = "repro/config.json", "record.json"
@@ -121,7 +122,7 @@ def check_config(
     section[leaf] = value
   _check_phases(taken)
   known = {*table, "train.phases"}
-  return taken, sorted(set(_leaves(found)) - known)
+  return taken, sorted(set(loading.leaves(found)) - known)
 
 
 def commands_of(record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -232,19 +233,6 @@ def _at(values: Any, field: str) -> Any:
   for name in field.split("."):
     values = values.get(name) if isinstance(values, dict) else None
   return values
-
-
-def _leaves(values: Mapping[str, Any], path: str = "") -> list[str]:
-  """Dotted paths of what is no section; `values` are not deeper than JSON."""
-  found, left = [], [(path, values)]
-  while left:
-    path, section = left.pop()
-    for name, value in section.items():
-      if isinstance(value, dict) and value:
-        left.append((f"{path}{name}.", value))
-      else:
-        found.append(path + name)
-  return found
 
 
 def _phase_names(found: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,8 @@ from analogjax.config import schema
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.models import decoder
-from analogjax.run import run
+from analogjax.run import caches, identity
+from analogjax.run.run import Run
 from analogjax.training import objective, optimizer, steps
 from analogjax.workdir import ledger, store
 
@@ -189,8 +190,8 @@ def training(
   m = manifest(draw, R=R, L=L, V=V, rows_per_object=min(_BATCH, R))
   cache = write_cache(folder, m, rows, records, order_V)
 
-  mesh = run.make_mesh(sections)
-  cfg = run.student_config(sections)
+  mesh = Run(sections, folder).mesh
+  cfg = identity.student_config(sections)
   tx = optimizer.make_optimizer(phase.optimizer, phase.num_steps)
 
   def init():
@@ -277,14 +278,14 @@ def caching(
   """
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
-  mesh = run.make_mesh(sections)
-  teacher = run.open_teacher(sections, folder)
-  teaching = teacher_pass.Recorder(sections, mesh, teacher)
-  source = run.open_rows(sections, teacher, folder, held_out=False)
+  run = Run(sections, folder)
+  mesh, teacher = run.mesh, run.teacher
+  teaching = teacher_pass.Recorder(sections.cache, mesh, teacher)
+  source = run.open_rows(held_out=False)
   rows = _InMemory(source.read(range(num_rows)))
   B = teaching.batch_rows
   order_V = teaching.id_order(rows.read(range(min(B, num_rows))))
-  wanted = run.manifest(
+  wanted = caches.manifest(
     sections, teacher, rows.fingerprint, num_rows, held_out=False
   )
   bare = jax.jit(
@@ -303,7 +304,8 @@ def caching(
     where = store.place(folder / f"cache_{count}")
     spent = ledger.Ledger(folder, "cache")
     cache = logit_cache.create(where, wanted, lambda: order_V)
-    fill.Filler(sections, folder, teacher, teaching, rows, cache, spent).fill()
+    ahead = sections.cache.write_ahead
+    fill.Filler(folder, ahead, teaching, rows, cache, spent).fill()
     shutil.rmtree(folder / f"cache_{count}")
 
   def forward():

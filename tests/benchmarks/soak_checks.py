@@ -16,7 +16,8 @@ from analogjax.cache import damage as cache_check, logit_cache
 from analogjax.config import loading, schema
 from analogjax.distributed import sharding
 from analogjax.models import decoder
-from analogjax.run import run
+from analogjax.run import identity
+from analogjax.run.run import Run
 from analogjax.training import optimizer, steps
 from analogjax.workdir import checkpoints, ledger, metrics
 
@@ -147,7 +148,7 @@ class Inspector:
     tx = optimizer.make_optimizer(phase.optimizer, phase.num_steps)
 
     def init():
-      cfg = run.student_config(self._sections)
+      cfg = identity.student_config(self._sections)
       params = decoder.init_parameters(cfg, 0)
       step = jax.numpy.zeros((), "int32")
       return steps.TrainState(
@@ -186,7 +187,7 @@ class Inspector:
 
   def _restore_all(self, workdir, phase):
     """Steps of a phase that are listed; all of them can be read."""
-    place = run.checkpoint_place(self._sections, workdir, phase)
+    place = Run(self._sections, workdir).checkpoint_place(phase)
     if not place.is_dir():
       return []
     saved = checkpoints.Checkpoints(place, keep=None)  # Touches nothing.

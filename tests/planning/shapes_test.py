@@ -12,7 +12,8 @@ from analogjax.data.rows import Rows, rows_digests
 from analogjax.distributed import processes
 from analogjax.models import teacher as teacher_lib
 from analogjax.planning import shapes
-from analogjax.run import run as assemble
+from analogjax.run import caches
+from analogjax.run.run import Run
 from analogjax.training import live_teacher, loop
 
 MESH = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
@@ -82,7 +83,7 @@ def test_a_batch_is_that_of_the_loop(sections, teacher, kind, weight):
     label_logprob_BL=np.zeros((B, L), np.float32),
     gram=sample(cfg, of_rows) if weight else None,
   )
-  mesh = assemble.make_mesh(cfg)
+  mesh = Run(cfg, Path()).mesh
   real = processes.put_rows(
     batches.from_entries(entries), mesh, processes.group(mesh)
   )
@@ -103,7 +104,7 @@ def test_a_teacher_in_the_loop_is_that_of_the_loop(
   mesh = step.mesh
   params = zeros(of_teacher.call[0])
   read = lambda folder, cfg, mesh, *, dtype: params  # noqa: E731
-  monkeypatch.setattr(live_teacher.hf_folder, "read_parameters", read)
+  monkeypatch.setattr(live_teacher.hf_import, "read_parameters", read)
   opened = open_teacher(teacher)
   layers = cfg.cache.gram_layers
   running = live_teacher.LiveTeacher(opened, mesh, mesh, gram_layers=layers)
@@ -122,9 +123,9 @@ def test_the_cache_step_is_that_of_the_recorder(sections, teacher, monkeypatch):
   cfg = sections(*MESH, "cache.num_replicas=2", "cache.capture=entropy")
   step = prepared("cache", cfg, teacher)
   opened = open_teacher(teacher)
-  teaching = teacher_pass.Recorder(cfg, step.mesh, opened)
+  teaching = teacher_pass.Recorder(cfg.cache, step.mesh, opened)
   seen = []
-  original = teacher_pass.jitted.make_teacher_step
+  original = teacher_pass.teacher_programs.make_teacher_step
 
   def make(*args, **kwargs):
     teacher_step = original(*args, **kwargs)
@@ -135,11 +136,11 @@ def test_the_cache_step_is_that_of_the_recorder(sections, teacher, monkeypatch):
 
     return run
 
-  monkeypatch.setattr(teacher_pass.jitted, "make_teacher_step", make)
+  monkeypatch.setattr(teacher_pass.teacher_programs, "make_teacher_step", make)
   params = zeros(step.call[0])
   read = lambda *args, **kwargs: params  # noqa: E731
-  monkeypatch.setattr(teacher_pass.hf_folder, "read_parameters", read)
-  manifest = assemble.manifest(cfg, opened, "", 8, held_out=False)
+  monkeypatch.setattr(teacher_pass.hf_import, "read_parameters", read)
+  manifest = caches.manifest(cfg, opened, "", 8, held_out=False)
   teaching.record(rows(8, cfg.data.L), manifest)
   monkeypatch.undo()
   ((text, call),) = seen
@@ -152,16 +153,15 @@ def test_a_phase_runs_what_is_compiled(sections, teacher, tmp_path):
     *MESH, "train.distill.microbatches=2", "train.distill.loss.gram_weight=2"
   )
   opened = open_teacher(teacher)
-  held_out = assemble.manifest(cfg, opened, "", 8, held_out=True)
+  held_out = caches.manifest(cfg, opened, "", 8, held_out=True)
+  run = Run(cfg, tmp_path)
+  run.teacher = opened
+  # A program depends on nothing of the held-out cache but its manifest.
+  run.cache = lambda name: types.SimpleNamespace(manifest=held_out)
   phase = loop.Phase(
     "distill",
-    cfg,
-    tmp_path,
-    assemble.make_mesh(cfg),
-    teacher=opened,
+    run,
     order=loop.RowOrder(identity={}, read=None, position=None, restore=None),
-    # Of the held-out cache its manifest is all that a program depends on.
-    held_out=types.SimpleNamespace(manifest=held_out),
     make_teacher=None,
   )
   step = prepared("train.distill", cfg, teacher)

@@ -1,4 +1,4 @@
-"""Tests for analogjax/run/run.py that need no teacher."""
+"""Tests for analogjax/run/ that need no teacher."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,8 @@ import pytest
 from analogjax.cache import cache_format
 from analogjax.config import loading, model, schema
 from analogjax.models import families, teacher
-from analogjax.run import run
+from analogjax.run import caches, identity
+from analogjax.run.run import Run
 from analogjax.workdir import store
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
@@ -30,13 +31,13 @@ def sections(cache=None, **student):
 
 
 def test_the_student_has_the_shape_of_the_config():
-  found = run.student_config(sections())
+  found = Run(sections(), Path()).student
   assert found.num_parameters == 3_342_912  # 49,152 x 64 + 4 layers + norm.
   assert (found.D, found.Y, found.H, found.rope_scaling) == (64, 4, 16, None)
 
 
 def test_the_students_rope_scaling_reaches_model_and_export():
-  found = run.student_config(sections(rope_scaling=SCALING))
+  found = identity.student_config(sections(rope_scaling=SCALING))
   assert found.rope_scaling == model.RopeScaling(**SCALING)
   written = families.to_hf_config(found, dtype="float32")
   again = families.from_hf_config(written, dtype="float32", where="x")
@@ -44,10 +45,10 @@ def test_the_students_rope_scaling_reaches_model_and_export():
 
 
 def test_what_changes_numbers_is_part_of_the_identity():
-  before = run.student_identity(sections())
-  assert run.student_identity(sections(rope_scaling=SCALING)) != before
-  assert run.student_identity(sections(remat="full")) == before
-  assert run.student_identity(sections(size_window="warn")) == before
+  before = identity.student_identity(sections())
+  assert identity.student_identity(sections(rope_scaling=SCALING)) != before
+  assert identity.student_identity(sections(remat="full")) == before
+  assert identity.student_identity(sections(size_window="warn")) == before
 
 
 # Caches.
@@ -61,16 +62,16 @@ TEACHER = teacher.Teacher(
 
 
 def make_manifest(held_out=False, **cache):
-  return run.manifest(
+  return caches.manifest(
     sections(cache), TEACHER, "a pipeline", 12, held_out=held_out
   )
 
 
 def test_a_cache_lies_in_the_workdir_or_where_the_config_says(tmp_path):
-  place = run.cache_place(sections(), tmp_path, run.CACHE)
+  place = Run(sections(), tmp_path).cache_place(caches.CACHE)
   assert place == store.Place(f"file://{tmp_path}/cache")
   where = dict(location="s3://ours/run/", s3_endpoint="http://host:9000")
-  place = run.cache_place(sections(where), tmp_path, run.HELD_OUT)
+  place = Run(sections(where), tmp_path).cache_place(caches.HELD_OUT)
   assert place == store.Place("s3://ours/run/held_out", "http://host:9000")
 
 
@@ -112,7 +113,7 @@ def test_what_is_measured_on_is_recorded_once_and_everywhere():
   )
 
 
-@pytest.mark.parametrize("name", [run.CACHE, run.HELD_OUT])
+@pytest.mark.parametrize("name", [caches.CACHE, caches.HELD_OUT])
 @pytest.mark.parametrize(
   ("changed", "field"),
   [
@@ -128,18 +129,18 @@ def test_what_is_measured_on_is_recorded_once_and_everywhere():
   ],
 )
 def test_a_cache_of_another_config_is_refused(name, changed, field):
-  made = make_manifest(held_out=name == run.HELD_OUT)
+  made = make_manifest(held_out=name == caches.HELD_OUT)
   cache = types.SimpleNamespace(
     manifest=made, location=store.Place("file:///w") / name
   )
   alike = field is None or (
-    name == run.HELD_OUT and field.startswith(("num_rep", "capture"))
+    name == caches.HELD_OUT and field.startswith(("num_rep", "capture"))
   )
   if alike:
-    run.check_cache(sections(changed), TEACHER, cache)
+    caches.check_cache(sections(changed), TEACHER, cache)
     return
   with pytest.raises(cache_format.CacheError) as error:
-    run.check_cache(sections(changed), TEACHER, cache)
+    caches.check_cache(sections(changed), TEACHER, cache)
   assert field in str(error.value) and f"file:///w/{name}" in str(error.value)
 
 
@@ -150,4 +151,4 @@ def test_a_cache_of_another_teacher_is_refused():
   other = dataclasses.replace(TEACHER, digest="another")
   message = "teacher_digest='a teacher', this run has 'another'"
   with pytest.raises(cache_format.CacheError, match=message):
-    run.check_cache(sections(), other, cache)
+    caches.check_cache(sections(), other, cache)

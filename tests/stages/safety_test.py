@@ -12,7 +12,7 @@ from analogjax.config import loading, schema
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.evaluation import sources
-from analogjax.run import run
+from analogjax.run.run import Run
 from analogjax.safety import canaries, document
 from analogjax.stages import safety
 from analogjax.workdir import ledger
@@ -155,7 +155,7 @@ def test_the_rows_of_members_are_those_that_were_trained_on(
   sections = schema.to_sections(
     make_config(training, *(f"train.distill.{value}" for value in short))
   )
-  teacher = run.open_teacher(sections, trained)
+  run = Run(sections, trained)
   trained_on = {
     row.tobytes()
     for step in (1, 2)
@@ -164,9 +164,7 @@ def test_the_rows_of_members_are_those_that_were_trained_on(
   assert len(trained_on) == 16
 
   def read(number):
-    return sources.read_trained(
-      sections, teacher, trained, "distill", number, 0
-    )
+    return sources.read_trained(run, "distill", number, 0)
 
   some = read(10)
   digests = {d.tobytes() for d in rows_lib.rows_digests(some)}
@@ -176,12 +174,11 @@ def test_the_rows_of_members_are_those_that_were_trained_on(
 
 
 def test_rows_of_a_stream_are_its_first_ones(training):
-  workdir = training.cached
   sections = schema.to_sections(
     make_config(training, *training.sources["stream"])
   )
-  teacher = run.open_teacher(sections, workdir)
-  rows = sources.read_trained(sections, teacher, workdir, "distill", 10, 0)
+  run = Run(sections, training.cached)
+  rows = sources.read_trained(run, "distill", 10, 0)
   wanted = [training.rows.row(i)["tokens"] for i in range(10)]
   np.testing.assert_array_equal(rows.tokens_BL, wanted)
 
@@ -201,12 +198,10 @@ def test_canaries_are_those_of_the_config(training):
   found = safety._planted(sections, sections.safety)
   chosen = canaries.settings(json.loads(json.dumps(found)))
   assert chosen == canaries.settings(values)
-  teacher = run.open_teacher(sections, training.cached)
+  run = Run(sections, training.cached)
   plan = canaries.plan(chosen)
   for held_out, first in ((False, 0), (True, 1000)):
-    source = run.open_rows(
-      sections, teacher, training.cached, held_out=held_out
-    )
+    source = run.open_rows(held_out=held_out)
     rows = source.read(range(44))
     plain = [training.rows.row(first + i)["tokens"] for i in range(44)]
     differs = {i for i in range(44) if (rows.tokens_BL[i] != plain[i]).any()}

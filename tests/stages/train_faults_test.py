@@ -106,8 +106,8 @@ def test_one_of_several_asked_while_a_row_never_comes(monkeypatch):
   released = threading.Event()
   ahead = batches.Prefetch(lambda step: released.wait(300), range(1))
   watch = types.SimpleNamespace(stall_seconds=100.0, give_up_seconds=0.0)
-  sections = types.SimpleNamespace(watch=watch)
-  phase = types.SimpleNamespace(_sections=sections, _name="distill")
+  run = types.SimpleNamespace(config=types.SimpleNamespace(watch=watch))
+  phase = types.SimpleNamespace(_run=run, _name="distill")
   says = "train distill: stopped while it waited for the rows of step 7"
   try:
     with stopping.listening(), pytest.raises(stopping.Stalled, match=says):
@@ -167,8 +167,8 @@ def poison(monkeypatch, *, before=0, after=0):
   """Puts NaN into the parameters, before or after an update, as memory may."""
   compiled = loop.Phase._compile_steps
 
-  def wrapped(self, teacher):
-    compiled(self, teacher)
+  def wrapped(self):
+    compiled(self)
     step, calls = self._train_step, [0]
 
     def spoil(state):

@@ -10,7 +10,7 @@ import pytest
 
 from analogjax.config import loading, schema
 from analogjax.distributed import processes, sharding
-from analogjax.run import run
+from analogjax.run.run import Run
 from analogjax.stages import train
 
 # Devices, and the mesh over them.
@@ -151,13 +151,9 @@ def open_order(training):
       if a.startswith("--config.")
     ]
     cfg = loading.load(training.folder / "lab.py", overrides)
-    sections = schema.to_sections(cfg)
-    teacher = run.open_teacher(sections, training.cached)
-    cache = train._open_cache(sections, teacher, training.cached)
-    phase = sections.train.phase["distill"]
-    order = train._row_order(
-      phase, sections, teacher, training.cached, mesh, cache
-    )
+    run = Run(schema.to_sections(cfg), training.cached)
+    phase = run.config.train.phase["distill"]
+    order = train._row_order(phase, run, mesh, train._open_cache(run))
     return order, processes.group(mesh).indices_of(phase.batch_rows)
 
   return open_order

@@ -1,7 +1,12 @@
-"""Progress: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress: a bar on a terminal, a plain line now and then elsewhere.
 
-from collections.abc import Mapping
+`Progress` counts what has a total. `Activity` is for work that has none, or
+that compiles for a while: it moves by itself.
+"""
+
+from collections.abc import Callable, Mapping
 import sys
+import threading
 import time
 
 import jax
@@ -10,9 +15,14 @@ import rich.progress
 
 _SECONDS_BETWEEN_LINES = 10.0
 
+_activities: list["Activity"] = []  # Those that run, the innermost last.
+
 
 def console() -> rich.console.Console:
   """Where people read: standard output, on process 0 alone."""
+  for activity in reversed(_activities):
+    if activity.bar is not None:
+      return activity.bar.console  # Its line stays below what is printed.
   return rich.console.Console(quiet=jax.process_index() != 0, highlight=False)
 
 
@@ -100,11 +110,78 @@ class Progress:
     return last or now - self._last_line >= _SECONDS_BETWEEN_LINES
 
 
+class Activity:
+  """Shows that something goes on: what, which part of it, and how long.
+
+  A context manager. On a terminal its line moves by itself; elsewhere there is
+  a line at once and one every ten seconds, whatever the process waits for.
+  """
+
+  def __init__(self, title: str, amount: Callable[[], str] = lambda: ""):
+    """Shows `title` ("measure output"), and what `amount` returns by then."""
+    self.bar: rich.progress.Progress | None = None
+    self._title, self._amount, self._detail = title, amount, ""
+    self._end = threading.Event()
+    self._start = time.monotonic()
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    where = console()
+    # One display at a time; the innermost only adds its detail to it.
+    is_shown = any(activity.bar is not None for activity in _activities)
+    if where.is_terminal and not where.quiet and not is_shown:
+      self.bar = rich.progress.Progress(
+        rich.progress.SpinnerColumn(),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TimeElapsedColumn(),
+        console=where,
+        transient=True,
+      )
+      self._task = self.bar.add_task(title, total=None)
+
+  def __enter__(self) -> "Activity":
+    _activities.append(self)
+    if self.bar is not None:
+      self.bar.start()
+    else:
+      say(f"{self._title} ...")
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._end.set()
+    self._thread.join()
+    if self.bar is not None:
+      self.bar.stop()
+    _activities.remove(self)
+
+  def doing(self, detail: str) -> None:
+    """Names the part that is in work."""
+    self._detail = detail
+
+  def _text(self) -> str:
+    return ", ".join(filter(None, (self._detail, self._amount())))
+
+  def _run(self) -> None:
+    pause = 0.5 if self.bar is not None else _SECONDS_BETWEEN_LINES
+    while not self._end.wait(pause):
+      if self.bar is not None:
+        text = f"{self._title}  {self._text()}"
+        self.bar.update(self._task, description=text)
+      else:
+        elapsed = _clock(time.monotonic() - self._start)
+        text = ", ".join(filter(None, (self._text(), elapsed)))
+        say(f"{self._title}: {text}")
+        sys.stdout.flush()
+
+
+def doing(detail: str) -> None:
+  """Names what the innermost activity is at; nothing if there is none."""
+  if _activities:
+    _activities[-1].doing(detail)
+
+
 def _clock(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  return (
-    f"{hours}:{minutes:02d}:{seconds:02d}"
-    if hours
-    else (f"{minutes}:{seconds:02d}")
-  )
+  if hours:
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+  return f"{minutes}:{seconds:02d}"

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from analogjax.cache import batches
+from analogjax.cli import progress
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import processes, sharding
 from analogjax.models import decoder
@@ -37,7 +38,12 @@ class Model:
 
 
 def in_batches(
-  rows: rows_lib.Rows, batch_rows: int, mesh: jax.sharding.Mesh, *, what: str
+  rows: rows_lib.Rows,
+  batch_rows: int,
+  mesh: jax.sharding.Mesh,
+  *,
+  what: str,
+  who: str = "models",
 ) -> Iterator[tuple[batches.Batch, slice]]:
   """All rows in order, on the mesh, in batches of one size.
 
@@ -47,7 +53,8 @@ def in_batches(
     rows: of which every process has all.
     batch_rows: B.
     mesh: of the models.
-    what: is being done, for who asks it to stop.
+    what: the stage, for the message when it is asked to stop.
+    who: the models that see them, for people who watch.
 
   Yields:
     A batch and which of the rows are in it; it may hold more.
@@ -58,6 +65,7 @@ def in_batches(
   R = len(rows.tokens_BL)
   for start in range(0, R, batch_rows):
     processes.stop_if_asked(f"{what}: what was measured in full is kept")
+    progress.doing(f"{who}: row {start + 1} of {R}")
     wanted = start + np.arange(batch_rows)
     part = rows_lib.Rows(*(field[np.minimum(wanted, R - 1)] for field in rows))
     weights_BL = part.weights_BL * (wanted < R)[:, None]

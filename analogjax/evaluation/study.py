@@ -72,7 +72,11 @@ class Study:
     """
     L = rows.tokens_BL.shape[1]
     for batch, here in subjects.in_batches(
-      rows, self.options.batch_rows, self.mesh, what="measure"
+      rows,
+      self.options.batch_rows,
+      self.mesh,
+      what="measure",
+      who=", ".join(model.name for model in models),
     ):
       for model in models:
         self.count(model, (here.stop - here.start) * L)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from analogjax.cli import progress
 from analogjax.distributed import processes
 from analogjax.evaluation.models import Model, everywhere
 from analogjax.evaluation.study import Study
@@ -167,7 +168,8 @@ def compare(
     The statistic for each order and pair, [C, P, Q]; the first is theirs.
   """
   by_right = []
-  for one in right:
+  for q, one in enumerate(right):
+    progress.doing(f"{metric} against chance: depth {q + 1} of {len(right)}")
     processes.stop_if_asked("measure: what was measured in full is kept")
     by_right.append(METRICS[metric](left, one, orders_CU, mesh))
   return np.stack(by_right, axis=-1)

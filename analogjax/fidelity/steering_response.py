@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from analogjax.cache import batches
+from analogjax.cli import progress
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import processes, sharding
 from analogjax.evaluation.models import Model, everywhere
@@ -64,7 +65,8 @@ def scores(
     last_B = sharding.put_rows(last_R, study.mesh)
     scores_SB = []
     with jax.set_mesh(study.mesh):
-      for push in pushes:
+      for i, push in enumerate(pushes):
+        progress.doing(f"{model.name}: push {i + 1} of {len(pushes)}, prompts")
         scores_SB.append(
           step(model.params, batch, last_B, ids_K, sides_2K, *_traced(push))
         )
@@ -91,7 +93,10 @@ def nats_per_token(
   batch = sharding.put_rows(batches.from_rows(part), study.mesh)
   step = _make_text_step(model.cfg, study.mesh)
   with jax.set_mesh(study.mesh):
-    sums = [step(model.params, batch, *_traced(push)) for push in pushes]
+    sums = []
+    for i, push in enumerate(pushes):
+      progress.doing(f"{model.name}: push {i + 1} of {len(pushes)}, text")
+      sums.append(step(model.params, batch, *_traced(push)))
     sums = np.asarray(jax.device_get(sums), np.float64)
   study.count(model, len(pushes) * rows.tokens_BL[here].size)
   processes.stop_if_asked("measure: what was measured in full is kept")

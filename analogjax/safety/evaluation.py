@@ -82,7 +82,7 @@ class Evaluation:
   ) -> Iterator[tuple[batches.Batch, slice]]:
     """`subjects.in_batches` of the rows; the model's tokens are counted."""
     for batch, here in subjects.in_batches(
-      rows, self.options.batch_rows, self.mesh, what="safety"
+      rows, self.options.batch_rows, self.mesh, what="safety", who=model.name
     ):
       self.count(model, (here.stop - here.start) * rows.tokens_BL.shape[1])
       yield batch, here

@@ -63,13 +63,15 @@ def run(
     )
   )
   spent = ledger.Ledger(workdir, "intervene")
-  study = sources.open()
+  with progress.Activity("intervene: loading the teacher"):
+    study = sources.open()
   folder = workdir / "fidelity" / "maps"
-  way = intervention.find_way(study, found.depth, folder, _of_maps(sources))
-  answers = {
-    name: intervention.answer(study, found, way, part)
-    for name, part in behaviours.load_all(names).items()
-  }
+  with progress.Activity("intervene: the map, and both models' responses"):
+    way = intervention.find_way(study, found.depth, folder, _of_maps(sources))
+    answers = {
+      name: intervention.answer(study, found, way, part)
+      for name, part in behaviours.load_all(names).items()
+    }
   value = {
     "format": FORMAT,
     "format_version": FORMAT_VERSION,

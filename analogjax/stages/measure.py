@@ -70,7 +70,8 @@ def run(
     )
   run = Run(schema.to_sections(cfg), workdir)
   options = run.config.measure
-  sources = study_lib.look(run, options.quick() if quick else options)
+  with progress.Activity("measure: opening the rows and the students"):
+    sources = study_lib.look(run, options.quick() if quick else options)
   inputs = sources.inputs
   folder = workdir / "fidelity"
   wanted = [name for name in PARTS if name in (only or options.parts)]
@@ -82,7 +83,8 @@ def run(
     )
   ]
   if missing:
-    study = sources.open()
+    with progress.Activity("measure: loading the teacher"):
+      study = sources.open()
     processes.on_first(lambda: folder.mkdir(exist_ok=True))
     _measure(missing, study, inputs, folder, workdir)
   else:
@@ -101,7 +103,10 @@ def _measure(
   for name in names:
     spent, before = ledger.Ledger(workdir, "measure"), dict(study.tokens)
     began = time.monotonic()
-    found = PARTS[name](study)
+    with progress.Activity(
+      f"measure {name}", lambda: f"{sum(study.tokens.values()):,} tokens"
+    ):
+      found = PARTS[name](study)
     seconds = time.monotonic() - began
     tokens = {
       model: number - before.get(model, 0)

@@ -105,7 +105,8 @@ def run(
       f" with commas, found {unknown[0]!r}."
     )
   options = run.config.safety
-  sources = look(run, options.quick() if quick else options)
+  with progress.Activity("safety: opening the rows and the students"):
+    sources = look(run, options.quick() if quick else options)
   folder = workdir / "safety"
   missing = [
     name
@@ -116,7 +117,8 @@ def run(
     )
   ]
   if missing:
-    evaluation = sources.open()
+    with progress.Activity("safety: loading the models"):
+      evaluation = sources.open()
     processes.on_first(lambda: folder.mkdir(exist_ok=True))
     _measure(missing, evaluation, sources.inputs, folder, workdir)
   else:
@@ -257,7 +259,10 @@ def _measure(
   for name in names:
     spent, before = ledger.Ledger(workdir, "safety"), dict(evaluation.tokens)
     began = time.monotonic()
-    found = PARTS[name](evaluation)
+    with progress.Activity(
+      f"safety {name}", lambda: f"{sum(evaluation.tokens.values()):,} tokens"
+    ):
+      found = PARTS[name](evaluation)
     tokens = {
       model: number - before.get(model, 0)
       for model, number in evaluation.tokens.items()

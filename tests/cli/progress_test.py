@@ -1,5 +1,7 @@
 """Tests for analogjax/cli/progress.py."""
 
+import time
+
 import pytest
 import rich.console
 
@@ -56,3 +58,29 @@ def test_other_processes_are_silent(monkeypatch, capsys):
   with progress.Progress("cache", total=1, unit="rows") as bar:
     bar.advance(1, tokens=1)
   assert capsys.readouterr().out == ""
+
+
+def test_an_activity_moves_while_the_process_waits(monkeypatch, capsys):
+  monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.01)
+  tokens = [5]
+  with progress.Activity("measure x", lambda: f"{tokens[0]} tokens"):
+    assert capsys.readouterr().out == "measure x ...\n"  # At once.
+    progress.doing("teacher: row 4/8")
+    lines = []
+    while len(lines) < 2:
+      time.sleep(0.01)
+      lines += capsys.readouterr().out.splitlines()
+  assert lines[-1] == "measure x: teacher: row 4/8, 5 tokens, 0:00"
+  time.sleep(0.05)
+  assert capsys.readouterr().out.count("\n") <= 1  # It has ended.
+  progress.doing("nothing runs")
+
+
+def test_an_activity_on_a_terminal_is_one_line(monkeypatch):
+  where = rich.console.Console(force_terminal=True, width=80, record=True)
+  monkeypatch.setattr(progress.rich.console, "Console", lambda **_: where)
+  with progress.Activity("measure x") as activity:
+    with progress.Activity("inside"):
+      progress.say("a line above it")
+    assert activity.bar is not None and progress.console() is where
+  assert "a line above it" in where.export_text()

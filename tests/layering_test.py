@@ -24,7 +24,7 @@ FLOORS = (
   {"documents"},
   {"release"},
   {"verify"},
-  {"stages"},
+  {"stages", "api"},
   {"main", "__main__"},
 )
 ROOT = {"__init__.py", "__main__.py", "main.py"}
@@ -75,7 +75,9 @@ def import_problem(name, part, target):
   if root != "analogjax" or not rest:
     return None
   if part == "":
-    return "analogjax/__init__.py imports nothing of analogjax"
+    if rest[0] == "api":
+      return None  # For types; tests/api holds that it is lazy.
+    return "analogjax/__init__.py imports nothing of analogjax but api"
   ours, theirs = floor_of(part), floor_of(rest[0])
   if theirs is None:
     return None  # An attribute of the package, or a room without a floor.
@@ -162,7 +164,8 @@ def problems(sources):
     lines = list(effects(tree))
     for line, target in imports(tree, known):
       lines.append((line, import_problem(name, part, target)))
-      if target in known and target != name:
+      # The root names the public face for types alone, and all may import it.
+      if target in known and target != name and part:
         graph.setdefault(name, set()).add(target)
     if part not in KNOW_THE_USER:
       lines += [

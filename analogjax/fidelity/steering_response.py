@@ -153,15 +153,11 @@ def _parts(
 def _run(cfg, params, batch, block, vector_D, strength):
   """Final hidden states of the model under a push."""
   model = nnx.merge(decoder.graphdef(cfg), params)
-
-  def push(x_BLD):
-    return x_BLD.astype(jnp.float32) + strength * vector_D[None, None]
-
   x_BLD, _ = model(
     batch.tokens_BL,
     batch.segments_BL,
     batch.positions_BL,
-    edit=decoder.Edit(block, push),
+    edit=decoder.adding(block, vector_D, strength),
   )
   return model, x_BLD
 

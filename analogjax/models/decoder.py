@@ -37,6 +37,17 @@ class Edit(NamedTuple):
   apply: Callable[[jax.Array], jax.Array]  # Of resid_post, [B, L, D].
 
 
+def adding(
+  block: jax.Array | int, vector_D: jax.Array, strength: jax.Array | float
+) -> Edit:
+  """Adds strength x vector_D, in float32, after a block; may be traced."""
+
+  def apply(x_BLD):
+    return x_BLD.astype(jnp.float32) + strength * vector_D[None, None]
+
+  return Edit(block, apply)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
   """The shape of a Llama-family decoder; fields are the shape letters."""

@@ -61,14 +61,19 @@ def greedy(
 def make_decode(
   cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh, steps: int
 ):
-  """(params, tokens_BL, segments_BL, positions_BL, lengths_B) -> [B, steps]."""
+  """Compiles (params, tokens_BL, segments_BL, positions_BL, lengths_B, push).
 
-  def run(params, tokens_BL, segments_BL, positions_BL, lengths_B):
+  The program gives the new tokens, [B, steps]. `push` is None, or a block, a
+  vector and a strength for `decoder.adding`.
+  """
+
+  def run(params, tokens_BL, segments_BL, positions_BL, lengths_B, push=None):
+    edit = None if push is None else decoder.adding(*push)
     model = nnx.merge(decoder.graphdef(cfg), params)
     here_1L = jnp.arange(tokens_BL.shape[1])[None]
 
     def body(tokens_BL, i):
-      x_BLD, _ = model(tokens_BL, segments_BL, positions_BL)
+      x_BLD, _ = model(tokens_BL, segments_BL, positions_BL, edit=edit)
       # What lies behind is not seen: attention is causal.
       last_B11 = (lengths_B + i - 1)[:, None, None]
       x_B1D = jnp.take_along_axis(x_BLD, last_B11, axis=1)

@@ -120,14 +120,64 @@ def distillation_loss(
   Source: Sparse Logit Sampling, arXiv:2503.16870, eq. 1 (gradient q - p).
   """
   sampled = teacher is None and targets.log_tail_BL is None
+  _check_divergence(sampled, objective)
+  alpha = jnp.asarray(alpha, jnp.float32)
+  return _loss(x_BLD, head_VD, targets, alpha, teacher, objective)
+
+
+def _check_divergence(sampled: bool, objective: Objective) -> None:
   if sampled and objective.divergence.name not in LINEAR:
     raise ValueError(
       f"divergence {objective.divergence.name!r}: sampled records estimate"
       f" {' and '.join(LINEAR)} alone without bias. Use records of kind 'topk'"
       " or a live teacher."
     )
+
+
+def distillation_loss_of_logits(
+  logits_BLV: jax.Array,
+  targets: batches.Targets,
+  alpha: jax.Array | float,
+  objective: Objective,
+) -> tuple[jax.Array, LossSums]:
+  """`distillation_loss` of a student whose logits exist, on one device.
+
+  Args:
+    logits_BLV: float32, soft-capped already.
+    targets: labels, weights and the teacher's records.
+    alpha: float32 scalar in [0, 1].
+    objective: the loss; V, chunk and softcap are not looked at.
+
+  Raises:
+    ValueError: a divergence that sampled records cannot estimate.
+  """
+  _check_divergence(targets.log_tail_BL is None, objective)
+  objective = dataclasses.replace(objective, softcap=None)
   alpha = jnp.asarray(alpha, jnp.float32)
-  return _loss(x_BLD, head_VD, targets, alpha, teacher, objective)
+  z_TV, targets = jax.tree.map(
+    lambda a: a.reshape(math.prod(a.shape[:2]), *a.shape[2:]),
+    (logits_BLV, targets),
+  )
+  return _loss_of_logits(z_TV, targets, alpha, objective)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _loss_of_logits(z_TV, targets, alpha, objective):
+  split = Split(None)
+  return _record_terms(z_TV, targets, alpha, objective, split, False)[0]
+
+
+def _loss_of_logits_forward(z_TV, targets, alpha, objective):
+  split = Split(None)
+  return _record_terms(z_TV, targets, alpha, objective, split, True)
+
+
+def _loss_of_logits_backward(objective, d_TV, cotangents):
+  del objective
+  return d_TV * cotangents[0], None, None
+
+
+_loss_of_logits.defvjp(_loss_of_logits_forward, _loss_of_logits_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

@@ -80,11 +80,15 @@ class Report:
   def by_status(self, status: str) -> list[Check]:
     return [check for check in self.checks if check.status == status]
 
+  @property
+  def verdict(self) -> str:
+    return FAILED if self.failed else VERIFIED
+
   def to_json(self) -> dict[str, Any]:
     return {
       "format": FORMAT,
       "format_version": FORMAT_VERSION,
-      "verdict": FAILED if self.failed else VERIFIED,
+      "verdict": self.verdict,
       "bundle": dataclasses.asdict(self.about),
       "counts": {status: len(self.by_status(status)) for status in STATUSES},
       "checks": [check._asdict() for check in self.checks],

@@ -430,6 +430,30 @@ def test_a_page_of_another_version_is_not_checkable(made, tmp_path):
   assert by_id(report)["documents"].status == rules.NOT_CHECKABLE
 
 
+@pytest.mark.parametrize(
+  ("field", "text", "status"),
+  [
+    ("because", "It is so.", rules.VERIFIED),
+    ("verdict", "not enough evidence", rules.FAILED),
+  ],
+)
+def test_another_version_may_word_its_reasons_otherwise(
+  made, tmp_path, field, text, status
+):
+  _, key, files, facts = made
+  files, facts = dict(files), copy.deepcopy(facts)
+  value = json.loads(files["fidelity.json"])
+  for claims in (value["claims"], facts["fidelity"]["claims"]):
+    assert claims[0][field] != text
+    claims[0][field] = text
+  files["fidelity.json"] = to_json(value)
+  facts["fidelity"]["sha256"] = sha256(files["fidelity.json"])
+  tiny_bundle.write(tmp_path / "bundle", other_version(b"")(files, facts), key)
+  found = by_id(verify.check(tmp_path / "bundle"))
+  assert found["fidelity"].status == rules.VERIFIED
+  assert found["fidelity_verdicts"].status == status
+
+
 def test_whoever_holds_the_copyright_is_shown(made, tmp_path):
   _, key, files, facts = made
   facts = copy.deepcopy(facts)

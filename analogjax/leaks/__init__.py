@@ -1,4 +1,4 @@
-"""The leak linter: `lint` reads a folder and finds what must stay private."""
+"""The leak linter: `lint` finds the private facts that a folder reveals."""
 
 from analogjax.leaks.linter import lint
 from analogjax.leaks.secrets import DIMENSIONS, Leak, Secrets, settings_of

@@ -141,7 +141,7 @@ class _Public:
     return None
 
   def _leak(self, one: Statement, why: str) -> Leak:
-    return Leak("arithmetic", one.file, one.where, f"{one.text!r}: {why}")
+    return Leak("arithmetic", one.scope[0], one.where, f"{one.text!r}: {why}")
 
   def _is_nobodys(self, one: Statement) -> bool:
     """Whether it is compute with its MFU that is not the analog's training."""
@@ -352,7 +352,7 @@ class _Public:
       return None
     rows = path.removesuffix("total") + "rows["
     beside = [
-      x for x in self._all if x.file == file and x.scope[1].startswith(rows)
+      x for x in self._all if x.scope[0] == file and x.scope[1].startswith(rows)
     ]
     same = [x for x in beside if x.kind == one.kind and x.is_point]
     of_teacher = [x for x in beside if x.role == TEACHER]

@@ -1,4 +1,4 @@
-"""Reads a folder and reports every private fact that it tells."""
+"""Reads a folder and reports every private fact that it reveals."""
 
 import bisect
 from collections import Counter
@@ -13,36 +13,34 @@ from analogjax.leaks import (
   containers,
   names,
   numerals,
-  plain,
   quantities,
   reading,
   sizes,
-  tensors,
 )
 from analogjax.leaks.secrets import Leak, Secrets
 
-_MOST_OF_A_KIND = 20  # Findings of one rule in one file that are listed.
-_MOST_OF_A_PAGE = 2000  # Findings of names, say, after which it is enough.
-_MOST_DEPTH = 3  # Of encodings within encodings.
-# Characters of all pages but the words of a vocabulary, and figures of them: a
-# bundle has some millions and some hundreds. More would take hours.
+_MOST_OF_A_KIND = 20  # Listed findings of one rule in one file.
+_MOST_OF_A_PAGE = 2000  # Findings of one kind of rule in one text.
+_MOST_DEPTH = 3  # Encodings within encodings.
+# Characters of all pages without vocabularies, and quantities in them. A bundle
+# has a few million and a few hundred; many more would take hours.
 _MOST_TEXT, _MOST_FIGURES = 16 << 20, 5000
-_LEAST_OF_BYTES = 8  # Characters that are a text among bytes.
+_LEAST_OF_BYTES = 8  # Characters in a row that are text in a binary file.
 
 
 def lint(folder: Path, secrets: Secrets) -> list[Leak]:
-  """Everything private that a folder tells, or that follows from it.
+  """Finds everything private that a folder reveals or implies.
 
   Args:
-    folder: of a bundle, or of any files that are to be published.
+    folder: a bundle, or any files that are to be published.
     secrets: the private facts.
 
   Returns:
-    Findings in the order of the files; empty where nothing was found. They
-    quote what they found, so they are as private as it is.
+    Findings in the order of the files. They quote what they found, so they are
+    as private as the facts.
 
   Raises:
-    ValueError: there is no such folder.
+    ValueError: the folder does not exist.
   """
   linter = _Linter(secrets)
   found = dict.fromkeys(linter.all_of(folder))
@@ -57,11 +55,14 @@ def lint(folder: Path, secrets: Secrets) -> list[Leak]:
 
 
 class _Linter:
+  """Applies all rules to all pages, and counts how much text it has read."""
+
   def __init__(self, secrets: Secrets):
     self._secrets = secrets
     self._names = names.NameRules(secrets)
     self._sizes = sizes.SizeRules(secrets)
-    self._shapes = tensors.ShapeRules(secrets)
+    self._shapes = sizes.ShapeRules(secrets)
+    self._days = names.DayRules(secrets)
     self._stated: list[quantities.Statement] = []
     self._left = _MOST_TEXT
 
@@ -70,7 +71,7 @@ class _Linter:
       yield from self._page(page)
     stated = list(dict.fromkeys(self._stated))
     if len(stated) > _MOST_FIGURES:
-      file = stated[_MOST_FIGURES].file
+      file = stated[_MOST_FIGURES].scope[0]
       what = f"{len(stated):,} figures; {_MOST_FIGURES:,} are tried"
       yield Leak("unread", file, "", what)
     yield from arithmetic.find(stated[:_MOST_FIGURES], self._secrets)
@@ -90,18 +91,21 @@ class _Linter:
       what = f"more than {_MOST_TEXT:,} characters of text in the folder"
       yield Leak("unread", page.file, page.inside, what)
       return
-    text = plain.plain(page.text)
-    decoded = plain.decoded(text)
+    text = reading.plain(page.text)
+    decoded = reading.decoded(text)
     views = [text] if decoded == text else [text, decoded]
     for view in views:
       yield from self._leaks(page, view, self._names.find(view))
-      if page.binary:  # Any two letters come together by chance.
+      if page.binary:  # Short runs of letters come about by chance.
         runs = view.split("\n")
         view = "\n".join(x for x in runs if len(x) >= _LEAST_OF_BYTES)
       yield from self._leaks(page, view, self._names.find_places(view))
-      counted = numerals.digits(plain.without_geometry(view))
-      yield from self._leaks(page, counted, self._sizes.find(counted))
-    readable = numerals.digits(plain.without_geometry(views[-1]))
+      counted = numerals.digits(reading.without_geometry(view))
+      found = itertools.chain(
+        self._sizes.find(counted), self._days.find(counted)
+      )
+      yield from self._leaks(page, counted, found)
+    readable = numerals.digits(reading.without_geometry(views[-1]))
     self._stated += quantities.statements(page, readable)
     if depth < _MOST_DEPTH:
       yield from self._encoded(page, text, depth)
@@ -134,7 +138,7 @@ class _Linter:
 
 
 def _lines(text: str):
-  """From an offset in a text to the number of its line, from 0."""
+  """Returns a function from an offset to its line number, from 0."""
   ends = [match.start() for match in re.finditer("\n", text)]
 
   @functools.cache

@@ -1,20 +1,22 @@
-"""Names and places: of the frontier model, of the lab, of its machines."""
+"""Finds names, digests of names, places of the lab, and the deployment day."""
 
 import bisect
 import codecs
 from collections.abc import Iterator
+import datetime
 import hashlib
 import re
 
+from analogjax.leaks import numerals
 from analogjax.leaks.secrets import Secrets
 
 _SEPARATORS = re.compile(r"[\s_\-./\\+:|~*]+")
-# Digits and signs that stand for letters, both ways round.
+# Digits that stand for letters, and the letters.
 _LEET = ("0134578l", "oieastbi")
-# Names in the form of a place: of model-signing's statements.
+# Not places, but names of formats that look like some: model-signing's.
 _NO_PLACES = ("https://model_signing/signature/",)
 _HEXADECIMAL = re.compile(r"(?<![0-9a-f])[0-9a-f]{32,128}(?![0-9a-f])")
-# Shorter ones would be found inside other words.
+# Letters; a shorter name would be found inside other words.
 _LEAST_INSIDE = 6
 
 _ROOTS = (
@@ -31,7 +33,7 @@ _SCHEMES = (
   r"|weka|webhdfs"
 )
 _PLACES = (
-  # Behind a letter or a < it is a division or the end of an element.
+  # After a letter or a < it is a division or the end of an element.
   ("path", rf"(?<![\w.<:/#$*)\]}}~-])/(?:{_ROOTS})(?![\w.-])(?:/[\w.@%+=-]*)*"),
   ("path", r"(?<![\w.<:/#$*)\]}~-])/(?:[\w.@%+=-]{2,}/)+[\w.@%+=-]*"),
   ("path", r"(?<![\w/])~[\w-]*/[\w.@%+=/-]+"),
@@ -66,9 +68,18 @@ _PLACES = (
   ),
 )
 
+_DEPLOYED = re.compile(
+  r"\b(?:deploy\w*|launch\w*|frontier|teacher|production|went live|live since"
+  r"|served|serving|ga date|general availability)\b"
+)
+_MONTHS = (
+  "january february march april may june july august september october november"
+  " december"
+).split()
+
 
 class NameRules:
-  """Finds names in a text; made once for all files."""
+  """Finds names and places in texts; made once for all files."""
 
   def __init__(self, secrets: Secrets):
     self._leet = str.maketrans(*_LEET)
@@ -90,7 +101,7 @@ class NameRules:
       return
     self._whole[squashed] = name
     if len(squashed) < _LEAST_INSIDE:
-      # Any separators inside, but letters before or after make another word.
+      # Any separators inside; letters before or after make another word.
       parts = [re.escape(c) for c in squashed]
       pattern = r"[\s_\-./]?".join(parts)
       self._words.append(
@@ -104,7 +115,7 @@ class NameRules:
       self._inside.setdefault(leet, name)
 
   def find(self, text: str) -> Iterator[tuple[str, int, str]]:
-    """(rule, offset, what) of every name and digest in a plain text."""
+    """Yields (rule, offset, what) for every name and digest in a plain text."""
     lower = text.lower()
     yield from self._find_names(lower)
     for match in _HEXADECIMAL.finditer(lower):
@@ -113,11 +124,11 @@ class NameRules:
         yield "digest", match.start(), f"{what}, which anyone can try"
 
   def find_places(self, text: str) -> Iterator[tuple[str, int, str]]:
-    """(rule, offset, what) of every path, URI and host in a plain text."""
+    """Yields (rule, offset, what) for every path, URI and host in a text."""
     for rule, pattern in self._places:
       for match in pattern.finditer(text):
         if not match[0].startswith(_NO_PLACES):
-          what = f"{_quoted(match[0])} names a place of the lab"
+          what = f"{_quoted(match[0])} names a place in the lab"
           yield rule, match.start(), what
 
   def _find_names(self, lower: str) -> Iterator[tuple[str, int, str]]:
@@ -132,25 +143,25 @@ class NameRules:
       for form, name in self._inside.items():
         start = text.find(form)
         while start >= 0:
-          # The end is where the last letter is.
+          # Separators may follow the last letter.
           begin, end = offsets(start), offsets(start + len(form) - 1) + 1
           what = f"{_quoted(lower[begin:end])} is {name!r}"
           yield "name", begin, what
           start = text.find(form, start + len(form))
 
   def whole(self, entry: str) -> str:
-    """The name that an entry of a vocabulary is, or ""."""
+    """Returns the name that an entry of a vocabulary is, or ""."""
     name = self._whole.get(squash(entry.lstrip("\u0120\u2581")))
     return name if name and len(squash(name)) >= _LEAST_INSIDE else ""
 
 
 def squash(text: str) -> str:
-  """Letters and digits alone, in small letters."""
+  """Returns the letters and digits of a text, in lower case."""
   return "".join(c for c in text.lower() if c.isalnum())
 
 
 def _squashed(lower: str):
-  """The text without separators, and from its offsets to those before."""
+  """Removes separators; returns a function from new to old offsets, too."""
   kept = [m.span() for m in re.finditer(r"[^\W_]+", lower)]
   text = "".join(lower[a:b] for a, b in kept)
   starts, total = [], 0
@@ -184,3 +195,72 @@ def _digests(text: str) -> Iterator[tuple[str, str]]:
 
 def _quoted(text: str) -> str:
   return ascii(text if len(text) <= 80 else text[:77] + "...")
+
+
+def _day(text: str) -> datetime.date | None:
+  try:
+    return datetime.date.fromisoformat(text)
+  except ValueError:
+    return None
+
+
+class DayRules:
+  """Finds the day of deployment in texts; made once for all files."""
+
+  def __init__(self, secrets: Secrets):
+    self._patterns: list[tuple[re.Pattern, re.Pattern | None]] = []
+    day = _day(secrets.deployed_on)
+    if day is None:
+      return
+    name = _MONTHS[day.month - 1]
+    month = rf"(?:{name}|{name[:3]}\.?|{name[:4]}\.?)"
+    two = rf"(?:{day.day:02d}|{day.day})(?:st|nd|rd|th)?"
+    numbers = rf"0?{day.month}[/.\-]0?{day.day}|0?{day.day}[/.\-]0?{day.month}"
+    year, week = day.isocalendar()[:2]
+    for text in (
+      rf"{day.year}[-/._ ]?0?{day.month}[-/._ ]?0?{day.day}(?!\d)",
+      rf"(?:{numbers})[/.\-](?:{day.year}|{day.year % 100:02d})(?!\d)",
+      rf"{two}\s+(?:of\s+)?{month},?\s+{day.year}",
+      rf"{month}\s+{two},?\s+{day.year}",
+      rf"{day.year}\s+{month}\s+{two}(?!\d)",
+      rf"{day.year}-{day.timetuple().tm_yday:03d}(?!\d)",
+      rf"{year}-?w{week:02d}-?{day.isoweekday()}(?!\d)",
+    ):
+      self._add(text)
+    # The month alone is a third of what the public knows.
+    for text in (
+      rf"{month}\s+(?:of\s+)?{day.year}",
+      rf"{day.year}-{day.month:02d}(?![-\d])",
+      rf"q{(day.month + 2) // 3}\s+{day.year}",
+    ):
+      self._add(text, _DEPLOYED)
+    released = _day(secrets.released_on)
+    if released is not None:
+      days = (released - day).days
+      self._add(
+        rf"{days}\s+days?",
+        re.compile(r"\b(?:after|since|later|deploy\w*|lag)\b"),
+      )
+    utc = datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC)
+    start = int(utc.timestamp())
+    self._seconds = range(start, start + 86_400)
+
+  def _add(self, text: str, needed: re.Pattern | None = None) -> None:
+    pattern = re.compile(rf"(?<![\d.]){text}", re.I)
+    self._patterns.append((pattern, needed))
+
+  def find(self, text: str) -> Iterator[tuple[str, int, str]]:
+    """Yields (rule, offset, what) for every mention of the day."""
+    for pattern, needed in self._patterns:
+      for match in pattern.finditer(text):
+        start, end = match.span()
+        if needed is None or numerals.near(text, start, end, needed):
+          yield "date", match.start(), f"{match[0]!r} is the day of deployment"
+    if not self._patterns:
+      return
+    for match in re.finditer(
+      r"(?<![\d.])1\d{9}(?=\d{3}(?!\d)|\d{6}(?!\d)|(?!\d))", text
+    ):
+      if int(match[0]) in self._seconds:
+        what = f"{match[0]!r} is a time on the day of deployment"
+        yield "date", match.start(), what

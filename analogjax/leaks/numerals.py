@@ -1,11 +1,16 @@
-"""Numbers in text, in any spelling, with how exactly they are stated.
+"""Reads numbers in any spelling, and infers from nearby words what they count.
 
 `digits` first turns other bases and English words into decimal digits; `find`
-then reads those. A number is worth what its last digit is: 134.5M says that
-something is 134.5 million to 0.1 million.
+then reads those. A number is as exact as its last digit: 134.5M stands for
+134.5 million, to 0.1 million.
+
+30 is a secret only as a number of layers. The noun after a number says what it
+counts ("30 layers", "30-layer", "30 attention heads"). Without one, the last
+noun before it does ("layers: 30", "num_hidden_layers = 30"). `kind` finds it.
 """
 
 from collections.abc import Iterator
+import functools
 import re
 from typing import NamedTuple
 
@@ -27,7 +32,7 @@ _LARGE = {
 _SCALED = "|".join(_LARGE)
 _FIRST = "|".join([*_SMALL, "hundred"])
 _WORD = f"{_FIRST}|{_SCALED}"
-# A comma goes on after a scale alone: "one, two" are two numbers.
+# A comma only continues after a scale: "one, two" are two numbers.
 _NEXT = (
   rf"(?:[ -]+|\s+and\s+|(?:(?<=sand)|(?<=ion)),\s*(?:and\s+)?)(?:{_WORD})\b"
 )
@@ -38,18 +43,18 @@ _POWER_OF_TWO = re.compile(r"(?<![\w.])2\s?(?:\^|\*\*)\s?\{?([1-5]?\d)\b\}?")
 _OTHER_BASE = re.compile(r"\b0(?:x[0-9a-f_]+|b[01_]+|o[0-7_]+)\b", re.I)
 
 SCALES = {
-  **{"k": 1e3, "thousand": 1e3, "m": 1e6, "mio": 1e6, "mn": 1e6, "mln": 1e6},
-  **{"million": 1e6, "millions": 1e6, "mega": 1e6, "g": 1e9, "b": 1e9},
-  **{"bn": 1e9, "bln": 1e9, "mrd": 1e9, "billion": 1e9, "billions": 1e9},
-  **{"giga": 1e9, "t": 1e12, "tn": 1e12, "trillion": 1e12, "tera": 1e12},
-  **{
-    "lakh": 1e5,
-    "crore": 1e7,
-    "p": 1e15,
-    "peta": 1e15,
-    "e": 1e18,
-    "exa": 1e18,
-  },
+  name: scale
+  for scale, names in (
+    (1e3, "k thousand".split()),
+    (1e5, "lakh".split()),
+    (1e6, "m mio mn mln million millions mega".split()),
+    (1e7, "crore".split()),
+    (1e9, "g b bn bln mrd billion billions giga".split()),
+    (1e12, "t tn trillion tera".split()),
+    (1e15, "p peta".split()),
+    (1e18, "e exa".split()),
+  )
+  for name in names
 }
 _SCALE = "|".join(sorted((s for s in SCALES if len(s) > 1), key=len)[::-1])
 _NUMBER = re.compile(
@@ -68,13 +73,13 @@ class Number(NamedTuple):
   """A number in a text.
 
   Attributes:
-    start, end: in the text.
+    start, end: its place.
     value: with its scale.
-    step: what one more in the last stated digit is. Zeros at the end of a
-      whole number are not stated digits.
+    step: one unit of the last stated digit. Zeros at the end of a whole number
+      are not stated digits.
     figures: how many digits are stated.
-    scaled: by a word, a letter or a power of ten.
-    digits: as they stand, without separators.
+    scaled: whether a word, a letter or a power of ten scales it.
+    digits: as written, without separators.
   """
 
   start: int
@@ -86,14 +91,14 @@ class Number(NamedTuple):
   digits: str
 
   def states(self, quantity: float) -> bool:
-    """Whether it is the quantity, rounded or cut at its last digit."""
+    """Whether it is the quantity, rounded or truncated at its last digit."""
     if self.step == 1 and quantity == int(quantity):
       return self.value == quantity
     return abs(self.value - quantity) < self.step * (1 + 1e-9)
 
 
 def find(text: str) -> Iterator[Number]:
-  """Every number of a text in decimal digits."""
+  """Yields every number of a text that is in decimal digits."""
   for match in _NUMBER.finditer(text):
     stated = match["digits"]
     separator = match[2]
@@ -103,7 +108,7 @@ def find(text: str) -> Iterator[Number]:
       stated = stated.replace(".", "")
     whole, _, fraction = stated.partition(".")
     if len(whole) + len(fraction) > 400:
-      continue  # Python would refuse to read it, and no fact is as long.
+      continue  # Python refuses to read it, and no fact is that long.
     exponent = _exponent(match["power"])
     scale = match["word"] or match["letter"]
     factor = SCALES[scale.lower()] if scale else 1
@@ -115,10 +120,9 @@ def find(text: str) -> Iterator[Number]:
     zeros = 0 if fraction else len(digits) - len(digits.rstrip("0"))
     figures = max(len(digits) - zeros, 1)
     step = 10.0 ** (exponent - len(fraction) + zeros) * factor
-    yield Number(
-      *(match.start(), match.end(), value, step, figures),
-      *(bool(scale) or match["power"] is not None, stated),
-    )
+    scaled = bool(scale) or match["power"] is not None
+    start, end = match.span()
+    yield Number(start, end, value, step, figures, scaled, stated)
 
 
 def _exponent(power: str | None) -> int:
@@ -130,7 +134,7 @@ def _exponent(power: str | None) -> int:
 
 
 def digits(text: str) -> str:
-  """The text with other bases and English words written in decimal digits."""
+  """Rewrites other bases and English number words in decimal digits."""
   text = _OTHER_BASE.sub(_to_decimal, text)
   text = _POWER_OF_TWO.sub(lambda m: str(2 ** int(m[1])), text)
   return _WORDS.sub(lambda m: _spelled(m[0].lower()), text)
@@ -144,10 +148,10 @@ def _to_decimal(match: re.Match) -> str:
 
 
 def _spelled(words: str) -> str:
-  """Number words as digits; of several scales the least is the last digit.
+  """Rewrites number words in digits; the smallest scale is the last digit.
 
-  A round number keeps its scale as a word, "134 million", so that it is not
-  taken to be exact.
+  A round number keeps its scale as a word ("134 million"), so that it is not
+  taken as exact.
   """
   words, _, fraction = words.partition(" point ")
   each = re.findall(rf"\b(?:{_WORD})\b", words)
@@ -175,7 +179,7 @@ def _spelled(words: str) -> str:
 
 
 def spellings(value: int) -> set[str]:
-  """A count in other bases, as it may stand in a text without a prefix."""
+  """Returns a count in other bases, as written without a prefix."""
   found = {f"{value:x}", f"{value:o}", f"{value:b}", _in_base_36(value)}
   return {text for text in found if len(text) >= 5}
 
@@ -187,3 +191,119 @@ def _in_base_36(value: int) -> str:
     value, digit = divmod(value, 36)
     text = letters[digit] + text
   return text
+
+
+_SIZE = r"(?: (?:width|dim\w*|size|units?))?"
+# The nouns of each kind, longest first where one contains another. Kinds that
+# no rule asks for show that a number counts something else.
+_NOUNS = (
+  ("head_width", r"heads? (?:width|dim\w*|size)|d head|d k|size per head"),
+  (
+    "kv_heads",
+    r"(?:num )?(?:kv|key value|key and value|gqa|query) (?:heads?|groups?)"
+    r"|n kv heads?|num key value heads?|kv|gqa",
+  ),
+  ("heads", r"(?:(?:attention|query|num|n) )*heads?|n head"),
+  (
+    "feed_forward",
+    rf"(?:feed ?forward|ffn?)(?: network| hidden)?{_SIZE}|d ff"
+    rf"|(?:intermediate|mlp){_SIZE}",
+  ),
+  (
+    "layers",
+    r"(?:(?:num|n|hidden|transformer|decoder|number of) )*(?:layers?|blocks?)"
+    r"|depth|deep|stack",
+  ),
+  (
+    "width",
+    rf"hidden(?: states?)?{_SIZE}|(?:model|residual) (?:width|dim\w*|size)"
+    rf"|residual stream|d model|n embd|embed(?:ding)?s?{_SIZE}"
+    r"|width|wide|dims?|dimensions?|dimensional|channels?|rank",
+  ),
+  (
+    "context_tokens",
+    r"(?:max )?(?:position embeddings|positions)|(?:model )?max length"
+    r"|context(?: (?:length|window|size))?"
+    r"|(?:max )?(?:sequence|seq) len(?:gth)?",
+  ),
+  ("parameters", r"(?:trainable )?param(?:eter)?s?|weights?|model size"),
+  ("tokens", r"tokens?|toks?"),
+  ("bytes", r"bytes?|[kmgtpe]i?b|bits?"),
+  (
+    "time",
+    r"(?:device |gpu |tpu |chip |accelerator |h100 |a100 )?(?:hours?|hrs?|h)"
+    r"|seconds?|secs?|s|ms|minutes?|mins?|days?|weeks?|months?|years?",
+  ),
+  ("money", r"dollars?|usd|eur|euros?|cents?"),
+  ("energy", r"[kmg]?wh|joules?|k?watts?|k?w"),
+  ("compute", r"[kmgtpe]?flops?|flop|mfu"),
+  ("rate", r"percent|%"),
+  (
+    "count",
+    r"rows?|steps?|documents?|docs?|files?|points?|permutations?|resamples?"
+    r"|prompts?|pairs?|samples?|examples?|items?|entries|ids?|index|seed"
+    r"|vocab\w*|words?|lines?|versions?|pages?|tests?|rounds?|times|devices?"
+    r"|gpus?|tpus?|chips?|hosts?|nodes?|offsets?|position|number|count|n"
+    r"|nats|temperature|strengths?|vectors?|draws?|epochs?|batch(?:es)?"
+    r"|shards?|chunks?|people|users?|downloads?|canaries|digits?|repeats?|k"
+    r"|epsilon|rev(?:ision)?|section|arxiv|doi|page|figure|table|license"
+    r"|licence|copyright|percentile|quantile|bins?|tensors?",
+  ),
+)
+_ANY = re.compile(
+  "|".join(rf"(?P<{kind}>\b(?:{nouns})\b)" for kind, nouns in _NOUNS)
+)
+# A few other words may stand between a number and its noun.
+_BEHIND, _WORDS_BEHIND = 48, 2
+_BEFORE, _WORDS_BEFORE = 72, 5
+_ENDS_BEHIND = re.compile(r"[;:!?|\n\f={}\[\]<>,\d]|\.(?=\s|$)")
+_ENDS_BEFORE = re.compile(r"[\n\f|;]|[.!?](?=\s)")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_WORD_BREAKS = re.compile(r"[^A-Za-z0-9%]+")
+
+
+def kind(text: str, start: int, end: int) -> str | None:
+  """Returns what the number at text[start:end] counts, or None."""
+  before = text[max(start - _BEFORE, 0) : start]
+  return _kind(before, text[end : end + _BEHIND])
+
+
+@functools.lru_cache(10_000)  # Rows of a table repeat.
+def _kind(before: str, behind: str) -> str | None:
+  if stop := _ENDS_BEHIND.search(behind):
+    # Words before a colon name the next value.
+    behind = "" if stop[0] in ":=" else behind[: stop.start()]
+  if behind.lstrip().startswith("%"):
+    return "rate"
+  words = _words(behind)
+  found = _ANY.search(words)
+  if found and len(words[: found.start()].split()) <= _WORDS_BEHIND:
+    return found.lastgroup
+  if before.rstrip()[-1:] in ("$", "\u20ac", "\u00a3"):
+    return "money"
+  if before.rstrip().endswith("|"):
+    # A number alone in a table cell is named by the cell before.
+    before = before.rstrip()[:-1]
+  words = _words(_ENDS_BEFORE.split(before)[-1])
+  found = None
+  for match in _ANY.finditer(words):
+    found = match
+  if found is None:
+    return None
+  # A number in between has its own noun: "layers 4, width 64, 30".
+  gap = words[found.end() :]
+  if re.search(r"\d", gap) or len(gap.split()) > _WORDS_BEFORE:
+    return None
+  return found.lastgroup
+
+
+def near(text: str, start: int, end: int, pattern: re.Pattern) -> bool:
+  """Whether a pattern occurs on the same line, within 80 characters."""
+  before = re.split(r"[\n\f]", text[max(start - 80, 0) : start])[-1]
+  behind = re.split(r"[\n\f]", text[end : end + 80])[0]
+  return bool(pattern.search(_words(before)) or pattern.search(_words(behind)))
+
+
+def _words(text: str) -> str:
+  """Splits key names into words: num_hidden_layers, numHiddenLayers."""
+  return _WORD_BREAKS.sub(" ", _CAMEL.sub(" ", text)).lower()

@@ -1,32 +1,34 @@
-"""Public quantities with a unit: what sums can be done with.
+"""Reads quantities with a unit from fields, tables and sentences.
 
-A statement says how much of what, of which model, and beside which others it
-stands: in one JSON object, one row of a table or one paragraph.
+A statement says how much there is of what, whether it is about the frontier
+model or the analog, and which other statements it stands beside: in one JSON
+object, one row of a table or one paragraph.
 """
 
 from collections.abc import Iterator
 import re
 from typing import Any, NamedTuple
 
-from analogjax.leaks import numerals, units
+from analogjax.leaks import numerals
 from analogjax.leaks.reading import Page, Pairs
 
 TEACHER, STUDENT = "teacher", "student"
+Scope = tuple[str, str]  # File, and the place in it.
 
 
 class Statement(NamedTuple):
-  """One quantity in SI units, FLOP, tokens, dollars or dollars an hour.
+  """One quantity, in SI units, FLOPs, tokens, dollars or dollars an hour.
 
   Attributes:
     kind: flops, flops_per_token, flop_rate, device_seconds, seconds, tokens,
       token_rate, mfu, dollars, price, joules, watts, devices or weights_bytes.
-    low, high: the same for a number, the ends of a range.
-    step: what one more in the last stated digit is; 0: stated exactly.
-    role: TEACHER, STUDENT or "" where no word says.
-    is_certain: a field of the record says so, not a word.
-    in_row: its scope is a row of a table or an object, not prose.
-    scope: statements of one scope stand together.
-    file, where, text: where it was, and the words.
+    low, high: equal for a number, the ends of a range otherwise.
+    step: one unit of the last stated digit; 0 if the number is exact.
+    role: TEACHER, STUDENT, or "" where no word says.
+    scope: statements with the same scope stand together.
+    where, text: the place and the words.
+    is_certain: a field of the record gives the role, not a word.
+    in_row: the scope is a row of a table or an object, not prose.
   """
 
   kind: str
@@ -34,43 +36,123 @@ class Statement(NamedTuple):
   high: float
   step: float
   role: str
-  is_certain: bool
-  in_row: bool
-  scope: tuple[str, str]
-  file: str
+  scope: Scope
   where: str
   text: str
+  is_certain: bool = False
+  in_row: bool = False
 
   @property
   def is_point(self) -> bool:
     return self.low == self.high
 
 
+# Prefixes of units, in lower case.
+_PREFIXES = {
+  **{"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18},
+  **{"z": 1e21, "y": 1e24},
+}
+
+_DEVICE = (
+  r"(?:device|gpu|tpu|chip|accelerator|core"
+  r"|[habv]\d{2,3}|gb200|v\dp?e?|mi\d+x?)"
+)
+_A = r"\s?(?:/|per|an|a)[\s-]?"  # One unit per another.
+_S = r"(?:seconds?|secs?|s)\b"
+_H = r"(?:hours?|hrs?|h)\b"
+_PREFIX = r"([kmgtpezy]?)"
+_OF_TIME = r"[\s-]?(?:hour|sec|day|h\b)"
+_OF_WEIGHTS = r"[^.\n]{0,40}(?:weight|checkpoint|model|memory)"
+
+# Units by what follows a number, and by the name of the field that it is in.
+# Each table is read from its top and the first match counts: tokens a second
+# before seconds. An entry is a kind of `Statement`, its unit in the kind's own
+# unit, and a pattern; its group is a prefix of the unit.
+_BEHIND = (
+  ("price", 1, rf"(?:usd|dollars?|\$)?{_A}(?:{_DEVICE}[\s-]?)?{_H}"),
+  ("device_seconds", 3600, rf"{_DEVICE}[\s-]?{_H}"),
+  ("device_seconds", 86_400, rf"{_DEVICE}[\s-]?days?\b"),
+  ("device_seconds", 1, rf"{_DEVICE}[\s-]?{_S}"),
+  ("token_rate", 1, rf"(?:tokens?|toks?){_A}{_S}"),
+  ("seconds_per_token", 1, rf"s(?:econds?)?{_A}token"),
+  ("seconds_per_token", 1e-3, rf"ms{_A}token"),
+  ("flops_per_token", 1, rf"{_PREFIX}flops?{_A}token"),
+  ("flop_rate", 1, rf"{_PREFIX}flops?{_A}{_S}"),
+  ("flops", 1, rf"{_PREFIX}flops?\b"),
+  ("tokens", 1, r"(?:[a-z-]+\s){0,2}(?:tokens?|toks?)\b(?!\s?(?:/|per))"),
+  ("mfu", 0.01, r"%\s?(?:mfu|utili[sz]ation|of (?:the )?peak|model flops)"),
+  ("joules", 3.6e3, r"([kmgt]?)w[\s-]?h(?:ours?|rs?)?\b"),
+  ("joules", 1, r"([kmgt]?)(?:joules?|j)\b"),
+  ("watts", 1, r"([km]?)(?:watts?|w)\b(?!\s?h)"),
+  ("dollars", 1, r"(?:usd|dollars?)\b"),
+  ("devices", 1, rf"(?:x\s)?(?:[a-z]+\s)?{_DEVICE}s\b(?!{_OF_TIME})"),
+  ("seconds", 3600, _H),
+  ("seconds", 60, r"(?:minutes?|mins?)\b"),
+  ("seconds", 1, _S),
+  ("weights_bytes", 1, rf"([kmgtp]?)i?b(?:ytes?)?\b(?={_OF_WEIGHTS})"),
+)
+_UNITS = tuple(
+  (kind, factor, re.compile(rf"[\s-]{{0,2}}(?:{pattern})", re.I))
+  for kind, factor, pattern in _BEHIND
+)
+
+_NAMES = (
+  ("price", 1, r"dollars? per (?:\w+ )?hour|price|hourly"),
+  ("seconds_per_token", 1, r"seconds? per token|latency"),
+  ("token_rate", 1, rf"tokens? (?:per )?{_S}|throughput|\btps\b"),
+  ("device_seconds", 3600, rf"{_DEVICE} ?(?:hours?|h)\b"),
+  ("device_seconds", 1, rf"{_DEVICE} ?(?:seconds?|s)\b"),
+  ("flops_per_token", 1, r"flops? per token"),
+  ("flop_rate", 1e12, r"tflops? per s|tflop s\b|peak tflops?"),
+  ("flop_rate", 1, r"flops? per s|peak flops?"),
+  ("flops", 1e12, r"\btflops?$"),
+  ("flops", 1, r"\bflops?\b(?! per)"),
+  ("mfu", 1, r"\bmfu\b|utili[sz]ation"),
+  ("joules", 3.6e6, r"\bkwh\b"),
+  ("joules", 3.6e9, r"\bmwh\b"),
+  ("joules", 3.6e3, r"\bwh\b"),
+  ("joules", 1, r"\bjoules?\b"),
+  ("watts", 1, r"\bwatts?\b"),
+  ("dollars", 1, r"\b(?:dollars?|usd)\b|\bcost$|^\$$"),
+  ("tokens", 1, r"\btokens?$"),
+  ("devices", 1, r"\b(?:num )?(?:devices|gpus|tpus|chips)$"),
+  ("seconds", 3600, r"\bhours?$"),
+  ("seconds", 1, r"\b(?:wall )?seconds?$"),
+  (
+    "weights_bytes",
+    1,
+    r"(?:weights?|checkpoint|model|teacher|frontier) bytes$",
+  ),
+)
+_FIELDS = tuple(
+  (kind, factor, re.compile(pattern)) for kind, factor, pattern in _NAMES
+)
+
 _OF_TEACHER = re.compile(
   r"\b(?:teacher\w*|frontier\w*|caching|fill(?:ed|ing)? the (?:logit )?cache"
   r"|(?:larger?|big|parent|source) model)\b"
 )
-_STAGE_OF_TEACHER = "cache"
+_TEACHER_STAGE = "cache"
 _OF_STUDENT = re.compile(
   r"\b(?:student\w*|analog\w*|pretrain\w*|small model)\b"
 )
-# Other numbers of a JSON object that say nothing of compute.
+# Numbers of tokens that say nothing about compute.
 _NOT_COST = re.compile(r"per |context|row|max|vocab|position|sequence|chunk")
 _RANGE = re.compile(r"\s?(?:to|and|-|\u2013|\.\.\.?)\s?\$?$", re.I)
 _SCOPES = re.compile(r"\n\s*\n|\f|\n(?=\s*(?:[-*|]|\d+\.)\s)")
 _SENTENCE = re.compile(r"(?<=[.;!?])\s+(?=[A-Z(])")
 _GOES_ON = re.compile(r"(?:this|it|that|these|they|which|all)\b", re.I)
-# "The weights take 3 GB"; where the noun is behind, units.BEHIND has it.
+# "The weights take 3 GB"; _UNITS has the nouns after a number.
 _WEIGHTS = re.compile(r"\b(?:weights?|checkpoint)\b[^.;\n\d]{0,40}$", re.I)
 _BYTES = re.compile(r"[\s-]{0,2}([kmgtp])i?b(?:ytes?)?\b", re.I)
-_MOST_SENTENCES = 10_000  # Of a paragraph.
+_MOST_SENTENCES = 10_000  # In a paragraph.
 
 
 def statements(page: Page, text: str) -> Iterator[Statement]:
-  """The quantities of a page.
+  """Yields the quantities of a page.
 
   Args:
-    page: as it was read; of JSON its value is used.
+    page: as it was read; a JSON page is read by its value.
     text: its text, plain and with decimal digits.
   """
   if page.value is not None:
@@ -92,7 +174,7 @@ def statements(page: Page, text: str) -> Iterator[Statement]:
 
 
 def role_of(text: str) -> str:
-  """Whose quantities a text speaks of, if it says so."""
+  """Returns whose quantities a text is about, if it says so."""
   words = re.sub(r"[_.\-/]+", " ", text.lower())
   if _OF_TEACHER.search(words):
     return TEACHER
@@ -100,24 +182,18 @@ def role_of(text: str) -> str:
 
 
 def _of_text(page: Page, where: str, text: str, role: str = ""):
-  """Quantities of a paragraph; each has the role of its sentence.
-
-  Args:
-    page, where: the place of the paragraph.
-    text: of it.
-    role: what stands before it says.
-  """
+  """Yields the quantities of a paragraph, each with its sentence's role."""
   scope = (page.file, where)
   before = role
   for sentence in _SENTENCE.split(text)[:_MOST_SENTENCES]:
     found = role_of(sentence)
     if not found:
       found = before if _GOES_ON.match(sentence) else role
-    yield from _of_sentence(page, scope, sentence, found)
+    yield from _of_sentence(scope, sentence, found)
     before = found
 
 
-def _of_sentence(page: Page, scope: tuple[str, str], text: str, role: str):
+def _of_sentence(scope: Scope, text: str, role: str) -> Iterator[Statement]:
   waiting: numerals.Number | None = None
   for number in numerals.find(text):
     found = _unit_of(text, number)
@@ -133,10 +209,8 @@ def _of_sentence(page: Page, scope: tuple[str, str], text: str, role: str):
     begin = low.start - (text[low.start - 1 : low.start] == "$")
     words = text[begin : number.end + 24].replace("\n", " ")
     step = number.step * factor
-    yield Statement(
-      *(kind, ends[0], ends[1], step, role, False, False, scope),
-      *(page.file, scope[1], words.strip()),
-    )
+    where, words = scope[1], words.strip()
+    yield Statement(kind, *ends, step, role, scope, where, words)
     waiting = number
 
 
@@ -144,24 +218,24 @@ def _unit_of(text: str, number: numerals.Number) -> tuple[str, float] | None:
   before = text[max(number.start - 24, 0) : number.start].lower()
   behind = text[number.end : number.end + 60]
   money = before.rstrip()[-1:] == "$"
-  for kind, factor, pattern in units.BEHIND:
+  for kind, factor, pattern in _UNITS:
     match = pattern.match(behind)
     if not match or (kind == "price" and not money and "$" not in match[0]):
       continue
     prefix = match[1] if match.re.groups and match[1] else ""
-    return kind, factor * units.PREFIXES[prefix.lower()]
+    return kind, factor * _PREFIXES[prefix.lower()]
   if money:
     return "dollars", 1
   of = text[max(number.start - 60, 0) : number.start]
   if _WEIGHTS.search(of) and (match := _BYTES.match(behind)):
-    return "weights_bytes", units.PREFIXES[match[1].lower()]
+    return "weights_bytes", _PREFIXES[match[1].lower()]
   if re.search(r"\b(?:mfu|utili[sz]ation)\b[^\d.;]{0,16}$", before):
     return "mfu", 0.01 if behind.lstrip().startswith("%") else 1
   return None
 
 
 def _of_json(page: Page) -> Iterator[Statement]:
-  """Numbers of objects by the names of their fields."""
+  """Yields the numbers of all objects in a JSON value."""
   waiting: list[tuple[str, Any]] = [("", page.value)]
   while waiting:
     path, value = waiting.pop()
@@ -173,26 +247,27 @@ def _of_json(page: Page) -> Iterator[Statement]:
 
 
 def _of_object(page: Page, path: str, value: Pairs) -> Iterator[Statement]:
+  """Yields the numbers of an object, by the names of their fields."""
   words = []
   for _, found in value:
     found = found if type(found) is list else [found]
     words += [x.lower() for x in found if isinstance(x, str)]
   of_teacher = value.get("of_teacher")
   role = role_of(" ".join([path, *words]))
-  if _STAGE_OF_TEACHER in words:
+  if _TEACHER_STAGE in words:
     role = TEACHER
   if path.rpartition(".")[2] == "total":
-    role = ""  # Its words say of what it is without.
+    role = ""  # Its words say what it leaves out.
   certain = isinstance(of_teacher, bool)
   if certain:
     role = TEACHER if of_teacher else STUDENT
-  # What measured the frontier model ran it.
+  # To measure the frontier model is to run it.
   if page.file.endswith("fidelity.json") and path.startswith("cost."):
     role = TEACHER
   for key, found in value:
     ends = _ends(found)
     name = re.sub(r"[_\-\s]+", " ", key.lower())
-    for kind, factor, pattern in units.NAMES:
+    for kind, factor, pattern in _FIELDS:
       if ends and pattern.search(name):
         low, high = (end * factor for end in ends)
         if kind == "mfu" and high > 1:
@@ -202,15 +277,15 @@ def _of_object(page: Page, path: str, value: Pairs) -> Iterator[Statement]:
         where = f"{path}.{key}" if path else key
         here = TEACHER if _OF_TEACHER.search(name) else role
         shown = f"{key} {found if not isinstance(found, list) else ends}"
+        scope = (page.file, path)
         yield Statement(
-          *(kind, low, high, 0.0, here, certain, True, (page.file, path)),
-          *(page.file, where, shown),
+          kind, low, high, 0.0, here, scope, where, shown, certain, in_row=True
         )
         break
 
 
 def _ends(value: Any) -> tuple[float, float] | None:
-  """A number twice, or the ends of a range, or None."""
+  """Returns the ends of a range, twice the same for a number, or None."""
   if isinstance(value, Pairs):
     value = [value.get("low"), value.get("high")]
   ends = value if isinstance(value, list) else [value, value]
@@ -223,7 +298,7 @@ def _ends(value: Any) -> tuple[float, float] | None:
 
 
 def _of_tables(page: Page, text: str) -> Iterator[Statement]:
-  """Cells of Markdown tables, by the heads of their columns."""
+  """Yields the cells of Markdown tables, by the heads of their columns."""
   heads: list[str] = []
   lines = text.split("\n")
   for number, line in enumerate(lines):
@@ -242,18 +317,15 @@ def _of_tables(page: Page, text: str) -> Iterator[Statement]:
       found = list(numerals.find(cell))
       if not 1 <= len(found) <= 2:
         continue
-      kind_of = next(
-        (x for x in units.NAMES if x[2].search(head.strip())), None
-      )
+      kind_of = next((x for x in _FIELDS if x[2].search(head.strip())), None)
       unit = _unit_of(cell, found[-1])
       if unit is None and kind_of is not None:
         unit = kind_of[:2]
       if unit is not None:
-        low, high = sorted(x.value * unit[1] for x in (found[0], found[-1]))
+        kind, factor = unit
+        low, high = sorted(x.value * factor for x in (found[0], found[-1]))
+        step, shown = found[-1].step * factor, f"{head.strip()} {cell}"
         scope = (page.file, where)
-        shown = f"{head.strip()} {cell}"
         yield Statement(
-          *(unit[0], low, high, found[-1].step * unit[1]),
-          *(role, False, True, scope),
-          *(page.file, where, shown),
+          kind, low, high, step, role, scope, where, shown, in_row=True
         )

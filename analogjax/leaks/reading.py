@@ -1,29 +1,70 @@
-"""Every byte of a folder that says something, as pages of text.
+"""Reads every file of a folder as pages of plain text.
 
-Weights are not text: of safetensors files the header is read, and what is
-between the tensors and behind them. Everything else is read whole. A file that
-is no file, or too large to read, is a finding by itself.
+Weights are not text: of a safetensors file the header is read, and the bytes
+between and after the tensors. All other files are read whole. A link, a device
+or a file that is too large is a finding by itself.
+
+`plain` turns look-alike letters, invisible characters and digits of other
+scripts into the ASCII that they look like; `decoded` removes markup and the
+escapes of HTML, URLs and JSON.
 """
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import html
 import json
 import os
 from pathlib import Path
+import re
 import stat
 from typing import Any
+import unicodedata
+import urllib.parse
 
-from analogjax.leaks import containers, tensors
+from analogjax.leaks import containers
 from analogjax.leaks.secrets import Leak
 
 MOST_TEXT = 256 << 20  # Bytes of a file that is read whole.
-_MOST_DEPTH = 3  # Of encodings within encodings.
-_LONG_ENTRY = 32  # Characters; no more than this is a word of a vocabulary.
+_MOST_DEPTH = 3  # Archives within archives.
+_LONG_ENTRY = 32  # Characters; a longer entry of a vocabulary is a text.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")
+
+# Cyrillic and Greek letters that look like Latin ones: the common part of the
+# confusables of Unicode UTS #39.
+_CONFUSABLE = (
+  "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445"
+  "\u0456\u0458\u0455\u0501\u051b\u0410\u0412\u0415\u041a\u041c\u041d\u041e"
+  "\u0420\u0421\u0422\u0423\u0425\u0406\u0408\u0405\u03b1\u03b5\u03b9\u03ba"
+  "\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7\u0391\u0392\u0395\u0396\u0397\u0399"
+  "\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u0131\u0261"
+)
+_LATIN = "abekmhopctyxijsdqABEKMHOPCTYXIJSaeikvoptuxABEZHIKMNOPTYXig"
+_LOOK_ALIKE = dict(zip(_CONFUSABLE, _LATIN, strict=True)) | {"\u03b2": "beta"}
+_SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
+_SUPERSCRIPT = re.compile(f"[{_SUPERSCRIPTS}]+")
+_INLINE_TAG = re.compile(
+  r"</?(?:a|abbr|b|code|em|font|i|mark|s|small|span|strong|sub|sup|u|wbr)"
+  r"(?:\s[^<>]{0,400})?/?>",
+  re.I,
+)
+_BLOCK_TAG = re.compile(
+  r"</(?:p|tr|li|h\d|div|table|text|title)\s*>|<br\s*/?>", re.I
+)
+_OTHER_TAG = re.compile(r"</?[A-Za-z][^<>]{0,2000}>")
+_CODE_POINT = re.compile(
+  r"\\(?:u\{?|U0000|x)([0-9A-Fa-f]{4}|[0-9A-Fa-f]{2})\}?"
+)
+_QUOTED_PRINTABLE = re.compile(r"(?:=[0-9A-F]{2}){3,}")
+_MARKS = re.compile(r"\*\*|``?|\\(?=[^\w\s])")
+# Attributes of drawings, whose numbers are positions.
+_GEOMETRY = re.compile(
+  r"\s(?:[xy][12]?|c[xy]|r[xy]?|d[xy]?|points|width|height|viewBox|transform"
+  r"|style|stroke-\w+|font-size|offset)\s*=\s*(?:\"[^\"]*\"|'[^']*')"
+)
 
 
 class Pairs(list):
-  """A JSON object as (key, value) pairs; of a key that is there twice, both."""
+  """A JSON object as (key, value) pairs, which keeps repeated keys."""
 
   def get(self, key: str) -> Any:
     return next((value for name, value in self if name == key), None)
@@ -35,15 +76,15 @@ class Page:
 
   Attributes:
     file: path in the folder.
-    text: as it stands; of JSON a line for each value, its keys before it.
-    places: where each line is; where there are fewer, the last holds for all
-      after it. Empty: by the number of the line.
-    inside: where in the file all of this is, or "".
-    binary: the text is what is printable among bytes of an unknown kind.
-    value: of JSON, what it holds.
-    vocabulary: entries of a tokenizer's.
-    header: of a safetensors file.
-    found: what reading alone found.
+    text: as written; for JSON, one line for each value, after its keys.
+    places: the place of each line; the last one also holds for all further
+      lines. Empty: places are line numbers.
+    inside: the part of the file that the text is from, or "".
+    binary: whether the text is what is printable in bytes of unknown kind.
+    value: the value of a JSON text.
+    vocabulary: the entries of a tokenizer.
+    header: the header of a safetensors file.
+    found: findings from reading alone.
   """
 
   file: str
@@ -53,11 +94,11 @@ class Page:
   binary: bool = False
   value: Any = None
   vocabulary: tuple[str, ...] = ()
-  header: tensors.Header | None = None
+  header: containers.Header | None = None
   found: tuple[Leak, ...] = ()
 
   def where(self, line: int) -> str:
-    """The place of a line, counted from 0."""
+    """Returns the place of a line, counted from 0."""
     if self.places:
       place = self.places[min(line, len(self.places) - 1)]
     else:
@@ -66,10 +107,10 @@ class Page:
 
 
 def pages(folder: Path) -> Iterator[Page]:
-  """Pages of every file below a folder, in the order of their names.
+  """Yields the pages of every file below a folder, in the order of names.
 
   Raises:
-    ValueError: there is no such folder.
+    ValueError: the folder does not exist.
   """
   if not folder.is_dir():
     raise ValueError(
@@ -80,7 +121,7 @@ def pages(folder: Path) -> Iterator[Page]:
     links = [name for name in folders if (Path(root) / name).is_symlink()]
     for name in sorted([*files, *links]):
       path = Path(root) / name
-      # Names may hold bytes that are no text.
+      # Names may hold bytes that are not text.
       file = os.fsencode(path.relative_to(folder)).decode("utf-8", "replace")
       yield Page(file, file, ("name of the file",))
       yield from _file(path, file)
@@ -91,14 +132,14 @@ def _file(path: Path, file: str) -> Iterator[Page]:
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
       yield Page(file, os.readlink(path), ("target of the link",))
-      yield _unread(file, "is a link; what it leads to is not in the folder")
+      yield _unread(file, "is a link, whose target is not in the folder")
     elif not stat.S_ISREG(found.st_mode):
-      yield _unread(file, "is no regular file")
+      yield _unread(file, "is not a regular file")
     elif path.suffix == ".safetensors":
       yield from _safetensors(path, file)
     elif found.st_size > MOST_TEXT:
       yield _unread(
-        file, f"has {found.st_size:,} bytes; {MOST_TEXT:,} are read of a file"
+        file, f"has {found.st_size:,} bytes; at most {MOST_TEXT:,} are read"
       )
     else:
       yield from of_bytes(file, path.read_bytes())
@@ -111,10 +152,9 @@ def _unread(file: str, why: str) -> Page:
 
 
 def _safetensors(path: Path, file: str) -> Iterator[Page]:
-  header = tensors.read(path)
+  header = containers.read_safetensors(path)
   if isinstance(header, str):
-    what = f"not read as safetensors ({header}), so its letters are"
-    yield Page(file, found=(Leak("unread", file, "", f"{file!r}: {what}"),))
+    yield _unread(file, f"is not safetensors ({header}); its text is read")
     with open(path, "rb") as opened:
       yield from of_bytes(file, opened.read(MOST_TEXT))
     return
@@ -138,14 +178,14 @@ def _safetensors(path: Path, file: str) -> Iterator[Page]:
 def of_bytes(
   file: str, data: bytes, inside: str = "", depth: int = 0
 ) -> Iterator[Page]:
-  """Pages of a file, or of a part of one, from its bytes."""
+  """Yields the pages of a file, or of a part of one, from its bytes."""
   if depth > _MOST_DEPTH or not data:
     return
   parts = containers.pieces(data)
   if parts is not None:
     for where, part in parts:
       place = f"{inside}, {where}" if inside else where
-      if where.startswith("behind"):
+      if where == containers.AFTER_END:
         what = f"{len(part):,} bytes are {where}"
         yield Page(file, found=(Leak("hidden bytes", file, place, what),))
       yield from of_bytes(file, part, place, depth + 1)
@@ -199,7 +239,7 @@ def _parsed(text: str) -> Any:
 
 
 def _flattened(file: str, value: Any, inside: str) -> Iterator[Page]:
-  """One page of a JSON value: a line for each number and text in it."""
+  """Yields a page with one line for each number and text of a JSON value."""
   lines, places = [], []
   for path, keys, leaf in _leaves(value):
     text = leaf if isinstance(leaf, str) else json.dumps(leaf)
@@ -209,7 +249,7 @@ def _flattened(file: str, value: Any, inside: str) -> Iterator[Page]:
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, str, Any]]:
-  """(path, keys without numbers of items, value) of all in a JSON value."""
+  """Yields (path, keys without indices, value) for all in a JSON value."""
   waiting = [("", "", value)]
   while waiting:
     path, keys, found = waiting.pop()
@@ -235,9 +275,9 @@ def _leaves(value: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _without_vocabulary(value: Any) -> tuple[Any, list[str]]:
-  """The rest of a tokenizer, and its words and merges.
+  """Returns a tokenizer without its vocabulary, and the vocabulary's words.
 
-  Ids and words of a vocabulary are shared with the frontier model by design.
+  Both models share ids and words by design.
   """
   words: list[str] = []
 
@@ -270,3 +310,56 @@ def _vocabulary_pages(file: str, words: list[str]) -> Iterator[Page]:
   long = [word for word in words if len(word) > _LONG_ENTRY]
   yield Page(file, "\n".join(long), ("vocabulary",))
   yield Page(file, vocabulary=tuple(words))
+
+
+def plain(text: str) -> str:
+  """Replaces each character by the ASCII that it looks like; keeps lines."""
+  if text.isascii():
+    return text
+  text = _SUPERSCRIPT.sub(
+    lambda m: "^" + "".join(str(_SUPERSCRIPTS.index(c)) for c in m[0]), text
+  )
+  # Each character is looked up once: texts are long, alphabets short.
+  table = {ord(c): _letter(c) for c in set(text) if not c.isascii()}
+  return text.translate(table)
+
+
+def _letter(character: str) -> str:
+  if character in _LOOK_ALIKE:
+    return _LOOK_ALIKE[character]
+  parts = []
+  for c in unicodedata.normalize("NFKD", character):
+    category = unicodedata.category(c)
+    if category in ("Cf", "Mn", "Me"):
+      continue
+    if category == "Nd":
+      c = str(unicodedata.digit(c))
+    elif category == "Zs":
+      c = " "
+    elif category == "Pd" or c == "\u2212":
+      c = "-"
+    elif c in "\u2018\u2019\u02bc":
+      c = "'"
+    parts.append(_LOOK_ALIKE.get(c, c))
+  return "".join(parts)
+
+
+def decoded(text: str) -> str:
+  """Removes markup and escapes: HTML, Markdown, URLs, code points."""
+  text = text.replace("<!--", "\f").replace("-->", "\f")
+  # A form feed separates passages without adding a line, so places stay.
+  text = _BLOCK_TAG.sub("\f", _INLINE_TAG.sub("", text))
+  text = _OTHER_TAG.sub(lambda m: " " + "\n" * m[0].count("\n"), text)
+  text = html.unescape(text)
+  text = _CODE_POINT.sub(lambda m: chr(int(m[1], 16)), text)
+  text = _QUOTED_PRINTABLE.sub(
+    lambda m: bytes.fromhex(m[0].replace("=", "")).decode("latin-1"), text
+  )
+  if "%" in text:
+    text = urllib.parse.unquote(text, errors="replace")
+  return plain(_MARKS.sub("", text))
+
+
+def without_geometry(text: str) -> str:
+  """Removes the attributes of drawings that hold positions; keeps lines."""
+  return _GEOMETRY.sub(lambda m: " " + "\n" * m[0].count("\n"), text)

@@ -1,17 +1,22 @@
-"""What must not be found, and what a finding is."""
+"""Private facts to look for, and findings."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
 import re
 from typing import Any, NamedTuple
 
-# The dimensions that a model has, by the names that record.json uses.
+# The dimensions of a model, by the names that record.json uses.
 DIMENSIONS = (
-  *("layers", "width", "heads", "kv_heads", "head_width", "feed_forward"),
+  "layers",
+  "width",
+  "heads",
+  "kv_heads",
+  "head_width",
+  "feed_forward",
   "context_tokens",
 )
-# Of the analog's parameters: what anyone knows of the frontier model's. The
-# analog has 0.5 % to 5 % of them.
+# Everyone knows that the frontier model is 20 to 200 times the analog's size,
+# because an analog has 0.5 % to 5 % of its parameters.
 WINDOW = (20, 200)
 
 
@@ -19,10 +24,10 @@ class Leak(NamedTuple):
   """One finding: a private fact that a file tells.
 
   Attributes:
-    rule: what was found, e.g. "parameters"; docs/leaks.md has them all.
+    rule: the kind of fact, e.g. "parameters"; docs/leaks.md lists them.
     file: path in the folder.
-    where: in the file: a line, a path of keys, a tensor, a chunk.
-    what: the finding and why it is one. It quotes the file: not for the public.
+    where: place in the file: a line, a path of keys, a tensor, a chunk.
+    what: the finding and the reason. It quotes the file, so it is private.
   """
 
   rule: str
@@ -33,22 +38,22 @@ class Leak(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Secrets:
-  """The private facts, and beside them what is public of the analog.
+  """The private facts, and the public ones about the analog.
 
   Attributes:
-    parameters: of the frontier model.
-    active_parameters: of it, those that a token goes through; 0: all.
-    architecture: the frontier's DIMENSIONS -> size; those that are known.
-    student: the analog's `parameters`, `vocabulary_size` and DIMENSIONS:
-      numbers that it shares with the frontier model are no leak.
-    names: of the frontier model; looked for in many spellings.
-    words: more texts that must not appear: code names, hosts, users.
-    paths: more places; any absolute path is found without being listed.
-    numbers: name of a setting, e.g. "optimizer.learning_rate" or
-      "mixture.web" -> its value.
-    deployed_on: day of the frontier's deployment, YYYY-MM-DD. What is no day
-      is not looked for.
-    released_on: day of the analog's release, which is public; the same holds.
+    parameters: number of parameters of the frontier model.
+    active_parameters: those of them that each token uses; 0 means all.
+    architecture: the frontier model's known DIMENSIONS.
+    student: the analog's `parameters`, `vocabulary_size` and DIMENSIONS.
+      Numbers that both models share are not leaks.
+    names: names of the frontier model, found in many spellings.
+    words: other texts that must not appear: code names, hosts, users.
+    paths: private places. Absolute paths are found without being listed.
+    numbers: values of settings, by names such as "optimizer.learning_rate" or
+      "mixture.web".
+    deployed_on: the frontier model's day of deployment, YYYY-MM-DD; any other
+      text means that it is not looked for.
+    released_on: the analog's day of release, which is public; the same holds.
   """
 
   parameters: int
@@ -70,30 +75,30 @@ class Secrets:
 
   @property
   def sizes(self) -> tuple[int, ...]:
-    """Total and active parameters, each once."""
+    """The total and the active parameters, without repetition."""
     active = self.active_parameters or self.parameters
     return tuple(dict.fromkeys((self.parameters, active)))
 
   @property
   def window(self) -> tuple[float, float]:
-    """What the public knows of the frontier's parameters."""
+    """The range of the frontier model's parameters that the public knows."""
     low, high = WINDOW
     return self.student["parameters"] * low, self.student["parameters"] * high
 
 
-# Keys of a pipeline's arguments below which numbers are weights of a mixture.
+# Keys in a pipeline's arguments whose numbers are weights of a data mixture.
 _MIXTURE = re.compile(r"weight|mix|ratio|proportion|fraction|share")
 
 
 def settings_of(values: Mapping[str, Any]) -> dict[str, float]:
-  """`Secrets.numbers` of a resolved config: its optimizers and its mixture.
+  """Collects `Secrets.numbers` from a resolved config.
 
   Args:
     values: plain values of a config, as `config.to_values` returns them.
 
   Returns:
-    Path of each field -> value. What is 0 or 1 is left out: it is no setting
-    that anyone could tell from others.
+    The settings of the optimizers and the weights of the data mixture, by the
+    path of their field. Values of 0 and 1 are too common to be looked for.
   """
   found: dict[str, float] = {}
   train, data = values.get("train", {}), values.get("data", {})

@@ -1,11 +1,14 @@
-"""Numbers of the frontier model in texts: its size, shape, settings, dates."""
+"""Finds the frontier model's numbers: its size, shape and settings."""
 
 from collections.abc import Iterator
-import datetime
+import functools
+import itertools
+import math
 import re
 
-from analogjax.leaks import context, numerals
-from analogjax.leaks.secrets import WINDOW, Secrets
+from analogjax.leaks import numerals
+from analogjax.leaks.containers import Header, Tensor
+from analogjax.leaks.secrets import WINDOW, Leak, Secrets
 
 Found = Iterator[tuple[str, int, str]]  # Rule, offset, what.
 
@@ -19,11 +22,7 @@ _OF_A_RATIO = re.compile(
   r"|frontier|teacher|compression|scale|times|part|slower|faster|cheaper)\b"
 )
 _TIMES = re.compile(r"\s?(?:x|times|fold|\u00d7)\b|-fold|-times")
-_DEPLOYED = re.compile(
-  r"\b(?:deploy\w*|launch\w*|frontier|teacher|production|went live|live since"
-  r"|served|serving|ga date|general availability)\b"
-)
-# Above this a size needs no word beside it, unless one says it is another's.
+# From here on, a size needs no noun, unless it has the noun of something else.
 _LARGE = 1000
 _LEAST_AXIS = 16
 _SHAPE = re.compile(
@@ -34,13 +33,17 @@ _LAYER = re.compile(
   r"(?i)\blayers?[ _.\[-](\d{1,3})\b|\bblock_?(\d{2,3})\.(?:resid|attn|mlp)"
 )
 _DEPTH = re.compile(r"depths?(?:\[\])?\W{0,3}(?:of )?$")
-# Depths that are asked for are parts of these, whatever a model has.
+# Depths are usually fractions of these, whatever number of layers a model has.
 _COMMON_PARTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20)
 _ITS_OWN = ("parameters", None)
+_INTEGERS = re.compile(r"[IU]\d+|BOOL")
+_TENSOR_LAYER = re.compile(
+  r"(?:^|[._])(?:layers?|blocks?|h)[._]?(\d+)(?:[._]|$)"
+)
 
 
 class SizeRules:
-  """Finds numbers in a text; made once for all files."""
+  """Finds private numbers in texts; made once for all files."""
 
   def __init__(self, secrets: Secrets):
     self._secrets = secrets
@@ -54,12 +57,9 @@ class SizeRules:
     low, high = secrets.window
     self._public = (small, low, high)
     self._ratios = tuple(small / size for size in secrets.sizes)
-    # Digit by digit, whatever stands between them.
+    between = r"[\s,._'\-]{0,2}"  # Separators between digits.
     self._exact = [
-      (
-        size,
-        re.compile(r"(?<!\d)" + r"[\s,._'\-]{0,2}".join(str(size)) + r"(?!\d)"),
-      )
+      (size, re.compile(rf"(?<!\d){between.join(str(size))}(?!\d)"))
       for size in secrets.sizes
       if size >= 10_000
     ]
@@ -67,7 +67,6 @@ class SizeRules:
       (name, value, _pattern_of(name))
       for name, value in secrets.numbers.items()
     ]
-    self._days = _Days(secrets)
     self._ours = {x for x in secrets.student.values() if x >= _LEAST_AXIS}
     self._axes = {
       x
@@ -76,7 +75,7 @@ class SizeRules:
     }
 
   def find(self, text: str) -> Found:
-    """Every private number in a plain text with decimal digits."""
+    """Yields every private number of a plain text with decimal digits."""
     for size, pattern in self._exact:
       for match in pattern.finditer(text):
         yield "parameters", match.start(), _size_is(match[0], size)
@@ -87,16 +86,13 @@ class SizeRules:
     for number in numerals.find(text):
       yield from self._judge(text, number)
     yield from self._of_tensors(text)
-    yield from self._days.find(text)
 
   def _judge(self, text: str, number: numerals.Number) -> Found:
     stated = text[number.start : number.end]
-    kind: list[str | None] = []
 
+    @functools.cache  # It takes longer than everything else here.
     def of() -> str | None:
-      if not kind:  # It takes longer than all else here.
-        kind.append(context.kind(text, number.start, number.end))
-      return kind[0]
+      return numerals.kind(text, number.start, number.end)
 
     for size in self._secrets.sizes:
       if self._is_size(text, number, size, of):
@@ -104,8 +100,8 @@ class SizeRules:
         break
     for ratio in self._ratios:
       if self._is_ratio(text, number, ratio):
-        what = f"{stated!r} is the analog's size in parts of the frontier's"
-        yield "ratio", number.start, f"{what}, or the other way round"
+        what = f"{stated!r} is the ratio of the two models' sizes"
+        yield "ratio", number.start, what
         break
     for name, size in self._secrets.architecture.items():
       if self._is_dimension(name, size, number, of):
@@ -114,8 +110,8 @@ class SizeRules:
     if 0 < number.value < 1 and number.figures >= 3:
       before = text[max(number.start - 16, 0) : number.start]
       if _DEPTH.search(before) and self._is_depth(number):
-        what = f"{stated!r} is a whole number of the frontier's layers"
-        yield "architecture", number.start, f"{what}, as a part of them"
+        what = f"{stated!r} is a fraction of the frontier's layers"
+        yield "architecture", number.start, what
     for name, value, pattern in self._settings:
       if _is_setting(text, number, value, pattern):
         yield "setting", number.start, f"{stated!r} is the private {name}"
@@ -124,7 +120,7 @@ class SizeRules:
     if number.figures >= 5 and _same_digits(number, size):
       return True
     if number.value < 1e4 or not number.states(size):
-      # In millions or billions, with that in the name: "params_b: 0.135".
+      # In millions or billions by the name of the field: "params_b: 0.135".
       return any(
         number.figures >= 3
         and not number.scaled
@@ -142,7 +138,7 @@ class SizeRules:
     if number.figures >= 3:
       return of() in _ITS_OWN and (number.scaled or number.value >= 1e6)
     if number.figures == 2:
-      return of() in _ITS_OWN and context.near(
+      return of() in _ITS_OWN and numerals.near(
         text, number.start, number.end, _OF_A_MODEL
       )
     ok = abs(number.value / size - 1) <= 0.5
@@ -157,22 +153,22 @@ class SizeRules:
       ok = number.states(100 * ratio) and number.figures >= 2
       window = 0.5, 5
     elif re.search(r"\b1 ?(?:/|:|in|to) ?$", before) or _TIMES.match(behind):
-      # 40 times is two figures, whatever stands at its end.
+      # 40 times has two figures, although it ends with a zero.
       ok = number.states(1 / ratio) and abs(number.value * ratio - 1) < 0.03
       window = WINDOW
     else:
       ok = number.figures >= 3 and number.states(ratio)
       ok = ok or (number.figures >= 4 and number.states(1 / ratio))
       window = 0.005, 0.05, *WINDOW
-    # Which are the window's ends, whatever the frontier model is.
+    # The ends of the window are public.
     if not ok or number.value in window:
       return False
-    return number.figures >= 5 or context.near(
+    return number.figures >= 5 or numerals.near(
       text, number.start, number.end, _OF_A_RATIO
     )
 
   def _is_depth(self, number: numerals.Number) -> bool:
-    """Whether a part of the depth has the frontier's layers below its line."""
+    """Whether it is k/layers of the frontier model, and of no common number."""
 
     def is_part_of(layers: int) -> bool:
       off = abs(number.value * layers - round(number.value * layers))
@@ -197,26 +193,26 @@ class SizeRules:
     return kind is None or kind in self._secrets.architecture
 
   def _of_tensors(self, text: str) -> Found:
-    """Shapes and numbers of layers in a text."""
+    """Yields the shapes of tensors and the indices of layers in a text."""
     for match in _SHAPE.finditer(text):
       found = {int(digits) for digits in re.findall(r"\d+", match[0])}
       if not found & self._axes or not found <= self._axes | self._ours:
         continue
-      kind = context.kind(text, match.start(), match.end())
+      kind = numerals.kind(text, match.start(), match.end())
       if kind in _ITS_OWN or kind in self._secrets.architecture:
         what = f"{match[0]!r} is the shape of a tensor of the frontier model"
         yield "architecture", match.start(), what
     layers = self._secrets.architecture.get("layers", 0)
     for match in _LAYER.finditer(text):
       index = int(match[1] or match[2])
-      # The last of the analog is its number of layers, if one counts from 1.
+      # Counted from 1, the analog's last layer has the number of its layers.
       if self._secrets.student.get("layers", layers) < index < layers:
         what = f"{match[0]!r} is a layer that the analog does not have"
         yield "architecture", match.start(), what
 
 
 def _same_digits(number: numerals.Number, size: int) -> bool:
-  """134.515 as well as 134515008, whatever the unit."""
+  """Whether the digits agree in any unit: 134.515 or 134515008."""
   stated = number.digits.replace(".", "").strip("0")
   exact = str(size).rstrip("0")
   if not 5 <= len(stated) <= len(exact):
@@ -243,7 +239,7 @@ _ALIASES = {
 
 
 def _pattern_of(name: str) -> re.Pattern:
-  """What stands beside the value of a setting."""
+  """Returns a pattern of the words beside the value of a setting."""
   leaf = re.sub(r"\[\d+\]", "", name.rpartition(".")[2].lower())
   leaf = re.sub(r"[_\-\s]+", " ", leaf).strip()
   return re.compile(rf"\b(?:{_ALIASES.get(leaf, re.escape(leaf))})\b")
@@ -257,78 +253,59 @@ def _is_setting(text, number, value: float, pattern: re.Pattern) -> bool:
     same = abs(number.value - value) <= 1e-9 * abs(value)
   if not same or not number.value:
     return False
-  return context.near(text, number.start, number.end, pattern)
+  return numerals.near(text, number.start, number.end, pattern)
 
 
-_MONTHS = (
-  "january february march april may june july august september october november"
-  " december"
-).split()
-
-
-def _day(text: str) -> datetime.date | None:
-  try:
-    return datetime.date.fromisoformat(text)
-  except ValueError:
-    return None
-
-
-class _Days:
-  """The day of deployment, as dates are written, and as seconds and days."""
+class ShapeRules:
+  """Finds tensors that are not the analog's; made once for all files."""
 
   def __init__(self, secrets: Secrets):
-    self._patterns: list[tuple[re.Pattern, re.Pattern | None]] = []
-    day = _day(secrets.deployed_on)
-    if day is None:
-      return
-    name = _MONTHS[day.month - 1]
-    month = rf"(?:{name}|{name[:3]}\.?|{name[:4]}\.?)"
-    two = rf"(?:{day.day:02d}|{day.day})(?:st|nd|rd|th)?"
-    numbers = rf"0?{day.month}[/.\-]0?{day.day}|0?{day.day}[/.\-]0?{day.month}"
-    year, week = day.isocalendar()[:2]
-    for text in (
-      rf"{day.year}[-/._ ]?0?{day.month}[-/._ ]?0?{day.day}(?!\d)",
-      rf"(?:{numbers})[/.\-](?:{day.year}|{day.year % 100:02d})(?!\d)",
-      rf"{two}\s+(?:of\s+)?{month},?\s+{day.year}",
-      rf"{month}\s+{two},?\s+{day.year}",
-      rf"{day.year}\s+{month}\s+{two}(?!\d)",
-      rf"{day.year}-{day.timetuple().tm_yday:03d}(?!\d)",
-      rf"{year}-?w{week:02d}-?{day.isoweekday()}(?!\d)",
-    ):
-      self._add(text)
-    # The month alone is three times as narrow as what the public knows.
-    for text in (
-      rf"{month}\s+(?:of\s+)?{day.year}",
-      rf"{day.year}-{day.month:02d}(?![-\d])",
-      rf"q{(day.month + 2) // 3}\s+{day.year}",
-    ):
-      self._add(text, _DEPLOYED)
-    released = _day(secrets.released_on)
-    if released is not None:
-      days = (released - day).days
-      self._add(
-        rf"{days}\s+days?",
-        re.compile(r"\b(?:after|since|later|deploy\w*|lag)\b"),
-      )
-    utc = datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC)
-    start = int(utc.timestamp())
-    self._seconds = range(start, start + 86_400)
+    self._student = _axes(secrets.student)
+    self._frontier = {
+      size: name
+      for size, name in _axes(secrets.architecture).items()
+      if size not in self._student
+    }
+    self._layers = secrets.student.get("layers", 0)
 
-  def _add(self, text: str, needed: re.Pattern | None = None) -> None:
-    pattern = re.compile(rf"(?<![\d.]){text}", re.I)
-    self._patterns.append((pattern, needed))
+  def find(self, file: str, header: Header) -> Iterator[Leak]:
+    for tensor in header.tensors:
+      where = f"tensor {tensor.name}"
+      for what in self._judge(tensor):
+        shape = list(tensor.shape)
+        yield Leak("shape", file, where, f"{tensor.dtype} {shape}: {what}")
 
-  def find(self, text: str) -> Found:
-    for pattern, needed in self._patterns:
-      for match in pattern.finditer(text):
-        start, end = match.span()
-        if needed is None or context.near(text, start, end, needed):
-          yield "date", match.start(), f"{match[0]!r} is when it was deployed"
-    if not self._patterns:
+  def _judge(self, tensor: Tensor) -> Iterator[str]:
+    indices = [int(digits) for digits in _TENSOR_LAYER.findall(tensor.name)]
+    if self._layers and any(index >= self._layers for index in indices):
+      yield f"the analog has {self._layers} layers, so this is the frontier's"
+    # Token ids come in rows of any length.
+    if _INTEGERS.fullmatch(tensor.dtype):
       return
-    for match in re.finditer(
-      r"(?<![\d.])1\d{9}(?=\d{3}(?!\d)|\d{6}(?!\d)|(?!\d))", text
-    ):
-      if int(match[0]) in self._seconds:
-        what = f"{match[0]!r} is a second of the day of deployment"
-        yield "date", match.start(), what
+    for size in dict.fromkeys(tensor.shape):
+      if name := self._frontier.get(size):
+        yield f"an axis of {size}, the frontier's {name}"
+        return
+    size = math.prod(tensor.shape)
+    if len(tensor.shape) != 1 or size in self._student:
+      return
+    ours, theirs = self._student, self._frontier
+    for a, b in itertools.product(ours, theirs):
+      if a > 1 and b >= 16 and size == a * b:
+        yield f"{size} values: a map of {a} x {b}, the frontier's {theirs[b]}"
+        return
+
+
+def _axes(sizes) -> dict[int, str]:
+  """Maps the sizes of the axes of a model's tensors to what they are."""
+  found = {}
+  for name in ("vocabulary_size", "width", "feed_forward", "layers"):
+    if size := sizes.get(name):
+      found[size] = name.replace("_", " ")
+  for name in ("heads", "kv_heads"):
+    if size := sizes.get(name):
+      found.setdefault(size, name.replace("_", " "))
+      if width := sizes.get("head_width"):
+        found.setdefault(width, "head width")
+        found.setdefault(size * width, f"{name.replace('_', ' ')} x head width")
+  return found

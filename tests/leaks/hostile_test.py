@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 import pytest
 
 from analogjax import leaks
-from analogjax.leaks import containers, linter, plain, reading
+from analogjax.leaks import containers, linter, reading
 
 
 def _lint(folder, name, data, secrets):
@@ -160,12 +160,12 @@ def test_what_unpacks_to_more_is_cut(packer):
 
 @given(st.text())
 def test_plain_text_keeps_its_lines(text):
-  assert plain.plain(text).count("\n") == text.count("\n")
+  assert reading.plain(text).count("\n") == text.count("\n")
 
 
 @given(st.text(st.characters(max_codepoint=127)))
 def test_ascii_is_plain(text):
-  assert plain.plain(text) == text
+  assert reading.plain(text) == text
 
 
 def test_more_text_than_a_bundle_has_is_not_read(

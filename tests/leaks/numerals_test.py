@@ -1,9 +1,9 @@
-"""Tests for analogjax/leaks/numerals.py and context.py."""
+"""Tests for analogjax/leaks/numerals.py."""
 
 from hypothesis import given, strategies as st
 import pytest
 
-from analogjax.leaks import context, numerals
+from analogjax.leaks import numerals
 
 
 def _read(text):
@@ -93,4 +93,4 @@ def test_a_rounded_number_states_what_it_was(value, figures):
 )
 def test_what_a_number_counts(text, kind):
   start = text.index("30")
-  assert context.kind(text, start, start + 2) == kind
+  assert numerals.kind(text, start, start + 2) == kind

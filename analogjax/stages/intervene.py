@@ -17,8 +17,8 @@ import rich.table
 from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.distributed import processes
+from analogjax.evaluation import parts
 from analogjax.fidelity import behaviours, intervention, study as study_lib
-from analogjax.models import sizes
 from analogjax.run import identity
 from analogjax.run.run import Run
 from analogjax.workdir import files, ledger
@@ -89,17 +89,7 @@ def run(
   def conclude() -> None:
     path.parent.mkdir(exist_ok=True)
     loading.write_json(path, value)
-    L = study.test.tokens_BL.shape[1]
-    models = {study.teacher.name: study.teacher, **study.students}
-    flops = {
-      name: number * sizes.forward_flops_per_token(models[name].cfg, L)
-      for name, number in study.tokens.items()
-    }
-    spent.append(
-      tokens=sum(study.tokens.values()),
-      flops=sum(flops.values()),
-      teacher_flops=flops.get(study.teacher.name, 0),
-    )
+    parts.account(spent, study, study.tokens, run.config.data.L)
 
   processes.on_first(conclude)
   for name, part in answers.items():

@@ -6,10 +6,8 @@ stopped goes on with the next one; together they are safety.json.
 
 from collections.abc import Callable, Collection, Mapping
 import dataclasses
-import functools
 import json
 from pathlib import Path
-import time
 from typing import Any
 
 from jax.sharding import Mesh
@@ -20,9 +18,9 @@ from analogjax.config import loading, schema
 from analogjax.config.safety import SafetyConfig
 from analogjax.data import pipeline, rows as rows_lib
 from analogjax.distributed import processes, sharding
-from analogjax.evaluation import sources as studies
+from analogjax.evaluation import parts, sources as studies
 from analogjax.evaluation.models import RANDOM, Model
-from analogjax.models import sizes, teacher as teacher_lib
+from analogjax.models import teacher as teacher_lib
 from analogjax.run import identity
 from analogjax.run.run import Run
 from analogjax.safety import (
@@ -35,7 +33,6 @@ from analogjax.safety import (
   refusal,
 )
 from analogjax.safety.evaluation import Evaluation
-from analogjax.workdir import files as files_lib, ledger
 
 PARTS: Mapping[str, Callable[[Evaluation], dict[str, Any]]] = {
   "extraction": extraction.measure,
@@ -99,31 +96,24 @@ def run(
   """
   run = Run(schema.to_sections(cfg), workdir)
   chosen = run.config.safety.parts
-  if unknown := [name for name in only if name not in chosen]:
-    raise ValueError(
-      f"--only: expected one of safety.parts ({', '.join(chosen)}), or several"
-      f" with commas, found {unknown[0]!r}."
-    )
+  parts.check_names(only, chosen, "safety.parts")
   options = run.config.safety
   with progress.Activity("safety: opening the rows and the students"):
     sources = look(run, options.quick() if quick else options)
-  folder = workdir / "safety"
-  missing = [
-    name
-    for name in PARTS
-    if name in (only or chosen)
-    if processes.first_decides(
-      functools.partial(_differs, folder / f"{name}.json", sources.inputs)
-    )
-  ]
-  if missing:
+  kept = parts.Parts(
+    stage="safety",
+    workdir=workdir,
+    folder=workdir / "safety",
+    inputs=sources.inputs,
+    table=PARTS,
+  )
+  if missing := kept.missing(only or chosen):
     with progress.Activity("safety: loading the models"):
       evaluation = sources.open()
-    processes.on_first(lambda: folder.mkdir(exist_ok=True))
-    _measure(missing, evaluation, sources.inputs, folder, workdir)
+    kept.measure(missing, evaluation, run.config.data.L)
   else:
     progress.say("safety: complete.")
-  processes.on_first(lambda: _conclude(workdir, sources, quick))
+  processes.on_first(lambda: _conclude(workdir, sources, kept, quick))
 
 
 def look(run: Run, options: SafetyConfig) -> Sources:
@@ -248,81 +238,16 @@ def _read_rows(run: Run, options: SafetyConfig) -> dict[str, rows_lib.Rows]:
   return found
 
 
-def _measure(
-  names: list[str],
-  evaluation: Evaluation,
-  inputs: dict[str, Any],
-  folder: Path,
-  workdir: Path,
+def _conclude(
+  workdir: Path, sources: Sources, kept: parts.Parts, quick: bool
 ) -> None:
-  """The parts of these names, each into its file."""
-  for name in names:
-    spent, before = ledger.Ledger(workdir, "safety"), dict(evaluation.tokens)
-    began = time.monotonic()
-    with progress.Activity(
-      f"safety {name}", lambda: f"{sum(evaluation.tokens.values()):,} tokens"
-    ):
-      found = PARTS[name](evaluation)
-    tokens = {
-      model: number - before.get(model, 0)
-      for model, number in evaluation.tokens.items()
-    }
-    value = {"inputs": inputs, "result": found}
-    processes.on_first(
-      functools.partial(
-        _keep, folder / f"{name}.json", value, spent, evaluation, tokens
-      )
-    )
-    seconds = time.monotonic() - began
-    progress.say(
-      f"safety {name}: {sum(tokens.values()):,} tokens in {seconds:.0f} s."
-    )
-
-
-def _keep(
-  path: Path,
-  value: dict[str, Any],
-  spent: ledger.Ledger,
-  evaluation: Evaluation,
-  tokens: dict[str, int],
-) -> None:
-  loading.write_json(path, value)
-  L = evaluation.members.tokens_BL.shape[1]
-  models = dict(evaluation.students)
-  if evaluation.teacher is not None:
-    models[evaluation.teacher.name] = evaluation.teacher
-  flops = {
-    name: number * sizes.forward_flops_per_token(models[name].cfg, L)
-    for name, number in tokens.items()
-  }
-  spent.append(
-    tokens=sum(tokens.values()),
-    flops=sum(flops.values()),
-    teacher_flops=flops.get("teacher", 0),
-  )
-
-
-def _differs(path: Path, inputs: dict[str, Any]) -> bool:
-  """Whether a part is not there, or is of other inputs."""
-  return not path.exists() or files_lib.read_json(path)["inputs"] != inputs
-
-
-def _conclude(workdir: Path, sources: Sources, quick: bool) -> None:
-  """safety.json, of the parts that there are of these inputs."""
-  found = {}
-  for name in PARTS:
-    path = workdir / "safety" / f"{name}.json"
-    if not _differs(path, sources.inputs):
-      found[name] = files_lib.read_json(path)["result"]
+  """Writes safety.json from the parts with these inputs."""
   value = document.make(
-    found,
+    {name: part["result"] for name, part in kept.kept().items()},
     inputs=sources.inputs,
     thresholds=sources.options.thresholds,
     quick=quick,
     software=identity.software_versions(),
   )
-  path, text = workdir / "safety.json", loading.to_json(value)
-  # Left alone where it says the same.
-  if not path.exists() or path.read_bytes() != text.encode():
-    loading.write_text(path, text)
+  parts.renew(workdir / "safety.json", loading.to_json(value))
   progress.say(f"safety: {value['verdict']}: {value['because']}.")

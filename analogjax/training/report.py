@@ -14,7 +14,7 @@ import numpy as np
 from analogjax.cache import batches
 from analogjax.cli import progress
 from analogjax.data.rows import Rows, rows_digests
-from analogjax.distributed import processes, sharding, stopping
+from analogjax.distributed import devices, processes, sharding, stopping
 from analogjax.models import decoder, sizes
 from analogjax.run.run import Run
 from analogjax.training import live_teacher, meter, steps, watch
@@ -66,15 +66,15 @@ class Reporter:
     L = config.data.L
     self._tokens = self._phase.batch_rows * L
     self._flops = self._tokens * sizes.training_flops_per_token(cfg, L)
-    self._teacher_flops, devices = 0, mesh.size
+    self._teacher_flops, num_devices = 0, mesh.size
     if teacher is not None:
       self._teacher_flops = self._tokens * teacher.flops_per_token(L)
-      devices += teacher.num_own_devices
+      num_devices += teacher.num_own_devices
     self.meter = meter.Meter(
       tokens_per_step=self._tokens,
       student_flops=self._flops,
       teacher_flops=self._teacher_flops,
-      num_devices=devices,
+      num_devices=num_devices,
       peak=devices.peak_flops(jax.devices()[0].device_kind, cfg.dtype),
     )
     self._finite_rows = jax.jit(

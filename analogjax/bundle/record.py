@@ -1,60 +1,48 @@
 """record.json: the facts of a release, as one reader may see them.
 
 Everything that a document says comes from here. Facts are gathered once,
-private ones too; `project` keeps what record_table.py lets a reader see, and
-nothing else. record_schema.json is that table as a JSON Schema, for others;
-`python -m analogjax.bundle.record` prints it.
+private ones too; `project` keeps what record_fields.py lets a reader see, and
+nothing else. `python -m analogjax.bundle.record` prints the fields as a JSON
+Schema, for other programs.
 """
 
 from collections.abc import Iterator, Mapping
+import dataclasses
 import functools
 import json
 from pathlib import Path
-import re
 from typing import Any
 
 import jsonschema
 import jsonschema.exceptions
 
-from analogjax.bundle import record_table
-from analogjax.bundle.record_table import PUBLIC, REGULATOR, Fact
+from analogjax.bundle import record_fields
+from analogjax.bundle.record_fields import ALWAYS, CACHED, IF_CACHED, Field
 from analogjax.workdir import json_document
 
 FORMAT = "analogjax.record"
 FORMAT_VERSION = 1
+PUBLIC, REGULATOR = "public", "regulator"
 VIEWS = (PUBLIC, REGULATOR)
 
 
-class _Absent:
-  """What is found where there is nothing, not even null."""
-
-
-class _Node:
-  """A place in a record: its own line of the table, and what is below it."""
-
-  def __init__(self) -> None:
-    self.fact: Fact | None = None
-    self.below: dict[str, _Node] = {}
-
-
-def _visible(view: str) -> list[Fact]:
-  found = record_table.facts()
-  return [fact for fact in found if view == REGULATOR or fact.view == PUBLIC]
-
-
-def _steps(path: str) -> list[str]:
-  return path.replace("[]", ".[]").split(".")
-
-
 @functools.cache
-def _tree(view: str) -> _Node:
-  root = _Node()
-  for fact in _visible(view):
-    node = root
-    for step in _steps(fact.path):
-      node = node.below.setdefault(step, _Node())
-    node.fact = fact
-  return root
+def _fields(view: str) -> Field:
+  """What a reader may see."""
+  everything = record_fields.record()
+  return everything if view == REGULATOR else _published(everything)
+
+
+def _published(field: Field) -> Field:
+  """The field without what is private, and without objects left empty."""
+  kept = {
+    name: _published(inner)
+    for name, inner in field.fields.items()
+    if not inner.is_private
+  }
+  fields = {n: x for n, x in kept.items() if x.source or x.fields}
+  each = field.each and _published(field.each)
+  return dataclasses.replace(field, fields=fields, each=each)
 
 
 def project(facts: Mapping[str, Any], view: str) -> dict[str, Any]:
@@ -62,88 +50,83 @@ def project(facts: Mapping[str, Any], view: str) -> dict[str, Any]:
 
   Args:
     facts: all of them, or the regulator's record.
-    view: "public" or "regulator".
+    view: PUBLIC or REGULATOR.
 
   Raises:
-    ValueError: a fact is missing or is not of the form that the table wants.
+    ValueError: a fact is missing or is not of the form of its field.
   """
   assert view in VIEWS, view
   if found := missing(facts, view):
     raise ValueError("the release lacks facts:\n  " + "\n  ".join(found))
-  head = {"format": FORMAT, "format_version": FORMAT_VERSION, "view": view}
-  record = {**head, **_projected(facts, _tree(view))}
+  record = {**_head(view), **_projected(facts, _fields(view))}
   if wrong := problem(record):
-    raise ValueError(f"facts: {wrong}.")
+    raise ValueError(
+      f"facts: {wrong}. A config or a file of the workdir holds it; change it"
+      " there and release again."
+    )
   return record
 
 
-def _projected(value: Any, node: _Node) -> Any:
-  """What the table names; the schema finds what is of another form."""
-  below = node.below
-  if "[]" in below and isinstance(value, list | tuple):
-    return [_projected(item, below["[]"]) for item in value]
-  if "*" in below and isinstance(value, Mapping):
-    return {name: _projected(value[name], below["*"]) for name in value}
-  if below and isinstance(value, Mapping):
-    kept = [
-      k for k in below if k in value and not _says_nothing(value, k, node)
-    ]
-    return {k: _projected(value[k], below[k]) for k in kept}
-  return list(value) if isinstance(value, list | tuple) else value
+def _head(view: str) -> dict[str, Any]:
+  return {"format": FORMAT, "format_version": FORMAT_VERSION, "view": view}
 
 
-def _says_nothing(value: Mapping[str, Any], name: str, node: _Node) -> bool:
+def _projected(value: Any, field: Field) -> Any:
+  """What has a field; the schema finds what is of another form."""
+  if field.fields and isinstance(value, Mapping):
+    return {
+      name: _projected(value[name], inner)
+      for name, inner in field.fields.items()
+      if name in value and not _says_nothing(value[name], inner)
+    }
+  if field.each and isinstance(value, Mapping):
+    return {name: _projected(x, field.each) for name, x in value.items()}
+  if isinstance(value, list | tuple):
+    return [_projected(x, field.each) if field.each else x for x in value]
+  return value
+
+
+def _says_nothing(value: Any, field: Field) -> bool:
   """Whether a fact is null that need not be there."""
-  fact = node.below[name].fact
-  if fact is None or fact.needed is True or value[name] is not None:
-    return False
-  return not _allows(fact.form, None)
+  return value is None and field.needed != ALWAYS and not _allows(field, None)
 
 
 def missing(facts: Mapping[str, Any], view: str = REGULATOR) -> list[str]:
   """What a view still lacks: "path: what to do" each."""
-  found = []
-  for fact in _visible(view):
-    needed = fact.needed
-    if isinstance(needed, tuple):
-      path, wanted = needed
-      needed = any(value == wanted for _, value in _found(facts, path))
-    for path, value in _found(facts, fact.path) if needed else ():
-      held = None if value is _Absent else value
-      if held in (None, "", [], {}) and not _allows(fact.form, held):
-        found.append(f"{path}: {fact.remedy}")
-  return found
+  phases = facts.get("training", {}).get("phases") or ()
+  cached = any(phase.get("teaches") == CACHED for phase in phases)
+  needed = (ALWAYS, IF_CACHED) if cached else (ALWAYS,)
+  return list(_missing(facts, _fields(view), "", needed))
 
 
-def _found(facts: Any, path: str) -> Iterator[tuple[str, Any]]:
-  """(path, value) of all that a line of the table stands for."""
-  yield from _walk(facts, _tree(REGULATOR), _steps(path), "")
-
-
-def _walk(
-  value: Any, node: _Node, steps: list[str], path: str
-) -> Iterator[tuple[str, Any]]:
-  if not steps:
-    yield path, value
-    return
-  if value is None and node.fact and _allows(node.fact.form, None):
+def _missing(
+  value: Any, field: Field, path: str, needed: tuple[str, ...]
+) -> Iterator[str]:
+  if field.source and field.needed in needed:
+    if value in (None, "", [], {}) and not _allows(field, value):
+      yield f"{path}: {field.remedy}"
+  if value is None and field.source and _allows(field, None):
     return  # It may be null, and then has nothing below.
-  step, *rest = steps
-  below = node.below[step]
-  if step == "[]":
-    for i, item in enumerate(value if isinstance(value, list | tuple) else ()):
-      yield from _walk(item, below, rest, f"{path}[{i}]")
-  elif step == "*":
-    for name, item in value.items() if isinstance(value, Mapping) else ():
-      yield from _walk(item, below, rest, f"{path}.{name}")
-  else:
-    inner = value.get(step, _Absent) if isinstance(value, Mapping) else _Absent
-    yield from _walk(inner, below, rest, f"{path}.{step}" if path else step)
+  found = value if isinstance(value, Mapping) else {}
+  inner: list[tuple[str, Any, Field]] = [
+    (f"{path}.{name}" if path else name, found.get(name), below)
+    for name, below in field.fields.items()
+  ]
+  if field.each:
+    inner += [(f"{path}.{name}", x, field.each) for name, x in found.items()]
+    if isinstance(value, list | tuple):
+      inner += [(f"{path}[{i}]", x, field.each) for i, x in enumerate(value)]
+  for where, x, below in inner:
+    yield from _missing(x, below, where, needed)
+
+
+def _allows(field: Field, value: Any) -> bool:
+  return jsonschema.Draft202012Validator(field.form).is_valid(value)
 
 
 @functools.cache
 def schema() -> dict[str, Any]:
-  """The JSON Schema of both views, made of the table."""
+  """The JSON Schema of both views."""
   return {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": f"record.json of analogjax, format version {FORMAT_VERSION}",
@@ -158,54 +141,40 @@ def schema() -> dict[str, Any]:
 
 
 def _view_schema(view: str) -> dict[str, Any]:
-  made = _node_schema(_tree(view))
-  head = {"format": FORMAT, "format_version": FORMAT_VERSION, "view": view}
-  constants = {name: {"const": value} for name, value in head.items()}
+  made = _field_schema(_fields(view))
+  constants = {name: {"const": value} for name, value in _head(view).items()}
   made["properties"] = {**constants, **made["properties"]}
-  made["required"] = [*head, *made["required"]]
+  made["required"] = [*constants, *made["required"]]
   return made
 
 
-def _node_schema(node: _Node) -> dict[str, Any]:
-  form = dict(node.fact.form) if node.fact else {}
-  if node.fact:
-    form["description"] = _origin(node.fact)
-  if not node.below:
-    return form
-  if "[]" in node.below:
-    items = _node_schema(node.below["[]"])
-    return {"type": "array", **form, "items": items}
-  made = {"type": "object", **form}
-  if "*" in node.below:
-    return {**made, "additionalProperties": _node_schema(node.below["*"])}
-  return {
-    **made,
-    "additionalProperties": False,
-    "required": [k for k, child in node.below.items() if _always(child)],
-    "properties": {k: _node_schema(v) for k, v in node.below.items()},
-  }
+def _field_schema(field: Field) -> dict[str, Any]:
+  made = dict(field.form)
+  if "." in field.source:
+    made["description"] = f"from the config: {field.source}"
+  elif field.source:
+    made["description"] = f"from `analogjax {field.source}`"
+  if field.fields:
+    made["additionalProperties"] = False
+    made["required"] = [n for n, x in field.fields.items() if _always(x)]
+    made["properties"] = {n: _field_schema(x) for n, x in field.fields.items()}
+  if field.each:
+    is_list = field.form["type"] == "array"
+    name = "items" if is_list else "additionalProperties"
+    made[name] = _field_schema(field.each)
+  return made
 
 
-def _always(node: _Node) -> bool:
-  """Whether every record has this place."""
-  if node.fact is not None:
-    return node.fact.needed is True
-  return any(_always(child) for child in node.below.values())
-
-
-def _origin(fact: Fact) -> str:
-  if "." in fact.source:
-    return f"from the config: {fact.source}"
-  return f"from `analogjax {fact.source}`"
+def _always(field: Field) -> bool:
+  """Whether every record has this field."""
+  if field.source:
+    return field.needed == ALWAYS
+  return any(map(_always, field.fields.values()))
 
 
 @functools.cache
-def _view_validator(view: str) -> jsonschema.Draft202012Validator:
+def _validator(view: str) -> jsonschema.Draft202012Validator:
   return jsonschema.Draft202012Validator(schema()["$defs"][view])
-
-
-def _allows(form: Mapping[str, Any], value: Any) -> bool:
-  return jsonschema.Draft202012Validator(form).is_valid(value)
 
 
 def problem(value: Any) -> str:
@@ -219,7 +188,7 @@ def problem(value: Any) -> str:
   view = value.get("view")
   if view not in VIEWS:
     return f"$.view: expected one of {', '.join(VIEWS)}, found {view!r:.80}"
-  errors = _view_validator(view).iter_errors(value)
+  errors = _validator(view).iter_errors(value)
   error = jsonschema.exceptions.best_match(errors)
   if error is not None:
     return f"{error.json_path}: {error.message}"
@@ -248,18 +217,5 @@ def read(path: Path) -> dict[str, Any]:
   )
 
 
-def schema_text() -> str:
-  """The text of record_schema.json: what is small stands on one line."""
-
-  def joined(match: re.Match[str]) -> str:
-    words = re.sub(r"\s*\n\s*", " ", match[0])
-    return words if len(words) <= 100 else match[0]
-
-  text = json.dumps(schema(), indent=1)
-  for _ in range(3):  # The innermost first.
-    text = re.sub(r"(?:\{[^{}\n]*\n[^{}]*\}|\[[^][{}]*\])", joined, text)
-  return text + "\n"
-
-
 if __name__ == "__main__":
-  print(schema_text(), end="")
+  print(json.dumps(schema(), indent=1))

@@ -12,7 +12,8 @@ from typing import Any
 
 import jinja2
 
-from analogjax.bundle.record_table import CACHED, LIVE, REGULATOR
+from analogjax.bundle.record import REGULATOR
+from analogjax.bundle.record_fields import CACHED, LIVE
 from analogjax.fidelity.report import parts
 from analogjax.rendering import markdown, numbers, templates
 

@@ -1,13 +1,14 @@
-"""Tests for analogjax/bundle/record.py and record_table.py."""
+"""Tests for analogjax/bundle/record.py and record_fields.py."""
 
 import json
 
 import facts_example
 import hypothesis
 from hypothesis import strategies as st
+import jsonschema
 import pytest
 
-from analogjax.bundle import record, record_table
+from analogjax.bundle import record
 
 
 @pytest.mark.parametrize("view", record.VIEWS)
@@ -28,13 +29,12 @@ def test_the_regulator_s_record_holds_the_public_one():
   assert "private_evidence" not in public["gates"][0]
 
 
-def test_the_schema_file_is_in_step():
-  path = record_table.__file__.replace("_table.py", "_schema.json")
-  with open(path, encoding="utf-8") as file:
-    text = file.read()
-  renew = "python -m analogjax.bundle.record > record_schema.json"
-  assert text == record.schema_text(), f"Renew it: {renew}"
-  assert json.loads(text) == record.schema()
+def test_the_schema_is_one_and_knows_both_views():
+  jsonschema.Draft202012Validator.check_schema(record.schema())
+  validator = jsonschema.Draft202012Validator(record.schema())
+  made = {v: record.project(facts_example.facts(), v) for v in record.VIEWS}
+  assert all(map(validator.is_valid, made.values()))
+  assert not validator.is_valid({**made["regulator"], "view": "public"})
 
 
 @pytest.mark.parametrize(

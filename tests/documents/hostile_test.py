@@ -14,7 +14,7 @@ import markdown_it
 import pytest
 import yaml
 
-from analogjax.bundle import record, record_table
+from analogjax.bundle import record
 from analogjax.documents import (
   bill_of_materials,
   compliance,
@@ -173,12 +173,23 @@ def places(value, steps):
 
 def extremes():
   """(path, values that it may have) of single values."""
-  for fact in record_table.facts():
-    form = jsonschema.Draft202012Validator(fact.form)
-    values = [value for value in EXTREMES if form.is_valid(value)]
-    whole = fact.form.get("type") in ("object", "array", ["object", "null"])
-    if values and not whole and not fact.path.endswith("[]"):
-      yield fact.path.replace("[]", ".[]").split("."), values
+  for path, form in single_values(record.schema()["$defs"]["regulator"], []):
+    validator = jsonschema.Draft202012Validator(form)
+    values = [value for value in EXTREMES if validator.is_valid(value)]
+    if values and "const" not in form:
+      yield path, values
+
+
+def single_values(schema, path):
+  """(path, schema) of what holds no other values."""
+  inner = dict(schema.get("properties", {}))
+  for name, step in (("items", "[]"), ("additionalProperties", "*")):
+    if isinstance(schema.get(name), dict):
+      inner[step] = schema[name]
+  for step, below in inner.items():
+    yield from single_values(below, [*path, step])
+  if not inner and path[-1] != "[]":
+    yield path, schema
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -146,4 +146,4 @@ def test_a_finding_explains_its_sum(bundle, secrets):
   (found,) = leaks.lint(bundle, secrets)
   assert found.where == "cost.rows[2].flops"
   assert "FLOPs / (2 x tokens) = 1.35e+08 parameters" in found.what
-  assert "the public knows 6.69e+07 to 6.69e+08 alone" in found.what
+  assert "the public knows only 6.69e+07 to 6.69e+08" in found.what

@@ -41,6 +41,7 @@ HARMLESS = set(
   logging.getLogger math.log math.sqrt np.dtype
   P PartitionSpec Path pathlib.Path
   Rules str.maketrans
+  Bound Private at_least between choice some_of contextvars.ContextVar
   re.compile struct.calcsize struct.Struct types.MappingProxyType
   typing.NamedTuple typing.NewType NewType typing.TypeVar TypeVar
   """.split()

@@ -1,68 +1,114 @@
-"""The section of a config about the logit cache."""
+"""The section `cache` of a config: what the logit cache holds, and where."""
 
 import dataclasses
-import math
 from typing import Annotated
 
 from analogjax.config.fields import (
+  ABOVE_0,
+  COUNT,
+  PUBLIC,
+  SEED,
+  Bound,
   FreeForm,
+  Private,
+  Section,
+  between,
   check,
-  check_choice,
-  check_counts,
   check_place,
-  check_seed,
+  choice,
 )
+
+MOST_POSITIONS = 128  # 8,128 pairs a row and depth.
+
+_MACHINES = Private("depends on the lab's machines")
+_PLACE = Private("a place")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CacheConfig:
-  """What the logit cache holds, and how it is written."""
+class CacheConfig(
+  Section, private="parameter of sampling, which the regulator has"
+):
+  """The logit cache: the teacher's distribution over the rows, sampled."""
 
-  kind: Annotated[str, "kind of record: threshold, random or topk"]
-  tau: Annotated[float, "threshold: a probability of 0.001 to 1"]
-  num_draws: Annotated[int, "random: draws a position, 1 to 255"]
-  top_k: Annotated[int, "topk: likeliest ids a position, 1 to 1024"]
-  temperature: Annotated[float, "teacher's logits are divided by it"]
-  num_replicas: Annotated[int, "independent records of each row; one a pass"]
-  capture: Annotated[str, "positions with a record: all, random or entropy"]
-  capture_rate: Annotated[float, "random: probability; entropy: per nat"]
+  kind: Annotated[
+    str, "kind of record", choice("threshold", "random", "topk"), PUBLIC
+  ] = "threshold"
+  # Below 1e-3 a record has more slots and finer codes than its format holds.
+  tau: Annotated[
+    float, "threshold: least probability of an entry", between(1e-3, 1)
+  ] = 0.04
+  num_draws: Annotated[
+    int, "random: draws at each position", between(1, 255)
+  ] = 50
+  top_k: Annotated[
+    int, "topk: likeliest ids at each position", between(1, 1024)
+  ] = 16
+  temperature: Annotated[
+    float, "divides the teacher's logits", ABOVE_0, PUBLIC
+  ] = 1.0
+  num_replicas: Annotated[
+    int, "independent records of each row, one for each pass", COUNT
+  ] = 1
+  capture: Annotated[
+    str, "positions with a record", choice("all", "random", "entropy")
+  ] = "all"
+  capture_rate: Annotated[
+    float, "random: probability of a position; entropy: that per nat"
+  ] = 1.0
   gram_positions: Annotated[
-    int, "positions of a row whose Gram is kept, at most 128; 0: none"
+    int,
+    "positions of a row whose Gram matrix of activations is kept; 0: none",
+    Bound(
+      lambda n: n == 0 or 2 <= n <= MOST_POSITIONS,
+      f"0, or 2 to {MOST_POSITIONS}",
+    ),
+  ] = 0
+  gram_layers: Annotated[
+    int, "evenly spaced depths at which the Gram is kept", COUNT
+  ] = 2
+  seed: Annotated[
+    int,
+    "seed of all draws",
+    SEED,
+    Private("seed of draws from a cache that is not published"),
+  ] = 0
+  num_rows: Annotated[int, "rows to train on", COUNT, PUBLIC]
+  held_out_rows: Annotated[int, "rows to measure on", COUNT, PUBLIC]
+  batch_rows: Annotated[
+    int,
+    "rows per step of the teacher, over all devices",
+    COUNT,
+    Private("what the teacher's machines hold, so its size"),
   ]
-  gram_layers: Annotated[int, "evenly spaced depths at which it is kept"]
-  seed: Annotated[int, "of all draws"]
-  num_rows: Annotated[int, "rows to train on"]
-  held_out_rows: Annotated[int, "rows to measure on"]
-  batch_rows: Annotated[int, "rows per teacher step"]
-  rows_per_object: Annotated[int, "rows in one stored object"]
-  chunk: Annotated[int, "tokens of a row whose logits are held at once"]
-  location: Annotated[str, "s3://, gs:// or folder; '': in the workdir"]
-  s3_endpoint: Annotated[str, "URL of an S3 that is not Amazon's, or ''"]
-  write_ahead: Annotated[int, "objects that wait in memory to be written"]
+  rows_per_object: Annotated[
+    int, "rows in one stored object", COUNT, Private("depends on the store")
+  ] = 512
+  chunk: Annotated[
+    int, "tokens of a row whose logits are held at once", COUNT, _MACHINES
+  ] = 256
+  location: Annotated[
+    str, "s3://, gs:// or a folder; '': in the workdir", _PLACE
+  ] = ""
+  s3_endpoint: Annotated[
+    str, "URL of an S3 server; '': Amazon's", Private("a host")
+  ] = ""
+  write_ahead: Annotated[
+    int, "objects that wait in memory to be written", COUNT, _MACHINES
+  ] = 2
   import_path: Annotated[
-    str, "DistillKit's parquet files; '': the teacher runs"
-  ]
+    str, "parquet files of DistillKit to import; '': the teacher runs", _PLACE
+  ] = ""
   import_codec: Annotated[
-    FreeForm, "its codec; empty: the one beside the files"
-  ]
+    FreeForm,
+    "codec of these files; empty: the one beside them",
+    Private("describes a cache that is not published"),
+  ] = dataclasses.field(default_factory=dict)
 
-  def __post_init__(self):
-    check_choice(self, "kind", "threshold", "random", "topk")
-    # Below 1e-3 a record has more slots and finer codes than its format holds.
-    check(1e-3 <= self.tau <= 1, "tau", "0.001 <= tau <= 1", self.tau)
-    draws, top_k = self.num_draws, self.top_k
-    check(1 <= draws <= 255, "num_draws", "1 <= num_draws <= 255", draws)
-    check(1 <= top_k <= 1024, "top_k", "1 <= top_k <= 1024", top_k)
-    check_choice(self, "capture", "all", "random", "entropy")
-    most = 1 if self.capture == "random" else math.inf
-    ok = 0 < self.capture_rate <= most
-    expected = "above 0" + (", and at most 1" if most == 1 else "")
-    check(ok, "capture_rate", expected, self.capture_rate)
-    check(self.temperature > 0, "temperature", "> 0", self.temperature)
-    self._check_gram()
-    check_seed(self)
-    check_counts(self, "num_replicas", "num_rows", "held_out_rows")
-    check_counts(self, "batch_rows", "rows_per_object", "chunk", "write_ahead")
+  def rules(self) -> None:
+    rate = self.capture_rate
+    most = self.capture == "random"
+    expected = "above 0" + (", and at most 1" if most else "")
+    check(0 < rate and not (most and rate > 1), "capture_rate", expected, rate)
     check(
       self.rows_per_object % self.batch_rows == 0,
       "batch_rows",
@@ -70,27 +116,17 @@ class CacheConfig:
       self.batch_rows,
     )
     check_place(self.location or "workdir", self.s3_endpoint)
-    expected = "'topk', as cache.import_path is set"
-    check(
-      not self.import_path or self.kind == "topk", "kind", expected, self.kind
-    )
-
-  def _check_gram(self) -> None:
-    found, most = self.gram_positions, MOST_POSITIONS
-    ok = found == 0 or 2 <= found <= most
-    check(ok, "gram_positions", f"0, or 2 to {most}", found)
-    expected = "0, as cache.import_path is set and what is imported has none"
-    ok = not (self.import_path and found)
-    check(ok, "gram_positions", expected, found)
-    check_counts(self, "gram_layers")
+    if self.import_path:
+      expected = "'topk', as cache.import_path is set"
+      check(self.kind == "topk", "kind", expected, self.kind)
+      expected = "0, as cache.import_path is set and imports have none"
+      found = self.gram_positions
+      check(found == 0, "gram_positions", expected, found)
 
   @property
   def gram_depths(self) -> tuple[float, ...]:
     """Parts of the teacher's depth; none where there are no positions."""
     return depths(self.gram_layers) if self.gram_positions else ()
-
-
-MOST_POSITIONS = 128  # 8,128 pairs a row and depth.
 
 
 def depths(number: int) -> tuple[float, ...]:

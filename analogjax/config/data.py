@@ -1,25 +1,42 @@
-"""The section of a config about rows."""
+"""The section `data` of a config: the frontier run's rows."""
 
 import dataclasses
 import re
 from typing import Annotated
 
 from analogjax.config.fields import (
+  PUBLIC,
+  Bound,
   FreeForm,
-  check,
+  Private,
+  Section,
 )
+
+_MIXTURE = Private("sources, mixture and places of the data")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Section):
   """The frontier run's pipeline of packed rows."""
 
-  L: Annotated[int, "row length, tokens"]
-  pipeline: Annotated[str, "package.module:function that returns the dataset"]
-  arguments: Annotated[FreeForm, "keyword arguments of the function"]
-  held_out_arguments: Annotated[FreeForm, "laid over arguments: held-out rows"]
-
-  def __post_init__(self):
-    check(self.L >= 2, "L", "at least 2 tokens", self.L)
-    ok = re.fullmatch(r"\w+(\.\w+)*:\w+", self.pipeline) is not None
-    check(ok, "pipeline", "'package.module:function'", self.pipeline)
+  L: Annotated[
+    int,
+    "row length, tokens",
+    Bound(lambda n: n >= 2, "at least 2 tokens"),
+    PUBLIC,
+  ]
+  pipeline: Annotated[
+    str,
+    "package.module:function that returns the dataset",
+    Bound(
+      lambda spec: re.fullmatch(r"\w+(\.\w+)*:\w+", spec) is not None,
+      "'package.module:function'",
+    ),
+    Private("the name of the lab's code"),
+  ]
+  arguments: Annotated[
+    FreeForm, "keyword arguments of the function", _MIXTURE
+  ] = dataclasses.field(default_factory=dict)
+  held_out_arguments: Annotated[
+    FreeForm, "replace some of these for the held-out rows", _MIXTURE
+  ] = dataclasses.field(default_factory=dict)

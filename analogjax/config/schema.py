@@ -1,14 +1,13 @@
-"""One config describes one analog: its fields, their types and their rules.
+"""The schema of a config: its sections, and the rules between them.
 
-Dataclasses are the schema, the one table of all that can be set (as lines:
-`schema`): those below, config_models.py and config_plan.py, and where a part
-has a config of its own, that part. A section has exactly the fields of its
-class, no field has a default, and the note beside a field is its meaning and
-unit. Rules between sections are in `Sections`. Two fields are not described
-here: `data.arguments` and `data.held_out_arguments` belong to the user's
-pipeline and may hold anything that JSON can.
+One config describes one analog. The dataclasses of this room are the one place
+where a field has its type, meaning, unit, bounds, default, and whether a
+release publishes it. Four fields may hold anything that JSON can: those of
+`data` that belong to the user's pipeline, and their like in `measure` and
+`safety`.
 
-Files, overrides and the saved config are in config_files.py.
+defaults.py makes a config from the schema, and loading.py reads files,
+overrides and the saved config.
 """
 
 from collections.abc import Mapping
@@ -17,33 +16,32 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from analogjax.config import (
-  cache as cache_lib,
-  data as data_lib,
-  fields,
-  train as train_lib,
-)
-from analogjax.config.fields import (
-  check,
-  listed,
-)
+from analogjax.config import fields
+from analogjax.config.cache import CacheConfig
+from analogjax.config.data import DataConfig
+from analogjax.config.fields import check, listed
 from analogjax.config.measure import MeasureConfig
 from analogjax.config.model import MeshConfig, StudentConfig, TeacherConfig
 from analogjax.config.plan import PlanConfig
 from analogjax.config.release import ReleaseConfig
 from analogjax.config.safety import SafetyConfig
-from analogjax.config.train import LossConfig, WatchConfig
+from analogjax.config.train import (
+  LINEAR,
+  LossConfig,
+  TrainConfig,
+  WatchConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sections:
+class Sections(fields.Section):
   """A whole config, checked: what the stages work with."""
 
   teacher: TeacherConfig
   student: StudentConfig
-  data: data_lib.DataConfig
-  cache: cache_lib.CacheConfig
-  train: train_lib.TrainConfig
+  data: DataConfig
+  cache: CacheConfig
+  train: TrainConfig
   measure: MeasureConfig
   safety: SafetyConfig
   release: ReleaseConfig
@@ -51,31 +49,31 @@ class Sections:
   plan: PlanConfig
   mesh: MeshConfig
 
-  def __post_init__(self):
-    check(
-      self.student.max_positions >= self.data.L,
-      "student.max_positions",
-      f"at least data.L={self.data.L}",
-      self.student.max_positions,
-    )
+  def rules(self) -> None:
+    L, max_positions = self.data.L, self.student.max_positions
+    expected = f"at least data.L={L}"
+    ok = max_positions >= L
+    check(ok, "student.max_positions", expected, max_positions)
+    positions = self.cache.gram_positions
+    expected = f"at most data.L={L}"
+    check(positions <= L, "cache.gram_positions", expected, positions)
     for name in self.train.phases:
-      phase = self.train.phase[name]
-      check(
-        phase.rows != "cache" or phase.batch_rows <= self.cache.num_rows,
-        f"train.{name}.batch_rows",
-        f"at most cache.num_rows={self.cache.num_rows}",
-        phase.batch_rows,
-      )
-      if phase.reads_records:
-        self._check_records(f"train.{name}.loss", phase.loss)
-      if phase.loss.gram_weight:
-        self._check_gram(f"train.{name}.loss.gram_weight")
-    check(
-      self.cache.gram_positions <= self.data.L,
-      "cache.gram_positions",
-      f"at most data.L={self.data.L}",
-      self.cache.gram_positions,
-    )
+      self._check_phase(name)
+    self._check_students()
+
+  def _check_phase(self, name: str) -> None:
+    """Checks that the cache has what a phase learns from."""
+    phase, rows = self.train.phase[name], self.cache.num_rows
+    ok = phase.rows != "cache" or phase.batch_rows <= rows
+    expected = f"at most cache.num_rows={rows}"
+    check(ok, f"train.{name}.batch_rows", expected, phase.batch_rows)
+    if phase.reads_records:
+      self._check_records(f"train.{name}.loss", phase.loss)
+    if phase.loss.gram_weight:
+      self._check_gram(f"train.{name}.loss.gram_weight")
+
+  def _check_students(self) -> None:
+    """Checks the names of phases and folders that are measured or released."""
     ran = f"a phase of train.phases ({listed(self.train.phases)})"
     for name in self.measure.phases:
       check(name in self.train.phases, "measure.phases", ran, name)
@@ -108,8 +106,8 @@ class Sections:
       f"cache.temperature={cache.temperature}, as the records are of that",
       loss.temperature,
     )
-    ok = loss.divergence in train_lib.LINEAR or cache.kind == "topk"
-    names = " or ".join(map(repr, train_lib.LINEAR))
+    ok = loss.divergence in LINEAR or cache.kind == "topk"
+    names = " or ".join(map(repr, LINEAR))
     expected = (
       f"{names}, as no other is unbiased with sampled records (cache.kind"
       f" {cache.kind!r}); with cache.kind 'topk' or {field}.teacher 'live' any"
@@ -142,10 +140,11 @@ def to_sections(cfg: ConfigDict) -> Sections:
 
 
 def to_values(cfg: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-  """The plain values of a config, names and types checked, rules not yet.
+  """The plain values of a config: types checked, defaults filled in.
 
-  Lists become tuples and whole numbers in float fields become floats, so that
-  a config is the same before it was saved and after.
+  Rules are not checked yet. Lists become tuples and whole numbers in float
+  fields become floats, so that a config is the same before it was saved and
+  after.
 
   Raises:
     ValueError: names the field, what was expected and what was found.

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 import tokenizers
 
+from analogjax.config import defaults
 from analogjax.models import families
 
 END_TOKEN = "<|endoftext|>"
@@ -24,6 +25,25 @@ _SIZES = dict(V=257, D=16, Y=2, N=4, H=8, F=32)
 _TEACHER = dict(D=32, Y=3, N=4, G=2, H=8, F=64)
 _L, _ROWS = 32, 8
 _DOCUMENTS, _WORDS = 200, 12
+# Fields of the student that a toy has as the bundle has them.
+_TAKEN = (
+  "seed",
+  "rope_theta",
+  "rms_norm_eps",
+  "tie_embeddings",
+  "attention_bias",
+  "mlp_bias",
+  "dtype",
+)
+# Counts of the safety evaluation.
+_FEW = (
+  "batch_rows",
+  "chunk",
+  "rows",
+  "prefix_tokens",
+  "suffix_tokens",
+  "attempts",
+)
 
 STAND_INS = (
   "the teacher: a random one, of 3 layers",
@@ -44,68 +64,58 @@ def values(
     folder: where `write_inputs` puts the toy's teacher and text.
     taught: phase -> whether it learns from a teacher.
   """
-  student, train = public["student"], public["train"]
-  phases = train["phases"]
-  return {
-    "teacher": {
-      "path": str(folder / "teacher"),
-      "sha256": "",
-      "gguf": None,
-      "dtype": "float32",
-      "attention": "xla",
-      "mesh": None,
-    },
-    "student": {
-      **_SIZES,
-      # Its kind of attention: as many key/value heads as queries, or fewer.
-      "G": _SIZES["N"] if student["G"] == student["N"] else 2,
-      **{
-        field: student[field]
-        for field in ("seed", "rope_theta", "rms_norm_eps", "tie_embeddings")
-      },
-      **{f: student[f] for f in ("attention_bias", "mlp_bias", "dtype")},
-      "max_positions": 2 * _L,
-      "rope_scaling": None,
-      "remat": "none",
-      "attention": "xla",
-      "size_window": "warn",
-    },
-    "data": {
-      "L": _L,
-      "pipeline": "analogjax.data.text:jsonl",
-      "arguments": {
-        "path": str(folder / "text.jsonl"),
-        "tokenizer": "{teacher}",
-        "L": _L,
-        "end_token": END_TOKEN,
-        "split": "train",
-        "held_out_every": 4,
-        "seed": 0,
-      },
-      "held_out_arguments": {"split": "held_out"},
-    },
-    "cache": _cache(public["cache"]),
-    "train": {
-      "phases": phases,
-      "location": "",
-      "s3_endpoint": "",
-      **{
-        name: _phase(train[name], taught[name], public["cache"]["temperature"])
-        for name in phases
-      },
-    },
-    "measure": _measure(public["release"]["phase"]),
-    "safety": _safety(),
-    "release": _release(public["release"]),
-    "watch": {
-      "skipped_steps": 10,
-      "spike_sigmas": 8.0,
-      "stall_seconds": 60.0,
-      "give_up_seconds": 0.0,
-    },
-    "plan": _plan(),
-    "mesh": {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1},
-  }
+  student, cache, released = (
+    public[name] for name in ("student", "cache", "release")
+  )
+  cfg: Any = defaults.config(public["train"]["phases"])
+  cfg.teacher.update(path=str(folder / "teacher"), dtype="float32")
+  cfg.teacher.attention = cfg.student.attention = "xla"
+  cfg.student.update({name: student[name] for name in _TAKEN})
+  cfg.student.update(_SIZES, max_positions=2 * _L, remat="none")
+  # Its kind of attention: as many key/value heads as queries, or fewer.
+  cfg.student.G = _SIZES["N"] if student["G"] == student["N"] else 2
+  cfg.student.size_window = "warn"
+  cfg.data.update(L=_L, pipeline="analogjax.data.text:jsonl")
+  text = dict(path=str(folder / "text.jsonl"), tokenizer="{teacher}", L=_L)
+  cfg.data.arguments = text | dict(end_token=END_TOKEN, split="train")
+  cfg.data.arguments.update(held_out_every=4, seed=0)
+  cfg.data.held_out_arguments = dict(split="held_out")
+  cfg.cache.update(kind=cache["kind"], temperature=cache["temperature"])
+  cfg.cache.update(num_rows=2 * _ROWS, held_out_rows=_ROWS, batch_rows=_ROWS)
+  cfg.cache.update(rows_per_object=_ROWS, chunk=_L, num_draws=8, top_k=8)
+  for name in cfg.train.phases:
+    _fill_phase(cfg.train[name], public["train"][name], taught[name])
+    cfg.train[name].loss.temperature = cache["temperature"]
+  cfg.measure.update(phases=(released["phase"],), parts=("output",))
+  cfg.measure.update(batch_rows=_ROWS, fit_rows=_ROWS, resamples=100)
+  # No prompts and no thresholds: the toy's safety is of no interest.
+  cfg.safety.update(parts=("extraction",), teacher_parts=(), resamples=100)
+  cfg.safety.update(dict.fromkeys(_FEW, 1))
+  _fill_release(cfg.release, released)
+  cfg.mesh.fsdp = 1
+  return cfg.to_dict()
+
+
+def _fill_phase(phase: Any, public: Mapping[str, Any], is_taught: bool) -> None:
+  steps = min(public["num_steps"], MOST_STEPS)
+  phase.update({name: public[name] for name in ("init_from", "rows", "seed")})
+  phase.update(num_steps=steps, batch_rows=4, log_every_steps=1)
+  phase.update(checkpoint_every_steps=steps, eval_every_steps=steps)
+  phase.loss.update(teacher=public["loss"]["teacher"], chunk=2 * _L)
+  phase.loss.alpha = 0.9 if is_taught else 0.0
+  phase.optimizer.update(learning_rate=1e-2, warmup_steps=0)
+
+
+def _fill_release(release: Any, public: Mapping[str, Any]) -> None:
+  """No file that a bundle names is read: the licence is one that is known."""
+  release.update(phase=public["phase"], dtype=public["dtype"])
+  release.licence = "Apache-2.0"
+  about = ("name", "version", "provider", "contact", "intended_use")
+  about += ("out_of_scope", "limitations", "curation")
+  release.about.update(dict.fromkeys(about, "a toy"), languages=("en",))
+  words = dict(kind="synthetic", modality="text", about="Random words.")
+  release.sources = dict(words=words | dict(licence="", period=""))
+  release.frontier.update(name="a toy", deployed_on="2026-01-01")
 
 
 def write_inputs(folder: Path, student: Mapping[str, Any]) -> None:
@@ -189,166 +199,6 @@ def _weights(
         drawn *= 4
       found[tensor.name.format(layer)] = drawn.astype(np.float32)
   return found
-
-
-def _cache(public: Mapping[str, Any]) -> dict[str, Any]:
-  return {
-    "kind": public["kind"],
-    "tau": 0.05,
-    "num_draws": 8,
-    "top_k": 8,
-    "temperature": public["temperature"],
-    "num_replicas": 1,
-    "capture": "all",
-    "capture_rate": 1.0,
-    "gram_positions": 0,
-    "gram_layers": 1,
-    "seed": 0,
-    "num_rows": 2 * _ROWS,
-    "held_out_rows": _ROWS,
-    "batch_rows": _ROWS,
-    "rows_per_object": _ROWS,
-    "chunk": _L,
-    "location": "",
-    "s3_endpoint": "",
-    "write_ahead": 1,
-    "import_path": "",
-    "import_codec": {},
-  }
-
-
-def _phase(
-  public: Mapping[str, Any], is_taught: bool, temperature: float
-) -> dict[str, Any]:
-  steps = min(public["num_steps"], MOST_STEPS)
-  return {
-    "init_from": public["init_from"],
-    "rows": public["rows"],
-    "num_steps": steps,
-    "batch_rows": 4,
-    "microbatches": 1,
-    "seed": public["seed"],
-    "loss": {
-      "teacher": public["loss"]["teacher"],
-      "alpha": 0.9 if is_taught else 0.0,
-      "alpha_schedule": "constant",
-      "alpha_final": 0.0,
-      "divergence": "forward_kl",
-      "mixture": 0.5,
-      "temperature": temperature,
-      "z_loss": 0.0,
-      "gram_weight": 0.0,
-      "exact_gradient": False,
-      "chunk": 2 * _L,
-    },
-    "optimizer": {
-      "name": "adamw",
-      "learning_rate": 1e-2,
-      "warmup_steps": 0,
-      "schedule": "wsd",
-      "decay_steps": 0,
-      "final_fraction": 0.1,
-      "b1": 0.9,
-      "b2": 0.95,
-      "eps": 1e-8,
-      "muon_momentum": 0.95,
-      "momentum_dtype": "float32",
-      "weight_decay": 0.1,
-      "clip_norm": 1.0,
-    },
-    "checkpoint_every_steps": steps,
-    "keep_checkpoints": 1,
-    "keep_best_checkpoints": 0,
-    "eval_every_steps": steps,
-    "log_every_steps": 1,
-  }
-
-
-def _measure(phase: str) -> dict[str, Any]:
-  return {
-    "parts": ["output"],
-    "phases": [phase],
-    "folders": [],
-    "batch_rows": _ROWS,
-    "seed": 0,
-    "fit_rows": _ROWS,
-    "domains": {},
-    "domain_rows": 1,
-    "depths": 1,
-    "points": 64,
-    "permutations": 19,
-    "resamples": 100,
-    "behaviours": ["sentiment"],
-    "max_strength": 1.0,
-    "strengths": 1,
-    "random_vectors": 2,
-    "mapper_steps": 0,
-    "stitch_steps": 0,
-  }
-
-
-def _safety() -> dict[str, Any]:
-  """No prompts and no thresholds: a toy is not tried."""
-  counts = ("batch_rows", "chunk", "rows", "prefix_tokens", "suffix_tokens")
-  counts += ("attempts", "prompts", "prompt_tokens", "answer_tokens")
-  texts = ("folders", "phases", "teacher_parts", "harmful", "harmless")
-  return {
-    "parts": ["extraction"],
-    **{name: [] for name in (*texts, "phrases")},
-    **dict.fromkeys(counts, 1),
-    "seed": 0,
-    "resamples": 100,
-    "probability": 0.5,
-    "canary_controls": 15,
-    "min_k": 0.2,
-    "reference": "",
-    "teacher_only": {},
-    "template": "{prompt}",
-    "thresholds": {},
-  }
-
-
-def _release(public: Mapping[str, Any]) -> dict[str, Any]:
-  """No file that a bundle names is read: the licence is one that is known."""
-  about = ("name", "version", "provider", "contact", "intended_use")
-  about += ("out_of_scope", "limitations", "curation")
-  return {
-    "phase": public["phase"],
-    "dtype": public["dtype"],
-    "max_shard_gb": 1.0,
-    "date": "",
-    "licence": "Apache-2.0",
-    "licence_name": "",
-    "licence_file": "",
-    "shares_rows": False,
-    "keeps_chat_template": False,
-    "about": {**dict.fromkeys(about, "a toy"), "languages": ["en"]},
-    "sources": {
-      "words": {
-        **dict(kind="synthetic", modality="text", about="Random words."),
-        **dict(licence="", period=""),
-      }
-    },
-    "frontier": {
-      **dict(name="a toy", deployed_on="2026-01-01", family=""),
-      **dict(parameters=0, active_parameters=0, pipeline_fingerprint=""),
-      "private_words": [],
-    },
-    "waivers": {},
-  }
-
-
-def _plan() -> dict[str, Any]:
-  fields = ("cache_months", "dollars_per_gb_month", "dollars_per_million_reads")
-  fields += ("dollars_per_million_writes", "hosting_months")
-  fields += ("hosting_egress_gb", "dollars_per_egress_gb")
-  return {
-    "efficiency": 1.0,
-    "memory_fraction": 1.0,
-    "pue": 1.0,
-    **dict.fromkeys(fields, 0.0),
-    "cpu": {"dollars_per_hour": 0.0, "watts": 0.0},
-  }
 
 
 def _write_json(path: Path, value: Any) -> None:

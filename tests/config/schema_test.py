@@ -6,7 +6,7 @@ import dataclasses
 from ml_collections import ConfigDict
 import pytest
 
-from analogjax.config import model, schema
+from analogjax.config import model, plan, schema
 
 OPTIMIZER = dict(
   name="adamw",
@@ -203,18 +203,50 @@ def test_unknown_section(values):
   assert message(values).startswith("caches: there is no such field. Did you m")
 
 
-@pytest.mark.parametrize(
-  "path", ["mesh", "student.D", "train.phases", "train.distill.optimizer.eps"]
-)
-def test_missing_field_is_named(values, path):
-  *sections, leaf = path.split(".")
-  node = values
-  for name in sections:
-    node = node[name]
-  del node[leaf]
+def test_a_field_without_a_default_has_to_be_set(values):
+  del values["student"]["D"]
   text = message(values)
-  assert text.startswith(f"{path}: missing; expected ")
-  assert "no field has a default" in text
+  assert text.startswith("student.D: missing; expected int (model width). It ")
+  assert "has no default: set it in the config file" in text
+  del values["student"]["V"], values["train"]["distill"]["optimizer"]
+  del values["data"]
+  text = message(values)
+  assert text.startswith("student.V: missing;")
+  assert text.endswith(
+    "Also missing: student.D, data.L, data.pipeline,"
+    " train.distill.optimizer.learning_rate."
+  )
+
+
+def test_what_is_not_set_has_its_default(values):
+  del values["mesh"], values["student"]["seed"], values["teacher"]["mesh"]
+  values["plan"] = dict(v5p={})
+  values["train"]["distill"]["optimizer"] = dict(
+    learning_rate=1, warmup_steps=0
+  )
+  s = schema.to_sections(ConfigDict(values))
+  assert s.mesh == model.MeshConfig() and s.mesh.fsdp == -1
+  assert s.student.seed == 0 and s.teacher.mesh is None
+  assert s.plan.chip == {"v5p": plan.PriceConfig()}
+  assert s.train.phase["distill"].optimizer.b2 == 0.95
+
+
+def test_every_phase_that_is_too_short_is_named(values):
+  values["train"]["pretrain"]["num_steps"] = 4
+  values["train"]["distill"]["num_steps"] = 3
+  assert message(values).startswith(
+    "train.pretrain.num_steps: expected at least optimizer.warmup_steps +"
+    " optimizer.decay_steps = 5, found 4; the same in train.distill. For 4"
+    " steps set optimizer.warmup_steps=0 and optimizer.decay_steps=0, or"
+  )
+
+
+def test_every_default_fulfils_the_bounds_of_its_field():
+  for field in schema.schema():
+    assert field.private != "", f"{field.path}: public, or why not?"
+    if field.default is not dataclasses.MISSING:
+      for bound in field.bounds:
+        assert bound.holds(field.default), field.path
 
 
 @pytest.mark.parametrize(
@@ -276,7 +308,7 @@ def test_wrong_type_is_named(values, path, bad, expected):
     (
       "cache.s3_endpoint",
       "http://h:1",
-      "expected '', as cache.location does not",
+      "expected '', as location does not",
     ),
     ("cache.tau", 0.0, "expected 0.001 <= tau <= 1, found 0.0."),
     ("cache.tau", 1.01, "expected 0.001 <= tau <= 1, found 1.01."),
@@ -303,7 +335,7 @@ def test_wrong_type_is_named(values, path, bad, expected):
     ("train.distill.batch_rows", 9, "expected at most cache.num_rows=8"),
     ("train.distill.num_steps", 4, "expected at least optimizer.warmup_steps"),
     ("train.distill.log_every_steps", 0, "expected a positive number, found 0"),
-    ("train.distill.optimizer.schedule", "step", "expected wsd or cosine"),
+    ("train.distill.optimizer.schedule", "step", "expected 'wsd' or 'cosine'"),
     ("train.distill.optimizer.b2", 1.0, "expected 0 <= b2 < 1, found 1.0."),
     ("measure.phases", ("align",), "expected a phase of train.phases"),
     ("safety.phases", ("align",), "expected a section of train ("),
@@ -448,7 +480,7 @@ def test_rope_scaling_is_a_section_or_none(values):
   scaling |= dict(low_freq_factor=1.0, high_freq_factor=4.0)
   values["student"]["rope_scaling"] = scaling
   found = schema.to_sections(ConfigDict(values)).student.rope_scaling
-  assert found == model.RopeScalingConfig(**scaling)
+  assert found == model.RopeScaling(**scaling)
   put(values, "student.rope_scaling.factor", 0.5)
   assert message(values).startswith(
     "student.rope_scaling.factor: expected 1 or more, found 0.5."

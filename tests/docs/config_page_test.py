@@ -3,16 +3,14 @@
 `python tests/docs/config_page_test.py > docs/config.md` renews the page.
 """
 
-import json
+import dataclasses
 from pathlib import Path
 import textwrap
 
-from analogjax.config import loading, schema
+from analogjax.config import explain, schema
 
 ROOT = Path(__file__).parents[2]
 RENEW = ".venv/bin/python tests/docs/config_page_test.py > docs/config.md"
-
-# The page of all fields.
 
 HEAD = """\
 # Configuration
@@ -21,28 +19,35 @@ HEAD = """\
 {renew} -->
 
 One config describes one analog, and all stages read the same file: Python with
-a function `get_config()` that returns an `ml_collections.ConfigDict` with the
-fields below. Every field has to be there; none has a default, and a name that
-is not below is refused. A config may begin from another one, as that of the
-[README](../README.md#your-own-model-and-data) does, and any field can be
-[overridden](running.md#overrides) for one run.
+a function `get_config()` that starts from `defaults.config(phases=(...))` and
+sets what differs, as that of the
+[README](../README.md#your-own-model-and-data) does. A name that is not below
+and a value of another type are refused at the line that sets them, and any
+field can be [overridden](running.md#overrides) for one run. A section may also
+be set to the path of a TOML file that holds it, from the folder of the config.
 
-Each field comes with its type, the value in
-[configs/demo.py](../configs/demo.py) in brackets, and its meaning. Letters are
-those of the [glossary](glossary.md).
+Each field comes with its type, its default in brackets (or `required`), its
+meaning, and what is expected of its value. Fields marked (public) are in the
+bundle of a release. Letters are those of the [glossary](glossary.md).
+
+The resolved config with every value is `config.json` in the workdir. `origin`
+in it says where each value came from: `default`, `file`, `--config` or a table
+of prices. The resolved config governs a workdir: when a default changes in a
+later version, runs that have begun keep theirs.
 """
 
 NOTES = {
   "train.<phase>": """\
-Every name in `train.phases` has a section of this form beside `phases`. The
-demo's values are those of `pretrain`, `control` and `distill`, in this order
-where they differ.""",
+Every name in `train.phases` has a section of this form beside `phases`.""",
   "data": """\
 `data.arguments` and `data.held_out_arguments` belong to the pipeline and may
 hold anything that JSON can; see [data](data.md).""",
   "plan.<chip>": """\
 Every kind of device that has a price has a section of this form, by the name
-that [a plan](plan.md#machines) gives it.""",
+that [a plan](plan.md#machines) gives it. `plan.prices` names a table that fills
+in what the config does not set: one of those in
+[analogjax/config/prices](../analogjax/config/prices/2026_11.toml), or a file of
+that form.""",
   "student": """\
 The sizes are its shape letters; `student.V` has to be the teacher's.""",
 }
@@ -50,19 +55,18 @@ The sizes are its shape letters; `student.V` has to be the teacher's.""",
 
 def rendered():
   """The text of docs/config.md."""
-  cfg = loading.load(ROOT / "configs/demo.py", []).to_dict()
   sections = {}
   for field in schema.schema():
     section, _, name = field.path.rpartition(".")
-    line = f"- `{name}`: {field.type} [{demo_value(cfg, field.path)}]:"
-    wrapped = textwrap.fill(
-      f"{line} {field.meaning}.",
-      80,
-      subsequent_indent="  ",
-      break_long_words=False,
-      break_on_hyphens=False,
+    sections.setdefault(section, []).append(
+      textwrap.fill(
+        line_of(field, name),
+        80,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+      )
     )
-    sections.setdefault(section, []).append(wrapped)
   parts = [HEAD.format(renew=RENEW)]
   for section, lines in sections.items():
     # In code, or a viewer takes <phase> for a tag.
@@ -72,27 +76,15 @@ def rendered():
   return "".join(parts)
 
 
-def demo_value(cfg, path):
-  """A field's value in the demo; of phases each one that is different."""
-  if "<chip>" in path:
-    return "see the file"
-  phases = cfg["train"]["phases"] if "<phase>" in path else ("",)
-  values = []
-  for phase in phases:
-    node = cfg
-    for name in path.replace("<phase>", phase).split("."):
-      if node is None:
-        break  # A section that the demo does not have.
-      node = node[name]
-    if isinstance(node, dict):
-      values.append("see the file")
-    elif isinstance(node, tuple):
-      values.append(f"`{','.join(node)}`")
-    elif node is None:
-      values.append("none")
-    else:
-      values.append(f"`{json.dumps(node)}`")
-  return ", ".join(values if len(set(values)) > 1 else values[:1])
+def line_of(field, name):
+  needed = field.default is dataclasses.MISSING
+  default = "required" if needed else f"`{explain.default(field)}`"
+  expected = f"; {explain.bounds(field)}" if field.bounds else ""
+  # Markdown would take these for markup.
+  expected = expected.replace("<", "\\<").replace("*", "\\*")
+  public = " (public)" if field.private is None else ""
+  head = f"- `{name}`{public}: {field.type} [{default}]"
+  return f"{head}: {field.meaning}{expected}."
 
 
 def test_config_page_is_in_step():

@@ -103,10 +103,14 @@ def test_slow_hosts_are_those_that_others_wait_for(busy_P, expected):
 @pytest.mark.parametrize(
   ("field", "value", "expected"),
   [
-    ("skipped_steps", 0, "skipped_steps: expected > 0, found 0."),
+    ("skipped_steps", 0, "skipped_steps: expected a positive number, found 0."),
     ("stall_seconds", 0.0, "stall_seconds: expected > 0, found 0.0."),
-    ("spike_sigmas", -1.0, "spike_sigmas: expected >= 0, found -1.0."),
-    ("give_up_seconds", -1.0, "give_up_seconds: expected >= 0, found -1.0."),
+    ("spike_sigmas", -1.0, "spike_sigmas: expected 0 or more, found -1.0."),
+    (
+      "give_up_seconds",
+      -1.0,
+      "give_up_seconds: expected 0 or more, found -1.0.",
+    ),
   ],
 )
 def test_limits_that_mean_nothing_are_refused(field, value, expected):

@@ -47,15 +47,14 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
       f"{', '.join(MESH_AXES)}."
     )
   sizes = [axis_sizes.get(axis, 1) for axis in MESH_AXES]
-  given = ", ".join(f"{a}={n}" for a, n in zip(MESH_AXES, sizes, strict=True))
+  named = dict(zip(MESH_AXES, sizes, strict=True))
+  given = ", ".join(f"{axis}={n}" for axis, n in named.items())
   if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
     raise ValueError(
       f"mesh: {given}; each size must be positive, and one at most may be -1"
       " (it takes the devices that are left)."
     )
-  fixed = math.prod(n for n in sizes if n != -1)
-  if -1 in sizes and len(devices) % fixed == 0:
-    sizes[sizes.index(-1)] = len(devices) // fixed
+  sizes = list(fill_axes(named, len(devices)).values())
   if math.prod(sizes) != len(devices):
     raise ValueError(
       f"mesh: {given} does not match the {len(devices)} devices that there"
@@ -75,6 +74,18 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
       tuple(sizes), devices, allow_split_physical_axes=True
     )
     return Mesh(placed, MESH_AXES, axis_types=types)
+
+
+def fill_axes(
+  axis_sizes: Mapping[str, int], num_devices: int
+) -> dict[str, int]:
+  """Sizes with -1 replaced by the devices that are left, if they come out."""
+  fixed = math.prod(n for n in axis_sizes.values() if n != -1)
+  rest, remainder = divmod(num_devices, fixed)
+  return {
+    axis: rest if n == -1 and not remainder else n
+    for axis, n in axis_sizes.items()
+  }
 
 
 def _slice_of(device) -> int:

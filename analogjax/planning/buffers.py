@@ -13,7 +13,7 @@ import jax
 
 from analogjax.distributed import sharding
 from analogjax.models import decoder
-from analogjax.planning import hlo, shapes
+from analogjax.planning import hlo, programs
 
 _PEAK_LINE = re.compile(r"^    ([\w.-]+)\{[\d,]*\}: (\d+) bytes")
 
@@ -21,7 +21,7 @@ OTHER = "other, and room between them"
 
 
 def largest(
-  step: shapes.Step, text: str, live_ranges: str, temporary_bytes: float
+  step: programs.Step, text: str, live_ranges: str, temporary_bytes: float
 ) -> tuple[tuple[str, float], ...]:
   """(what, bytes on one device), the largest first.
 
@@ -44,12 +44,12 @@ def largest(
   return ranked(found | dict(known(step)))
 
 
-def known(step: shapes.Step) -> Iterator[tuple[str, float]]:
+def known(step: programs.Step) -> Iterator[tuple[str, float]]:
   """What is there whatever the compiler does: arguments, and what is beside."""
   for what, tree in step.arguments.items():
-    yield what, shapes.bytes_of(tree)
+    yield what, programs.bytes_of(tree)
   for what, tree in step.resident.items():
-    yield f"{what}, beside the program", shapes.bytes_of(tree)
+    yield f"{what}, beside the program", programs.bytes_of(tree)
 
 
 def ranked(found: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
@@ -89,7 +89,7 @@ def _alive(
 class _Words:
   """Names for the arrays of one program."""
 
-  def __init__(self, step: shapes.Step):
+  def __init__(self, step: programs.Step):
     cfg, mesh = step.model, step.mesh
     self._is_training = step.request.kind == "train"
     tensor = mesh.shape[sharding.WEIGHT_AXES["V"]]

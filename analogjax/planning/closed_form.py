@@ -1,4 +1,4 @@
-"""What a config comes to in closed form: nothing is compiled or allocated.
+"""Sizes, FLOPs and cache bytes of a config, by formula.
 
 Letters: L row length, V vocabulary, K slots of a cached record.
 """
@@ -12,33 +12,11 @@ from analogjax.config import schema
 from analogjax.distributed import sharding
 from analogjax.models import decoder, sizes
 
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-
-
-def make_plan(
-  sections: schema.Sections,
-  teacher: decoder.DecoderConfig,
-  mesh: Mapping[str, int],
-) -> dict[str, Any]:
-  """Every number of a plan in closed form, as JSON keeps it.
-
-  Args:
-    sections: the config.
-    teacher: the teacher's shape.
-    mesh: devices along each axis, all positive.
-  """
-  return {
-    **make_outline(sections, teacher),
-    "problems": problems(sections, teacher, mesh),
-    "mesh": {**mesh, "devices": math.prod(mesh.values())},
-    "memory_bytes_per_device": _memory(sections, teacher, mesh),
-  }
-
 
 def make_outline(
   sections: schema.Sections, teacher: decoder.DecoderConfig
 ) -> dict[str, Any]:
-  """The part that does not depend on machines."""
+  """Every number that does not depend on machines, as JSON keeps it."""
   student, L = sections.student, sections.data.L
   verdict = size_window(sections, teacher)
   return {
@@ -84,7 +62,7 @@ def problems(
   teacher: decoder.DecoderConfig,
   mesh: Mapping[str, int],
 ) -> list[str]:
-  """What the other stages will refuse, each named by its field."""
+  """Reasons why other stages will refuse a config, each with its field."""
   student, found = sections.student, []
   if student.V != teacher.V:
     found.append(
@@ -142,13 +120,13 @@ def _cache(sections: schema.Sections) -> dict[str, Any]:
 
 
 def cached_rows(sections: schema.Sections) -> int:
-  """Rows that go into caches, those to train on and the held-out ones."""
+  """Rows that are cached: those to train on and the held-out ones."""
   cache = sections.cache
   return cache.held_out_rows + sections.reads_cache * cache.num_rows
 
 
 def cached_token_bytes(sections: schema.Sections) -> float:
-  """Bytes a token of the cache takes on disk, an estimate."""
+  """Bytes of a cached token on disk, an estimate."""
   cache = sections.cache
   parameters = {
     "threshold": cache.tau,
@@ -171,13 +149,13 @@ def _phase(sections: schema.Sections, name: str) -> dict[str, Any]:
     "teacher": phase.loss.teacher if phase.loss.has_teacher else None,
     "steps": phase.num_steps,
     "tokens": rows * sections.data.L,
-    # How often each cached row is seen; a pipeline's length is not known here.
+    # Passes over the cached rows; a pipeline's length is not known here.
     "epochs": rows / sections.cache.num_rows if cached else None,
   }
 
 
 def _flops(sections: schema.Sections, teacher: sizes.Shape) -> dict[str, int]:
-  """Model FLOPs of each stage; export computes nothing."""
+  """Model FLOPs of each stage that computes."""
   student, cache, L = sections.student, sections.cache, sections.data.L
   rows = cached_rows(sections)
   flops = {"cache": rows * L * sizes.forward_flops_per_token(teacher, L)}
@@ -189,55 +167,9 @@ def _flops(sections: schema.Sections, teacher: sizes.Shape) -> dict[str, int]:
       per_token += sizes.forward_flops_per_token(teacher, L)
     flops[f"train.{name}"] = tokens * per_token
   tokens = cache.held_out_rows * L
-  # The full distribution of the teacher is computed again, once, on these rows.
+  # On these rows the teacher's full distribution is computed once more.
   flops["measure"] = tokens * (
     sizes.forward_flops_per_token(teacher, L)
     + len(sections.measure.phases) * sizes.forward_flops_per_token(student, L)
   )
   return {**flops, "total": sum(flops.values())}
-
-
-def _memory(
-  sections: schema.Sections, teacher: sizes.Shape, mesh: Mapping[str, int]
-) -> dict[str, dict[str, int]]:
-  """Bytes on one device: the largest arrays of each step, not its peak.
-
-  Measuring holds the teacher as caching does, and the students beside it.
-  """
-  student, cache, L = sections.student, sections.cache, sections.data.L
-  split, tensor = mesh["fsdp"] * mesh["tensor"], mesh["tensor"]
-  row_ways = mesh["data"] * mesh["fsdp"] * mesh["expert"]
-  rows = math.ceil(cache.batch_rows / row_ways)
-  params = _DTYPE_BYTES[sections.teacher.dtype]
-  params *= sizes.count_parameters(teacher).total
-  caching = {
-    "params": math.ceil(params / split),
-    "logits": sizes.logits_bytes(
-      teacher, rows=rows, chunk=cache.chunk, tensor=tensor
-    ),
-  }
-  memory = {"cache": {**caching, "total": sum(caching.values())}}
-  for name in sections.train.phases:
-    phase = sections.train.phase[name]
-    training = sizes.training_bytes(
-      student,
-      rows=math.ceil(phase.batch_rows / phase.microbatches / row_ways),
-      L=L,
-      chunk=phase.loss.chunk,
-      dtype_bytes=_DTYPE_BYTES[student.dtype],
-      remat=student.remat,
-      split=split,
-      tensor=tensor,
-    )
-    memory[f"train.{name}"] = {
-      "params": training.params,
-      "gradients": training.gradients,
-      "moments": training.moments,
-      "activations": training.activations,
-      "logits": training.logits,
-    }
-    if phase.runs_teacher and sections.teacher.mesh is None:
-      memory[f"train.{name}"]["teacher"] = caching["params"]
-    parts = memory[f"train.{name}"]
-    parts["total"] = sum(parts.values())
-  return memory

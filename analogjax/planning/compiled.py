@@ -1,8 +1,11 @@
-"""Compiles a step, and reads what the compiler says of it."""
+"""Compiles a step for a topology, and reads what the compiler reports."""
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import importlib.util
+import math
+import os
 from pathlib import Path
 import re
 import tempfile
@@ -10,40 +13,32 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from analogjax.planning import (
-  buffers,
-  collectives,
-  facts,
-  hlo,
-  hlo_costs,
-  shapes,
-)
+from analogjax.distributed.devices import CPU
+from analogjax.planning import buffers, collectives, hlo, hlo_costs, programs
+from analogjax.planning.program_cost import Exchange, ProgramCost
+from analogjax.planning.topologies import Topology
 
 _CACHE = "jax_enable_compilation_cache"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
-  """What the compiler makes of a program, and its reports."""
+  """A compiled program, and the compiler's reports."""
 
-  # As compiled.memory_analysis() gives it; None: it does not fit.
-  memory: Any
+  memory: Any  # Of compiled.memory_analysis(); None: it does not fit.
   text: str  # HLO after all passes.
-  live_ranges: str  # What is alive at the worst moment.
+  live_ranges: str  # Arrays that are alive at the worst moment.
   usage: str  # Regions of the heap, and what lies in each over time.
-  too_large: str  # What the compiler says of one that does not fit.
+  too_large: str  # The compiler's refusal of a program that does not fit.
 
 
 def compile_text(
   program: jax.stages.Lowered, platform: str = "tpu"
 ) -> Compiled:
-  """Compiles a program and keeps what XLA writes about it.
-
-  Args:
-    program: lowered.
-    platform: of its devices.
+  """Compiles a program for a platform and keeps the reports of XLA.
 
   Raises:
     jax.errors.JaxRuntimeError: the compiler refuses it, but not as too large.
@@ -57,8 +52,8 @@ def compile_text(
       "xla_dump_hlo_as_text": True,
     }
     if platform == "cpu":
-      # Of the code that is made of the program, which nobody runs: no figure
-      # hangs on it, and half of the time goes there.
+      # Nobody runs the machine code, no figure depends on it, and it takes half
+      # of the time.
       options["xla_backend_optimization_level"] = 0
     try:
       compiled = program.compile(compiler_options=options)
@@ -72,7 +67,7 @@ def compile_text(
       (path,) = Path(folder).glob(f"*after_optimizations{end}")
       return path.read_text(encoding="utf-8")
 
-    # It has written them before it looks whether they fit.
+    # XLA writes them before it checks whether the program fits.
     return Compiled(
       memory=memory,
       text=dumped(".txt"),
@@ -82,18 +77,13 @@ def compile_text(
     )
 
 
-def make_program(step: shapes.Step, how: str) -> facts.Program:
-  """What a program takes on each device, by its compiler.
-
-  Args:
-    step: the program.
-    how: what it was compiled for.
-  """
+def make_program(step: programs.Step, how: str) -> ProgramCost:
+  """The cost of a program by its compiler; `how` says for what machines."""
   began = time.monotonic()
   compiled = compile_text(step.lower(), step.mesh.devices.flat[0].platform)
   memory, program = compiled.memory, hlo.parse(compiled.text)
-  known = sum(map(shapes.bytes_of, step.arguments.values()))
-  resident = sum(map(shapes.bytes_of, step.resident.values()))
+  known = sum(map(programs.bytes_of, step.arguments.values()))
+  resident = sum(map(programs.bytes_of, step.resident.values()))
   if memory is None:
     arguments, outputs, code = known, 0, 0
     temporaries = _wanted_bytes(compiled.too_large)
@@ -104,7 +94,7 @@ def make_program(step: shapes.Step, how: str) -> facts.Program:
     )
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes
-  return facts.Program(
+  return ProgramCost(
     stage=step.request.stage,
     how=how,
     tokens=step.tokens,
@@ -115,8 +105,8 @@ def make_program(step: shapes.Step, how: str) -> facts.Program:
     temporary_bytes=temporaries,
     output_bytes=outputs,
     code_bytes=code,
-    # An argument that a program does not look at is none of it, and is there
-    # all the same: a live teacher's unembedding.
+    # The compiler drops arguments that a program does not read, such as a live
+    # teacher's unembedding, but they are on the device all the same.
     resident_bytes=resident + max(known - arguments, 0),
     largest=buffers.largest(
       step, compiled.text, compiled.live_ranges, temporaries
@@ -127,8 +117,8 @@ def make_program(step: shapes.Step, how: str) -> facts.Program:
   )
 
 
-def exchanges(text: str, step: shapes.Step) -> tuple[facts.Exchange, ...]:
-  """What the devices of a compiled program exchange."""
+def exchanges(text: str, step: programs.Step) -> tuple[Exchange, ...]:
+  """The exchanges between the devices of a compiled program."""
   found = collectives.find(text, dict(step.mesh.shape))
   by_axes = {
     (kind, tuple(axes.split(" x "))): counts
@@ -138,15 +128,13 @@ def exchanges(text: str, step: shapes.Step) -> tuple[facts.Exchange, ...]:
   for kind, counts in collectives.between_slices(text).items():
     by_axes[kind, ()] = counts
   return tuple(
-    facts.Exchange(
-      kind=kind, axes=axes, runs=runs, sent_bytes=sent, is_whole=known
-    )
+    Exchange(kind=kind, axes=axes, runs=runs, sent_bytes=sent, is_whole=known)
     for (kind, axes), (runs, sent, known) in by_axes.items()
   )
 
 
 def _wanted_bytes(too_large: str) -> float:
-  """What libtpu says that the temporaries would take; 0: it does not say."""
+  """Bytes of temporaries by libtpu's refusal; 0: it does not say."""
   match = re.search(r"temporaries \(([\d.]+)([KMG])\)", too_large)
   if match is None:
     return 0.0
@@ -155,12 +143,83 @@ def _wanted_bytes(too_large: str) -> float:
 
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
-  """A program that is found compiled writes no reports."""
+  """Turns jax's compilation cache off: a cached program writes no reports."""
   before = getattr(jax.config, _CACHE)
   jax.config.update(_CACHE, False)
-  compilation_cache.reset_cache()  # It remembers whether it is used.
+  compilation_cache.reset_cache()  # jax remembers whether the cache is on.
   try:
     yield
   finally:
     jax.config.update(_CACHE, before)
     compilation_cache.reset_cache()
+
+
+def devices_of(topology: Topology) -> list[Any]:
+  """The devices of a topology in jax's order; TPUs need not be there.
+
+  Raises:
+    ValueError: a topology that libtpu does not know, or fewer CPUs here.
+  """
+  if topology.chip.name == CPU:
+    here = jax.devices(CPU)
+    if len(here) < topology.num_devices:
+      raise ValueError(
+        f"{topology.name}: found {len(here)} CPU devices in this process; set"
+        f" JAX_NUM_CPU_DEVICES={topology.num_devices}."
+      )
+    return list(here[: topology.num_devices])
+  assert topology.chip.is_tpu, topology.name
+  options: dict[str, Any] = {}
+  if topology.num_slices > 1:
+    options["num_slices"] = topology.num_slices
+  if topology.chip.name == "v4":
+    # As jobs have it: the two cores of a chip are one device.
+    options["chip_config_name"] = "megacore"
+  if math.prod(topology.shape) == 1:
+    options["chips_per_host_bounds"] = (1, 1, 1)  # Else a host has 2 x 2.
+  name = topology.name.partition("*")[2] or topology.name
+  try:
+    found = topologies.get_topology_desc(name, "tpu", **options).devices
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(
+      f"{topology.name}: libtpu knows no such topology: {error}"
+    ) from None
+  if len(found) != topology.num_devices:
+    raise ValueError(
+      f"{topology.name}: expected {topology.num_devices} devices, libtpu says"
+      f" {len(found)}; write the chips along each side, as the vendor does."
+    )
+  return list(found)
+
+
+def are_here(topology: Topology) -> bool:
+  """Whether this process has so many CPU devices."""
+  if topology.chip.name != CPU:
+    return False
+  try:
+    return len(jax.devices(CPU)) >= topology.num_devices
+  except RuntimeError:  # JAX_PLATFORMS names others alone.
+    return False
+
+
+def find_libtpu() -> str:
+  """The libtpu that compiles: its path, size and time of change.
+
+  Raises:
+    ValueError: none is installed.
+  """
+  # TPU_LIBRARY_PATH, which libtpu reads itself, comes before the package.
+  path = os.path.expandvars("$TPU_LIBRARY_PATH")
+  if path.startswith("$"):
+    spec = importlib.util.find_spec("libtpu")
+    places = spec.submodule_search_locations if spec else None
+    path = os.path.join(list(places)[0], "libtpu.so") if places else ""
+  if not Path(path).is_file():
+    where = f"there is no file {path}" if path else "none is installed"
+    raise ValueError(
+      f"libtpu: needed to compile for TPUs, but {where}. Install it (pip"
+      " install libtpu), or set TPU_LIBRARY_PATH to its libtpu.so; no TPU is"
+      " needed."
+    )
+  stat = Path(path).stat()
+  return f"{path} {stat.st_size} {stat.st_mtime_ns}"

@@ -1,171 +1,398 @@
-"""Every program that a config runs, compiled for machines that may not exist.
+"""The programs that a run executes, with the shapes that go into each.
 
-  make_programs(sections, teacher, topology) -> list[facts.Program]
-
-What is compiled is what the stages run (jitted.py), from shapes alone: no
-weight is read or allocated, of a teacher its config is enough. For TPUs libtpu
-compiles, without one of them; for CPUs jax does. Programs that differ in
-constants alone are compiled once, several at a time, and kept.
+Letters: B rows of a batch, L positions.
 """
 
-import collections
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Callable, Sequence
 import dataclasses
-import json
-from pathlib import Path
-import pickle
-import subprocess
-import sys
-import tempfile
-import time
+from typing import Any, Literal
 
+import jax
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
+import numpy as np
+
+from analogjax.cache import sampling, teacher_programs
 from analogjax.config import schema
-from analogjax.models import decoder
-from analogjax.planning import devices, facts, kept, shapes, topologies, worker
+from analogjax.distributed import sharding
+from analogjax.models import decoder, sizes
+from analogjax.planning import abstract_inputs
+from analogjax.run import identity as run_identity, meshes as run_meshes
+from analogjax.training import programs as training_programs
 
-# Until a result is looked for again, seconds.
-_POLL = 0.1
-_ENVIRONMENT = (
-  "JAX_PLATFORMS=cpu",
-  # libtpu would look for a TPU's own machine, and wait for it.
-  "TPU_SKIP_MDS_QUERY=1",
-  # Several may compile at the same time: none of them drives a TPU.
-  "ALLOW_MULTIPLE_LIBTPU_LOAD=1",
-)
+Kind = Literal["cache", "train", "teacher", "eval"]
+Mesh = Any  # jax.sharding.Mesh or AbstractMesh.
+
+# Batches on the devices beside that of a step: two that were read ahead
+# (batches.Prefetch), and the last one, until its metrics are there.
+_OTHER_BATCHES = 3
+
+# Fields of a phase that change no program.
+_NOT_IN_A_PROGRAM = """
+  init_from rows num_steps batch_rows seed checkpoint_every_steps
+  keep_checkpoints keep_best_checkpoints eval_every_steps log_every_steps
+""".split()
 
 
-def make_programs(
-  sections: schema.Sections,
-  teacher: decoder.DecoderConfig,
-  topology: topologies.Topology,
-  *,
-  folder: Path | None = None,
-  processes: int = 2,
-  say: Callable[[str], None] = lambda text: None,
-) -> list[facts.Program]:
-  """The cache step and every phase, in the order in which they run.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+  """A program of a stage, by name."""
 
-  A phase with a live teacher has a program of the teacher before it, a phase
-  whose step is in parts one of its evaluation after it.
+  kind: Kind
+  phase: str = ""  # Of training; "" for the cache.
 
-  Args:
-    sections: the config.
-    teacher: its shape; dtype and attention are the config's.
-    topology: for which they are compiled.
-    folder: where compiled ones are kept; None: nowhere.
-    processes: that compile at the same time.
-    say: hears of each program that is compiled.
+  @property
+  def stage(self) -> str:
+    """Its name in a plan: cache, train.distill, train.distill.eval."""
+    if not self.phase:
+      return self.kind
+    end = "" if self.kind == "train" else f".{self.kind}"
+    return f"train.{self.phase}{end}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+  """A step on a mesh, and what is known of it before it is compiled."""
+
+  request: Request
+  mesh: Mesh
+  make: Callable[[], Any]  # The jitted function that the stage runs.
+  call: tuple[Any, ...]  # Shapes of what the stage calls it with.
+  arguments: dict[str, Any]  # The same by name.
+  resident: dict[str, Any]  # Trees that lie on the devices beside them.
+  model: decoder.DecoderConfig  # Whose layers the program runs.
+  batch_rows: int  # Over all devices.
+  parts: int = 1  # Microbatches, one after another.
+  L: int
+  chunk: int  # Tokens of a device whose logits exist at a time.
+  num_slots: int  # Of a position, over all replicas of its record.
+
+  @property
+  def rows(self) -> int:
+    """Rows that go through the model at a time, over all devices."""
+    return self.batch_rows // self.parts
+
+  @property
+  def tokens(self) -> int:
+    return self.batch_rows * self.L
+
+  @property
+  def flops(self) -> int:
+    """Model FLOPs of the global batch."""
+    if self.request.kind == "train":
+      return self.tokens * sizes.training_flops_per_token(self.model, self.L)
+    return self.tokens * sizes.forward_flops_per_token(self.model, self.L)
+
+  def lower(self) -> jax.stages.Lowered:
+    """The program, not compiled yet; its mesh must have devices.
+
+    Raises:
+      ValueError: an attention kernel that cannot run on them.
+    """
+    with jax.set_mesh(self.mesh):
+      return self.make().lower(*self.call)
+
+
+def requests(sections: schema.Sections) -> list[Request]:
+  """The programs that a run spends its time in, in order.
+
+  A phase with a live teacher has a program of the teacher before its own, and a
+  phase with microbatches one of its evaluation after it: that holds all rows of
+  the batch at once, so it may need more memory than the step.
+  """
+  found = [Request(kind="cache")]
+  for name in sections.train.phases:
+    phase = sections.train.phase[name]
+    if phase.runs_teacher:
+      found.append(Request(kind="teacher", phase=name))
+    found.append(Request(kind="train", phase=name))
+    if phase.microbatches > 1:
+      found.append(Request(kind="eval", phase=name))
+  return found
+
+
+def identity(
+  request: Request, sections: schema.Sections, teacher: decoder.DecoderConfig
+) -> dict[str, Any]:
+  """All that the program of a request depends on, as JSON values.
+
+  Equal for two phases whose programs differ in constants alone: rates, decays,
+  lengths of schedules and seeds change no size. Whether a number is zero does
+  count, because XLA folds zeros away.
+  """
+  cache = sections.cache
+  common = {
+    "kind": request.kind,
+    "L": sections.data.L,
+    "mesh": dataclasses.asdict(sections.mesh),
+  }
+  of_teacher = dataclasses.asdict(teacher)
+  if request.kind == "cache":
+    fields = ("kind", "tau", "num_draws", "top_k", "temperature", "chunk")
+    fields += ("num_replicas", "capture", "batch_rows")
+    fields += ("gram_positions", "gram_layers")
+    values = {field: getattr(cache, field) for field in fields}
+    return common | {"teacher": of_teacher, "cache": values}
+  phase = sections.train.phase[request.phase]
+  common["rows"] = phase.batch_rows
+  if any(sections.train.phase[n].runs_teacher for n in sections.train.phases):
+    own = sections.teacher.mesh
+    common["teacher_mesh"] = own and dataclasses.asdict(own)
+  if _has_live_teacher(sections, request.phase):
+    common["teacher"] = of_teacher
+    common["runs_teacher"] = phase.runs_teacher
+  if request.kind == "teacher":
+    # The student's state lies beside it.
+    optimizer = phase.optimizer.name, phase.optimizer.momentum_dtype
+    student = dataclasses.asdict(sections.student)
+    if phase.loss.gram_weight:
+      common["gram"] = cache.gram_positions, cache.gram_layers
+    return common | {"student": student, "optimizer": optimizer}
+  values = dataclasses.asdict(phase)
+  for field in _NOT_IN_A_PROGRAM:
+    del values[field]
+  for part in ("optimizer", "loss"):
+    values[part] = {
+      name: _coarse(name, value) for name, value in values[part].items()
+    }
+  student = dataclasses.asdict(sections.student)
+  del student["seed"], student["size_window"]
+  common |= {"student": student, "phase": values}
+  if phase.reads_records or request.kind == "eval":
+    common["slots"] = abstract_inputs.sampler(cache).num_slots
+    common["has_tail"] = cache.kind == "topk"
+    common["temperature"] = cache.temperature
+  if phase.loss.gram_weight or request.kind == "eval":
+    common["gram"] = cache.gram_positions, cache.gram_layers
+  return common
+
+
+def meshes(
+  request: Request, sections: schema.Sections, devices: Sequence[Any]
+) -> tuple[Mesh, Mesh]:
+  """The mesh of a program and that of a live teacher, over devices.
 
   Raises:
-    ValueError: no such topology; a mesh that does not match it; a dimension or
-      rows that the mesh does not divide; libtpu is not there.
+    ValueError: a mesh that does not match the devices.
   """
-  teacher = dataclasses.replace(
-    teacher, dtype=sections.teacher.dtype, attention=sections.teacher.attention
+  if request.kind != "cache":
+    return run_meshes.make_train_meshes(sections, devices)
+  mesh = sharding.make_mesh(dataclasses.asdict(sections.mesh), devices)
+  return mesh, mesh
+
+
+def abstract_meshes(
+  sections: schema.Sections, kind: str, platform: str
+) -> tuple[Mesh, Mesh]:
+  """The same without devices, for what is never compiled.
+
+  Args:
+    sections: the config, no axis of its meshes -1.
+    kind: `device_kind` of jax.
+    platform: "tpu", "gpu" or "cpu".
+  """
+
+  def make(axes: schema.MeshConfig):
+    return AbstractMesh(
+      tuple(getattr(axes, axis) for axis in sharding.MESH_AXES),
+      sharding.MESH_AXES,
+      (AxisType.Auto,) * len(sharding.MESH_AXES),
+      abstract_device=AbstractDevice(
+        device_kind=kind, num_cores=None, platform=platform
+      ),
+    )
+
+  return make(sections.mesh), make(sections.teacher.mesh or sections.mesh)
+
+
+def prepare(
+  request: Request,
+  sections: schema.Sections,
+  teacher: decoder.DecoderConfig,
+  mesh: Mesh,
+  teacher_mesh: Mesh,
+) -> Step:
+  """The program that a stage jits, for devices that need not be there.
+
+  Args:
+    request: which one.
+    sections: the config.
+    teacher: its shape, with the config's dtype and attention.
+    mesh: of `meshes` or `abstract_meshes`.
+    teacher_mesh: of a teacher in the loop.
+
+  Raises:
+    ValueError: a dimension or rows that the mesh does not divide.
+  """
+  if request.kind == "cache":
+    return _cache_step(request, sections, teacher, mesh)
+  student = run_identity.student_config(sections)
+  run_meshes.check_phase_rows(sections, request.phase, mesh, teacher_mesh)
+  phase = sections.train.phase[request.phase]
+  training = training_programs.make_training(
+    phase,
+    student,
+    mesh,
+    seed=sections.student.seed,
+    teacher_softcap=teacher.logit_softcap,
   )
-  compiler = devices.find_libtpu() if topology.chip.is_tpu else ""
-  machine = {
-    "chip": topology.chip.name,
-    "shape": list(topology.shape),
-    "slices": topology.num_slices,
-  }
-  wanted = shapes.requests(sections)
-  names = [
-    kept.key(
-      {"program": shapes.identity(one, sections, teacher), **machine},
-      compiler,
-    )
-    for one in wanted
-  ]
-  done: dict[str, facts.Program] = {}
-  jobs: dict[str, worker.Job] = {}
-  for name, request in zip(names, wanted, strict=True):
-    if name in done or name in jobs:
-      continue
-    found = kept.read(folder, name)
-    if found is not None:
-      done[name] = found
-      continue
-    jobs[name] = worker.Job(
-      request=request, sections=sections, teacher=teacher, topology=topology
-    )
-  for name, program in _run(jobs, topology, processes):
-    done[name] = program
-    kept.write(folder, name, program)
-    say(f"{program.stage}: {program.compile_seconds:.0f} s")
-  return [
-    dataclasses.replace(done[name], stage=request.stage)
-    for name, request in zip(names, wanted, strict=True)
-  ]
-
-
-def _run(
-  jobs: dict[str, worker.Job], topology: topologies.Topology, processes: int
-) -> Iterator[tuple[str, facts.Program]]:
-  if devices.is_gpu(topology) or devices.are_here(topology):
-    for name, job in jobs.items():
-      yield name, worker.run(job)
-    return
-  yield from _in_processes(jobs, processes)
-
-
-def _in_processes(
-  jobs: dict[str, worker.Job], processes: int
-) -> Iterator[tuple[str, facts.Program]]:
-  # Training takes longest to compile, so it begins first.
-  order = sorted(jobs, key=lambda name: jobs[name].request.kind != "train")
-  waiting = collections.deque(order)
-  running: dict[str, _Process] = {}
-  with (
-    tempfile.TemporaryDirectory(prefix="analogjax-plan-") as folder,
-    contextlib.ExitStack() as stack,
+  if request.kind == "teacher":
+    return _teacher_step(request, sections, teacher, training, teacher_mesh)
+  resident: dict[str, Any] = {}
+  if sections.teacher.mesh is None and _has_live_teacher(
+    sections, request.phase
   ):
-    while waiting or running:
-      while waiting and len(running) < processes:
-        name = waiting.popleft()
-        running[name] = _Process(Path(folder, name), jobs[name])
-        stack.callback(running[name].stop)
-      ended = [name for name, one in running.items() if one.has_ended()]
-      if not ended:
-        time.sleep(_POLL)
-      for name in ended:
-        yield name, running.pop(name).result()
+    resident["teacher's parameters"] = abstract_inputs.parameters(teacher, mesh)
+  if request.kind == "eval":
+    return _eval_step(request, sections, training, resident)
+  batch, live = abstract_inputs.for_phase(sections, phase, mesh), None
+  arguments = abstract_inputs.parts(training.abstract) | {"batch": batch}
+  if phase.runs_teacher:
+    live = abstract_inputs.live_teacher(sections, phase, teacher, mesh)
+    arguments["teacher's hidden states"] = live.x_BLW
+    arguments["teacher's unembedding"] = live.head_VW
+    if resident:
+      # The head is one of its parameters, and an argument already.
+      resident = {
+        "teacher's parameters": abstract_inputs.without_head(teacher, mesh)
+      }
+  resident["other batches"] = [batch] * _OTHER_BATCHES
+  return Step(
+    request=request,
+    mesh=mesh,
+    make=lambda: training.step,
+    call=(training.abstract, batch, live),
+    arguments=arguments,
+    resident=resident,
+    model=student,
+    batch_rows=phase.batch_rows,
+    parts=phase.microbatches,
+    L=sections.data.L,
+    chunk=phase.loss.chunk,
+    num_slots=batch.targets.ids_BLK.shape[-1],
+  )
 
 
-class _Process:
-  """A worker at work."""
+def _teacher_step(
+  request: Request,
+  sections: schema.Sections,
+  teacher: decoder.DecoderConfig,
+  training: training_programs.Training,
+  mesh: Mesh,
+) -> Step:
+  phase = sections.train.phase[request.phase]
+  params = abstract_inputs.parameters(teacher, mesh)
+  batch, resident = abstract_inputs.for_phase(sections, phase, mesh), {}
+  if sections.teacher.mesh is None:
+    resident = abstract_inputs.parts(training.abstract)
+    resident["other batches"] = [batch] * _OTHER_BATCHES
+  else:
+    batch = batch._replace(targets=None)
+  return Step(
+    request=request,
+    mesh=mesh,
+    make=lambda: teacher_programs.make_hidden_step(
+      teacher, mesh, gram_layers=sections.cache.gram_layers
+    ),
+    call=(params, batch),
+    arguments={"teacher's parameters": params, "batch": batch},
+    resident=resident,
+    model=teacher,
+    batch_rows=phase.batch_rows,
+    L=sections.data.L,
+    chunk=0,
+    num_slots=0,
+  )
 
-  def __init__(self, folder: Path, job: worker.Job):
-    folder.mkdir()
-    self._result, self._log = folder / "result.json", folder / "log"
-    self._stage = job.request.stage
-    path = folder / "job"
-    path.write_bytes(pickle.dumps(job))
-    # `env`, as only main and the stages know our own environment.
-    command: Sequence[str | Path] = (
-      *("env", *_ENVIRONMENT, sys.executable, "-m", worker.__name__),
-      *(path, self._result),
-    )
-    with self._log.open("wb") as log:
-      self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
-  def has_ended(self) -> bool:
-    return self._process.poll() is not None
+def _eval_step(
+  request: Request,
+  sections: schema.Sections,
+  training: training_programs.Training,
+  resident: dict[str, Any],
+) -> Step:
+  phase, mesh = sections.train.phase[request.phase], training.mesh
+  of_student = abstract_inputs.parts(training.abstract)
+  params = of_student.pop("parameters")
+  batch = abstract_inputs.recorded(sections, phase.batch_rows, mesh)
+  return Step(
+    request=request,
+    mesh=mesh,
+    make=lambda: training_programs.make_eval_step(
+      training.cfg,
+      mesh,
+      temperature=sections.cache.temperature,
+      chunk=phase.loss.chunk,
+    ),
+    call=(params, batch),
+    arguments={"parameters": params, "batch": batch},
+    resident=resident | of_student,
+    model=training.cfg,
+    batch_rows=phase.batch_rows,
+    L=sections.data.L,
+    chunk=phase.loss.chunk,
+    num_slots=batch.targets.ids_BLK.shape[-1],
+  )
 
-  def stop(self) -> None:
-    if self._process.poll() is None:
-      self._process.kill()
-    self._process.wait()
 
-  def result(self) -> facts.Program:
-    if self._process.returncode or not self._result.exists():
-      log = self._log.read_text(encoding="utf-8", errors="replace")
-      raise RuntimeError(
-        f"{self._stage}: the process that compiles it ended with code"
-        f" {self._process.returncode}:\n{log[-4000:]}"
-      )
-    value = json.loads(self._result.read_text(encoding="utf-8"))
-    if "error" in value:
-      raise ValueError(value["error"])
-    return kept.from_json(value["program"])
+def _cache_step(
+  request: Request,
+  sections: schema.Sections,
+  teacher: decoder.DecoderConfig,
+  mesh: Mesh,
+) -> Step:
+  cache, L = sections.cache, sections.data.L
+  B = cache.batch_rows
+  sharding.check_batch_rows(B, mesh, "cache.batch_rows")
+  params = abstract_inputs.parameters(teacher, mesh)
+  sampler = abstract_inputs.sampler(cache)
+  batch = abstract_inputs.unlabelled(sections, B, mesh)
+  rows = NamedSharding(mesh, sharding.ROWS)
+  keys_B2 = jax.ShapeDtypeStruct((B, 2), "uint32", sharding=rows)
+  return Step(
+    request=request,
+    mesh=mesh,
+    # Over the rows to train on; those to measure on have one replica, of every
+    # position.
+    make=lambda: teacher_programs.make_teacher_step(
+      teacher,
+      mesh,
+      sampler=sampler,
+      capture=sampling.Capture(kind=cache.capture, rate=cache.capture_rate),
+      num_replicas=cache.num_replicas,
+      temperature=cache.temperature,
+      chunk=cache.chunk,
+      gram_layers=len(cache.gram_depths),
+    ),
+    call=(params, batch, keys_B2),
+    arguments={"teacher's parameters": params, "batch": (batch, keys_B2)},
+    resident={},
+    model=teacher,
+    batch_rows=B,
+    L=L,
+    chunk=min(cache.chunk, L) * B // (mesh.size // mesh.shape["tensor"]),
+    num_slots=sampler.num_slots * cache.num_replicas,
+  )
+
+
+def bytes_of(tree: Any) -> int:
+  """Bytes that a device holds of a tree of shapes with shardings."""
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def _has_live_teacher(sections: schema.Sections, phase: str) -> bool:
+  """Whether its weights are there: from its first phase on they stay."""
+  phases = sections.train.phases
+  so_far = phases[: phases.index(phase) + 1]
+  return any(sections.train.phase[name].runs_teacher for name in so_far)
+
+
+def _coarse(name: str, value: Any) -> Any:
+  """A number of a phase as far as its program depends on it."""
+  if name in ("chunk", "temperature") or not isinstance(value, int | float):
+    return value
+  if isinstance(value, bool) or (value in (0, 1) and name != "decay_steps"):
+    return value
+  return "a number"

@@ -1,43 +1,50 @@
-"""What a config takes on one topology: all that a plan says about it."""
+"""A plan: all that a config takes on one topology."""
 
 from collections.abc import Callable
 import dataclasses
-import functools
+import math
 from typing import Any
 
 from analogjax.config import schema
 from analogjax.distributed import devices
 from analogjax.models import decoder
-from analogjax.planning import closed_form, costs, fitting, search, topologies
+from analogjax.planning import (
+  closed_form,
+  costs,
+  formulas,
+  memory,
+  search,
+  topologies,
+)
 from analogjax.planning.costs import CacheTraffic, CostRow, StageCost
-from analogjax.planning.facts import Program
-from analogjax.planning.fitting import Fit
+from analogjax.planning.memory import Fit
+from analogjax.planning.program_cost import ProgramCost
 from analogjax.planning.roofline import Bound
 from analogjax.planning.search import Search
 from analogjax.planning.topologies import Topology
 
-# (config, teacher, topology) -> programs, one of each stage.
+# (config, teacher, topology) -> the programs of a run.
 Maker = Callable[
-  [schema.Sections, decoder.DecoderConfig, Topology], list[Program]
+  [schema.Sections, decoder.DecoderConfig, Topology], list[ProgramCost]
 ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """A config on machines."""
+  """A config on one topology."""
 
   topology: Topology
   mesh: dict[str, int]
-  price: float | None  # Dollars of a device-hour.
-  programs: list[Program]
-  bounds: dict[str, Bound]  # By stage; none of a program that was refused.
+  price: float | None  # Dollars for a device-hour.
+  programs: list[ProgramCost]
+  bounds: dict[str, Bound]  # By stage, of programs that could be made.
   fits: list[Fit]
   costs: list[StageCost]
   total: StageCost | None  # None: no stage could be made.
   cache: CacheTraffic
   table_1: list[CostRow]
   search: Search | None
-  sections: schema.Sections  # With the mesh, and what the search changed.
+  sections: schema.Sections  # With the mesh and the changes of the search.
 
   @property
   def is_whole(self) -> bool:
@@ -60,20 +67,24 @@ def make_report(
     sections: the config.
     teacher: the teacher's shape.
     topology: the machines.
-    count: programs in closed form: ranks a search, and works out remedies.
-    make: programs as they will run there.
+    count: makes programs by formulas: ranks a search, and finds remedies.
+    make: makes the programs that the plan shows.
     searches: looks for mesh, remat and microbatches instead of taking those of
       the config; where nothing fits, the config's own are reported.
 
   Raises:
-    ValueError: a mesh that does not match, or a config that it cannot share
-      out; names the field.
+    ValueError: a mesh that does not match the topology, or dimensions and rows
+      that it does not divide; names the field.
   """
-  counted = functools.partial(_apply, count, teacher, topology)
-  made = functools.partial(_apply, make, teacher, topology)
+
+  def counted(sections):
+    return count(sections, teacher, topology)
+
+  def made(sections):
+    return make(sections, teacher, topology)
+
   found = None
   if searches:
-    # Where programs are counted, to make them would tell nothing new.
     found = search.search(
       sections,
       teacher,
@@ -82,15 +93,15 @@ def make_report(
       make=None if make is count else made,
     )
     if found.best is not None:
-      sections = fitting.with_changes(sections, found.best.changes)
+      sections = memory.with_changes(sections, found.best.changes)
   sections = on_topology(sections, teacher, topology)
   programs = made(sections)
-  limit = fitting.limit_bytes(sections, topology)
+  limit = memory.limit_bytes(sections, topology)
   fits = []
   for program in programs:
-    fit = fitting.check(program, limit)
+    fit = memory.check(program, limit)
     if not fit.fits:
-      helps = fitting.remedies(sections, teacher, topology, program, counted)
+      helps = memory.remedies(sections, teacher, topology, program, counted)
       fit = dataclasses.replace(fit, remedies=helps)
     fits.append(fit)
   bounds = search.stage_bounds(sections, topology, programs)
@@ -113,13 +124,40 @@ def make_report(
   )
 
 
-def _apply(
-  maker: Maker,
-  teacher: decoder.DecoderConfig,
-  topology: Topology,
+def on_mesh(
   sections: schema.Sections,
-) -> list[Program]:
-  return maker(sections, teacher, topology)
+  teacher: decoder.DecoderConfig,
+  mesh: dict[str, int],
+) -> tuple[dict[str, Any], list[ProgramCost]]:
+  """A plan for the config's mesh, whatever its devices are.
+
+  Attention is counted as if no kernel fused it.
+
+  Returns:
+    (JSON values, programs by formulas; none where the mesh will be refused).
+  """
+  devices = math.prod(mesh.values())
+  problems, programs = closed_form.problems(sections, teacher, mesh), []
+  if not problems:
+    changes: dict[str, Any] = {f"mesh.{axis}": n for axis, n in mesh.items()}
+    changes |= {"student.attention": "auto", "teacher.attention": "auto"}
+    try:
+      programs = formulas.count_programs(
+        memory.with_changes(sections, changes),
+        teacher,
+        topologies.parse(f"cpu:{devices}"),
+      )
+    except ValueError as error:  # Of teacher.mesh.
+      problems.append(str(error))
+  values = {
+    "problems": problems,
+    "mesh": {**mesh, "devices": devices},
+    "memory_bytes_per_device": {
+      program.stage: {**dict(program.largest), "total": program.memory_bytes}
+      for program in programs
+    },
+  }
+  return values, programs
 
 
 def on_topology(
@@ -127,7 +165,7 @@ def on_topology(
   teacher: decoder.DecoderConfig,
   topology: Topology,
 ) -> schema.Sections:
-  """The config with its mesh filled in, checked against the dimensions.
+  """The config with its mesh filled in.
 
   Raises:
     ValueError: see `make_report`.
@@ -135,9 +173,9 @@ def on_topology(
   phases = [sections.train.phase[name] for name in sections.train.phases]
   if sections.teacher.mesh and any(phase.runs_teacher for phase in phases):
     raise ValueError(
-      "teacher.mesh: a plan for a topology knows of no devices that a live"
-      " teacher has for itself; set teacher.mesh=None, and the teacher shares"
-      " the student's."
+      "teacher.mesh: a plan for a topology cannot give a live teacher devices"
+      " of its own; set teacher.mesh=None, and the teacher shares those of the"
+      " student."
     )
   axes = dataclasses.asdict(sections.mesh)
   mesh = topologies.mesh_axes(axes, topology)
@@ -150,7 +188,7 @@ def on_topology(
       f" sizes{more}."
     )
   changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
-  return fitting.with_changes(sections, changes)
+  return memory.with_changes(sections, changes)
 
 
 def check_prices(plan: schema.PlanConfig) -> None:
@@ -168,7 +206,7 @@ def check_prices(plan: schema.PlanConfig) -> None:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-  """All of a report as JSON keeps it; seconds, bytes and FLOPs are plain."""
+  """A report as JSON keeps it, in seconds, bytes and FLOPs."""
   topology, chip = report.topology, report.topology.chip
   return {
     "topology": {
@@ -198,7 +236,7 @@ def to_json(report: Report) -> dict[str, Any]:
   }
 
 
-def _stage(report: Report, program: Program) -> dict[str, Any]:
+def _stage(report: Report, program: ProgramCost) -> dict[str, Any]:
   fit = next(fit for fit in report.fits if fit.stage == program.stage)
   bound = report.bounds.get(program.stage)
   return {
@@ -222,7 +260,7 @@ def _stage(report: Report, program: Program) -> dict[str, Any]:
 def gates(
   sections: schema.Sections, teacher: decoder.DecoderConfig
 ) -> list[dict[str, Any]]:
-  """What the release will ask that a config already answers.
+  """The gates of a release that a config already answers.
 
   `passes` is None where only the run itself, or people, can tell.
 

@@ -15,7 +15,7 @@ import itertools
 import math
 
 from analogjax.distributed.devices import Chip
-from analogjax.planning.facts import Exchange, Program
+from analogjax.planning.program_cost import Exchange, ProgramCost
 from analogjax.planning.topologies import Topology
 
 RESOURCES = ("compute", "memory", "fast", "slow")
@@ -56,7 +56,7 @@ class Bound:
 
 
 def bound(
-  program: Program, topology: Topology, mesh: Mapping[str, int], dtype: str
+  program: ProgramCost, topology: Topology, mesh: Mapping[str, int], dtype: str
 ) -> Bound:
   """The bound of one step.
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from analogjax.config import schema
 from analogjax.models import decoder
-from analogjax.planning import closed_form, costs, fitting, roofline, topologies
-from analogjax.planning.facts import Program
+from analogjax.planning import closed_form, costs, memory, roofline, topologies
+from analogjax.planning.program_cost import ProgramCost
 from analogjax.planning.topologies import Topology
 
 _REMAT = ("none", "dots", "full")
@@ -23,7 +23,7 @@ _PARTS = (1, 2, 4, 8, 16, 32)  # Of a batch.
 class Trial:
   """One config that was worked out."""
 
-  changes: fitting.Changes
+  changes: memory.Changes
   how: str  # Of the programs: "counted", "compiled for ...".
   fits: bool
   memory_bytes: float | None  # Of the largest program; None: not told.
@@ -48,7 +48,7 @@ class _Choice:
   Where none do, with those that take least.
   """
 
-  changes: fitting.Changes
+  changes: memory.Changes
   sections: schema.Sections
   parts: int
   memory_bytes: float  # Of the largest program, counted.
@@ -61,8 +61,8 @@ def search(
   teacher: decoder.DecoderConfig,
   topology: Topology,
   *,
-  count: fitting.Make,
-  make: fitting.Make | None,
+  count: memory.Make,
+  make: memory.Make | None,
   most: int = 4,
 ) -> Search:
   """Looks for the config whose stages take the least time together.
@@ -129,11 +129,11 @@ class _Seeker:
     sections: schema.Sections,
     teacher: decoder.DecoderConfig,
     topology: Topology,
-    count: fitting.Make,
+    count: memory.Make,
   ):
     self._sections, self._teacher = sections, teacher
     self._topology, self._count = topology, count
-    self.limit = fitting.limit_bytes(sections, topology)
+    self.limit = memory.limit_bytes(sections, topology)
     self.counted = 0
 
   def meshes(self) -> list[dict[str, int]]:
@@ -141,7 +141,7 @@ class _Seeker:
     found, refused = [], []
     for mesh in topologies.meshes(self._topology):
       whole = _changes(self._sections, mesh, self._sections.student.remat, 1)
-      changed = fitting.with_changes(self._sections, whole)
+      changed = memory.with_changes(self._sections, whole)
       problems = closed_form.problems(changed, self._teacher, mesh)
       if problems:
         refused.append(problems)
@@ -166,7 +166,7 @@ class _Seeker:
     for number in (n for n in _PARTS if n >= parts):
       changes = _changes(self._sections, mesh, remat, number)
       try:
-        changed = fitting.with_changes(self._sections, changes)
+        changed = memory.with_changes(self._sections, changes)
       except ValueError:
         continue  # Parts that do not divide a batch.
       if closed_form.problems(changed, self._teacher, mesh):
@@ -194,9 +194,9 @@ class _Seeker:
     remat = one.sections.student.remat
     return self.choose(mesh, remat, one.parts + 1, factor)
 
-  def attempt(self, one: _Choice, programs: Sequence[Program]) -> Trial:
+  def attempt(self, one: _Choice, programs: Sequence[ProgramCost]) -> Trial:
     """What came of a choice that was made."""
-    fits = [fitting.check(program, self.limit) for program in programs]
+    fits = [memory.check(program, self.limit) for program in programs]
     whole = all(fit.fits for fit in fits)
     known = [f.memory_bytes for f in fits if f.memory_bytes is not None]
     return Trial(
@@ -209,7 +209,7 @@ class _Seeker:
     )
 
   def _seconds(
-    self, sections: schema.Sections, programs: Sequence[Program]
+    self, sections: schema.Sections, programs: Sequence[ProgramCost]
   ) -> float:
     return run_seconds(sections, self._teacher, self._topology, programs)
 
@@ -224,7 +224,7 @@ def _changes(
   return changes
 
 
-def _why(fit: fitting.Fit) -> str:
+def _why(fit: memory.Fit) -> str:
   if fit.memory_bytes is None:
     return fit.said.splitlines()[0]
   return f"{fit.memory_bytes / 1e9:.1f} of {fit.limit_bytes / 1e9:.1f} GB"
@@ -234,7 +234,7 @@ def run_seconds(
   sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   topology: Topology,
-  programs: Sequence[Program],
+  programs: Sequence[ProgramCost],
 ) -> float:
   """Seconds of all stages at the speed that is expected."""
   bounds = stage_bounds(sections, topology, programs)
@@ -245,7 +245,7 @@ def run_seconds(
 def stage_bounds(
   sections: schema.Sections,
   topology: Topology,
-  programs: Sequence[Program],
+  programs: Sequence[ProgramCost],
 ) -> dict[str, roofline.Bound]:
   """The bound of each stage whose program could be made."""
   mesh = dataclasses.asdict(sections.mesh)

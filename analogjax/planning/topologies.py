@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 
-from analogjax.distributed import devices
+from analogjax.distributed import devices, sharding
 
 # Two dimensions. Source: Google Cloud, "TPU v5e" and "TPU v6e", supported
 # configurations.
@@ -32,6 +32,15 @@ class Topology:
   @property
   def num_devices(self) -> int:
     return self.num_slices * math.prod(self.shape)
+
+  @property
+  def is_gpu(self) -> bool:
+    return not self.chip.is_tpu and self.chip.name != devices.CPU
+
+  @property
+  def platform(self) -> str:
+    """As jax names it."""
+    return "tpu" if self.chip.is_tpu else "gpu" if self.is_gpu else "cpu"
 
 
 def parse(name: str) -> Topology:
@@ -151,12 +160,11 @@ def mesh_axes(mesh_sizes: dict[str, int], topology: Topology) -> dict[str, int]:
     ValueError: the product is not the number of devices, or the axes cannot
       count the slices as sharding.make_mesh does.
   """
-  number, sizes = topology.num_devices, dict(mesh_sizes)
-  given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-  fixed = math.prod(size for size in sizes.values() if size != -1)
-  if -1 in sizes.values() and number % fixed == 0:
-    sizes = {a: number // fixed if n == -1 else n for a, n in sizes.items()}
+  number = topology.num_devices
+  sizes = sharding.fill_axes(mesh_sizes, number)
+  given = ", ".join(f"{axis}={size}" for axis, size in mesh_sizes.items())
   if math.prod(sizes.values()) != number:
+    fixed = math.prod(size for size in mesh_sizes.values() if size != -1)
     asked = "a multiple of " * (-1 in sizes.values()) + str(fixed)
     raise ValueError(
       f"mesh: {given} is for {asked} devices, but {topology.name} has {number};"

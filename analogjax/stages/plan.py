@@ -1,6 +1,7 @@
 """The plan stage: what a config will cost, before anything is started."""
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import json
 import math
@@ -14,17 +15,16 @@ import rich.console
 
 from analogjax.config import loading, schema
 from analogjax.demo import gguf
+from analogjax.distributed import sharding
 from analogjax.models import decoder, hf_import
 from analogjax.planning import (
   closed_form,
-  counting,
-  devices,
+  compile_jobs,
+  formulas,
   picture,
-  programs,
   report,
-  report_tables,
   tables,
-  topologies as machines,
+  topologies as topologies_lib,
 )
 from analogjax.run import teacher as teacher_lib
 
@@ -48,26 +48,27 @@ def run(
   Args:
     cfg: the config.
     workdir: where files go, or None.
-    topologies: machines to plan for, by name; none: the closed form alone, for
-      the mesh of the config.
+    topologies: machines to plan for, by name; none: the mesh of the config, on
+      any devices.
     searches: proposes a mesh for each topology.
     as_json: prints JSON instead of tables.
     png: where the picture goes; None: into the workdir, if there is one.
 
   Raises:
-    ValueError: machines that do not exist, or a config that they cannot share
-      out.
+    ValueError: machines that do not exist, or a mesh that does not divide the
+      config's dimensions and rows.
   """
   sections = schema.to_sections(cfg)
   report.check_prices(sections.plan)
-  asked = [machines.parse(name) for name in topologies]
+  asked = [topologies_lib.parse(name) for name in topologies]
   teacher = _read_teacher_shape(sections.teacher, workdir)
   console = rich.console.Console()
-  reports = []
+  plan, reports, programs = closed_form.make_outline(sections, teacher), [], []
   if not asked:
-    plan = closed_form.make_plan(sections, teacher, _mesh_axes(sections.mesh))
+    mesh = _mesh_axes(sections.mesh)
+    values, programs = report.on_mesh(sections, teacher, mesh)
+    plan |= values
   else:
-    plan = closed_form.make_outline(sections, teacher)
     # Before the first of them is compiled, which may take minutes.
     if not searches:
       for topology in asked:
@@ -78,7 +79,7 @@ def run(
           sections,
           teacher,
           topology,
-          count=counting.count_programs,
+          count=formulas.count_programs,
           make=_maker(topology, workdir),
           searches=searches,
         )
@@ -90,9 +91,9 @@ def run(
   else:
     tables.print_outline(plan, console)
     if reports:
-      report_tables.print_reports(reports, plan["gates"], console)
+      tables.print_reports(reports, plan["gates"], console)
     else:
-      tables.print_memory(plan, console)
+      tables.print_mesh(plan, programs, console)
   if workdir is not None:
     loading.write_json(workdir / FILE_NAME, plan)
     png = png or workdir / PICTURE_NAME
@@ -100,10 +101,12 @@ def run(
     picture.draw(reports, png)
 
 
-def _maker(topology: machines.Topology, workdir: Path | None) -> report.Maker:
-  """Compiles, and keeps what was compiled; for GPUs it counts."""
-  if devices.is_gpu(topology):
-    return counting.count_programs
+def _maker(
+  topology: topologies_lib.Topology, workdir: Path | None
+) -> report.Maker:
+  """Compiles and keeps the results; for GPUs, counts by formulas."""
+  if topology.is_gpu:
+    return formulas.count_programs
   if workdir is not None:
     folder = workdir / "compiled" / "plans"
   else:
@@ -113,7 +116,7 @@ def _maker(topology: machines.Topology, workdir: Path | None) -> report.Maker:
   def say(text: str) -> None:
     print(f"{topology.name}: compiled {text}", file=sys.stderr, flush=True)
 
-  return functools.partial(programs.make_programs, folder=folder, say=say)
+  return functools.partial(compile_jobs.make_programs, folder=folder, say=say)
 
 
 def _mesh_axes(mesh: schema.MeshConfig) -> dict[str, int]:
@@ -122,24 +125,19 @@ def _mesh_axes(mesh: schema.MeshConfig) -> dict[str, int]:
   Raises:
     ValueError: the devices here cannot be shared out so.
   """
-  axes = {
-    "data": mesh.data,
-    "fsdp": mesh.fsdp,
-    "expert": mesh.expert,
-    "tensor": mesh.tensor,
-  }
+  axes = dataclasses.asdict(mesh)
   if -1 not in axes.values():
-    return axes
-  # Only here: with a mesh that is given no device needs to be at hand.
-  fixed = math.prod(size for size in axes.values() if size != -1)
+    return axes  # No device needs to be here.
   found = jax.device_count()
-  if found % fixed:
+  filled = sharding.fill_axes(axes, found)
+  if -1 in filled.values():
+    fixed = math.prod(size for size in axes.values() if size != -1)
     raise ValueError(
       f"mesh: the axes that are given ask for a multiple of {fixed} devices,"
       f" found {found} here; to plan for other machines set the size of each"
       " axis (none -1)."
     )
-  return {k: found // fixed if v == -1 else v for k, v in axes.items()}
+  return filled
 
 
 def _read_teacher_shape(

@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from analogjax.planning import compiled, shapes
+from analogjax.planning import compiled, programs
 
 DISTILL = (
   *("train.phases=distill", "train.distill.init_from="),
@@ -27,15 +27,20 @@ LARGE = (
 _RUN = """
 import ctypes, json, pickle, sys
 import jax
-from analogjax.planning import compiled as compiling, shapes
+from analogjax.planning import compiled as compiling, programs
 
 def kilobytes(field):
   with open("/proc/self/status") as status:
     return next(int(x.split()[1]) for x in status if x.startswith(field))
 
 def run(stage):
-  (request,) = (r for r in shapes.requests(sections) if r.stage == stage)
-  step = shapes.prepare(request, sections, teacher, jax.devices())
+  (request,) = (r for r in programs.requests(sections) if r.stage == stage)
+  step = programs.prepare(
+    request,
+    sections,
+    teacher,
+    *programs.meshes(request, sections, jax.devices()),
+  )
   planned = compiling.make_program(step, "")
   ones = jax.jit(
     lambda: jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), step.call),
@@ -85,8 +90,10 @@ def test_flops_are_those_of_xla(sections, teacher):
   cfg = sections(
     *DISTILL, *LARGE, "student.Y=1", "train.distill.loss.chunk=2048"
   )
-  (request,) = (r for r in shapes.requests(cfg) if r.kind == "train")
-  step = shapes.prepare(request, cfg, teacher, jax.devices()[:1])
+  (request,) = (r for r in programs.requests(cfg) if r.kind == "train")
+  step = programs.prepare(
+    request, cfg, teacher, *programs.meshes(request, cfg, jax.devices()[:1])
+  )
   program = compiled.make_program(step, "")
   theirs = step.lower().compile().cost_analysis()["flops"]
   assert program.executed_flops == pytest.approx(theirs, rel=0.05)

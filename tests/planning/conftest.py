@@ -1,14 +1,15 @@
-"""Configs to plan for, and a closed form to plan with."""
+"""Configs to plan for, and simple sizes to plan with."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 
 from analogjax.config import loading, schema
 from analogjax.distributed import devices
-from analogjax.models import decoder
-from analogjax.planning import closed_form, facts, topologies
+from analogjax.models import decoder, sizes
+from analogjax.planning import program_cost, topologies
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 PHASES = ("pretrain", "control", "distill")
@@ -41,51 +42,72 @@ def load():
 
 @pytest.fixture(scope="session")
 def count():
-  """(sections, teacher, topology) -> programs, by the arrays of outline.py."""
-  return count_arrays
+  """(sections, teacher, topology) -> programs of simple sizes, at once.
+
+  Formulas that are monotonic in every field that a plan may change, and in
+  which training takes most; not those of the package.
+  """
+  return lambda sections, teacher, topology: [
+    count_program(sections, teacher, topology, name)
+    for name in ("", *sections.train.phases)
+  ]
 
 
-def count_arrays(sections, smollm, topology):
-  mesh = dataclasses.asdict(sections.mesh)
-  plan = closed_form.make_plan(sections, smollm, mesh)
-  found = []
-  for stage, arrays in plan["memory_bytes_per_device"].items():
-    rows, parts, per = sections.cache.batch_rows, 1, "forward"
-    model, remat = "teacher", 1.0
-    if stage != "cache":
-      phase = sections.train.phase[stage.removeprefix("train.")]
-      rows, parts = phase.batch_rows, phase.microbatches
-      model, per = "student", "training"
-      remat = {"none": 1.0, "dots": 1.1, "full": 4 / 3}[sections.student.remat]
-    tokens = rows * sections.data.L
-    flops = tokens * plan[model][f"{per}_flops_per_token"]
-    flops /= topology.num_devices
-    held = arrays["params"] + arrays.get("moments", 0)
-    exchange = facts.Exchange(
-      kind="all-gather",
-      axes=("fsdp",),
-      runs=parts,
-      # Of all parameters what others hold.
-      sent_bytes=parts * arrays["params"] * (mesh["fsdp"] - 1),
-      is_whole=True,
-    )
-    found.append(
-      facts.Program(
-        stage=stage,
-        how="counted",
-        tokens=tokens,
-        flops=flops,
-        executed_flops=flops * remat,
-        accessed_bytes=parts * arrays["total"],
-        argument_bytes=held,
-        temporary_bytes=arrays["total"] - held,
-        output_bytes=0,
-        code_bytes=0,
-        largest=tuple((n, b) for n, b in arrays.items() if n != "total"),
-        exchanges=(exchange,),
-      )
-    )
-  return found
+def count_program(sections, teacher, topology, name):
+  """The cache step for the name "", else that of a phase."""
+  mesh, L = dataclasses.asdict(sections.mesh), sections.data.L
+  tensor, split = mesh["tensor"], mesh["fsdp"] * mesh["tensor"]
+  ways = topology.num_devices // tensor
+  phase = sections.train.phase[name] if name else None
+  model = sections.student if phase else teacher
+  flops = sizes.forward_flops_per_token(model, L)
+  params = math.ceil(sizes.count_parameters(model).total / split)
+  logits = 3 * 4 * math.ceil(model.V / tensor)
+  if phase is None:
+    batch_rows, parts, remat = sections.cache.batch_rows, 1, 1.0
+    params *= {"float32": 4, "bfloat16": 2}[sections.teacher.dtype]
+    arrays = {"params": params}
+    arrays["logits"] = logits * math.ceil(batch_rows / ways)
+    arrays["logits"] *= sections.cache.chunk
+  else:
+    batch_rows, parts, flops = phase.batch_rows, phase.microbatches, 3 * flops
+    rows = math.ceil(batch_rows / parts / ways)
+    params *= 4
+    arrays = {"params": params, "gradients": params, "moments": 2 * params}
+    remat = {"none": 1.0, "dots": 1.1, "full": 4 / 3}[model.remat]
+    qkv = (model.N + 2 * model.G) * model.H / tensor
+    products = qkv + 2 * model.D + 2 * model.F / tensor
+    heads = (2 * model.N * L + model.N * model.H) / tensor
+    layer = 4 * model.D + qkv + heads + 4 * model.F / tensor
+    kept = {"none": layer, "dots": model.D + products, "full": model.D}
+    again = 0 if model.remat == "none" else layer
+    numbers = model.Y * kept[model.remat] + again
+    arrays["activations"] = math.ceil(rows * L * 4 * numbers)
+    arrays["logits"] = logits * min(phase.loss.chunk, rows * L)
+  tokens, total = batch_rows * L, sum(arrays.values())
+  flops *= tokens / topology.num_devices
+  held = arrays["params"] + arrays.get("moments", 0)
+  exchange = program_cost.Exchange(
+    kind="all-gather",
+    axes=("fsdp",),
+    runs=parts,
+    sent_bytes=parts * arrays["params"] * (mesh["fsdp"] - 1),
+    is_whole=True,
+  )
+  return program_cost.ProgramCost(
+    stage=f"train.{name}" if name else "cache",
+    how="counted",
+    tokens=tokens,
+    flops=flops,
+    executed_flops=flops * remat,
+    accessed_bytes=parts * total,
+    argument_bytes=held,
+    temporary_bytes=total - held,
+    output_bytes=0,
+    code_bytes=0,
+    largest=tuple(arrays.items()),
+    exchanges=(exchange,),
+  )
 
 
 # A small pair, and machines that are counted in CPUs.

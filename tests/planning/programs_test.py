@@ -1,227 +1,183 @@
-"""Tests for analogjax/planning/programs.py."""
+"""Tests for analogjax/planning/programs.py: plans compile what runs."""
 
-import dataclasses
-import os
+from pathlib import Path
+import types
 
 import jax
+import numpy as np
 import pytest
 
+from analogjax.cache import batches, gram_codes, logit_cache, teacher_pass
+from analogjax.data.rows import Rows, rows_digests
+from analogjax.distributed import processes
+from analogjax.models import teacher as teacher_lib
 from analogjax.planning import programs
+from analogjax.run import run as assemble
+from analogjax.training import live_teacher, loop
 
-# One phase, from the beginning.
-DISTILL = (
-  *("train.phases=distill", "train.distill.init_from="),
-  "measure.phases=distill",
-)
+MESH = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
 
 
-@pytest.fixture(autouse=True)
-def compile_fast():
-  """What is compared here does not hang on how well the code is optimized."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+def rows(B, L):
+  rng = np.random.default_rng(0)
+  tokens_BL = rng.integers(0, 512, (B, L)).astype(np.int32)
+  ones_BL = np.ones_like(tokens_BL)
+  return Rows(tokens_BL, ones_BL, ones_BL, ones_BL.astype(np.float32))
 
 
-def test_every_program_of_a_run_and_each_once(
-  sections, teacher, machine, tmp_path
-):
-  parts = "train.distill.microbatches=2"
-  cfg, said = sections(*DISTILL, "mesh.fsdp=2", parts), []
-  make = lambda: programs.make_programs(  # noqa: E731
-    cfg, teacher, machine("cpu:2", 2), folder=tmp_path, say=said.append
-  )
-  found = make()
-  stages = [program.stage for program in found]
-  assert stages == ["cache", "train.distill", "train.distill.eval"]
-  assert len(said) == len(found)
-  _, train, of_eval = found
-  # Of half a batch on half the devices; parameters and two moments, float32.
-  student = 512 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 64) + 32
-  state = dict(train.largest)
-  assert state["parameters"] == state["first moments"] == 4 * student / 2
-  assert train.tokens == 8 * 64
-  assert train.memory_bytes > train.argument_bytes > 3 * 4 * student / 2
-  assert {e.axes for e in train.exchanges} == {("fsdp",)}
-  assert all(e.is_whole and e.sent_bytes > 0 for e in train.exchanges)
-  # The moments lie beside an evaluation.
-  assert of_eval.resident_bytes == pytest.approx(2 * 4 * student / 2, rel=0.01)
-  # A second time all is there.
-  said.clear()
-  assert make() == found and not said
+def prepared(stage, cfg, teacher):
+  for request in programs.requests(cfg):
+    if request.stage == stage:
+      return programs.prepare(
+        request, cfg, teacher, *programs.meshes(request, cfg, jax.devices())
+      )
+  raise AssertionError(stage)
 
 
-def test_programs_that_differ_in_constants_are_compiled_once(
-  sections, teacher, machine
-):
-  said = []
-  found = programs.make_programs(
-    sections(
-      *("train.control.optimizer.learning_rate=1e-4", "train.control.seed=7"),
-      *("train.control.num_steps=99", "train.control.optimizer.b2=0.9"),
-      "train.phases=pretrain,control",
-      *("measure.phases=control", "release.phase=control"),
-    ),
-    teacher,
-    machine("cpu:1", 1),
-    say=said.append,
-  )
-  assert [p.stage for p in found] == [
-    "cache",
-    "train.pretrain",
-    "train.control",
-  ]
-  assert len(said) == 2
-
-
-@pytest.mark.slow
-def test_more_devices_than_there_are_here(sections, teacher, machine):
-  """A process of its own simulates them."""
-  rows = ("cache.batch_rows=16", "train.distill.batch_rows=16")
-  cfg = sections(*DISTILL, *rows, "mesh.fsdp=16")
-  assert len(jax.devices()) < 16
-  found = programs.make_programs(cfg, teacher, machine("cpu:16", 16))
-  assert [p.stage for p in found] == ["cache", "train.distill"]
-  assert all(p.temporary_bytes > 0 for p in found)
-
-
-def test_a_live_teacher(sections, teacher, machine):
-  cfg = sections(*DISTILL, "train.distill.loss.teacher=live")
-  found = programs.make_programs(cfg, teacher, machine("cpu:1", 1))
-  _, of_teacher, of_student = found
-  assert of_teacher.stage == "train.distill.teacher"
-  # Each lies beside the other; the unembedding is an argument of both.
-  params = dict(of_teacher.largest)["teacher's parameters"]
-  assert params == 4 * teacher.num_parameters
-  head = 4 * teacher.V * teacher.D
-  rows = dict(of_student.largest)["batch"]  # One at work, three around it.
-  assert of_student.resident_bytes == params - head + 3 * rows
-  assert dict(of_student.largest)["teacher's unembedding"] == head
-  names = ("parameters", "first moments", "second moments", "counts")
-  state = sum(dict(of_student.largest)[name] for name in names)
-  # What the teacher's step does not look at is there all the same.
-  assert of_teacher.resident_bytes >= state + head
-  assert (
-    of_teacher.argument_bytes + of_teacher.resident_bytes
-    == state + params + 4 * rows
+def open_teacher(cfg):
+  return teacher_lib.Teacher(
+    folder=Path(), cfg=cfg, digest="", tokenizer_digest=""
   )
 
 
-@pytest.mark.parametrize(
-  ("overrides", "number", "message"),
-  [
-    (["mesh.fsdp=3"], 4, "fsdp=3, .* does not match the 4 devices"),
-    (["mesh.tensor=4"], 4, "tensor=4 does not divide G=2 .dimension G of"),
-    (["train.distill.batch_rows=6", "mesh.data=4"], 4, "distill.batch_rows=6"),
-    (["cache.batch_rows=2", "mesh.data=4"], 4, "cache.batch_rows=2"),
-    (["student.attention=splash"], 1, "needs a TPU .found cpu."),
-  ],
-)
-def test_what_cannot_be(sections, teacher, machine, overrides, number, message):
-  with pytest.raises(ValueError, match=message):
-    programs.make_programs(
-      sections(*DISTILL, *overrides), teacher, machine(f"cpu:{number}", number)
-    )
-
-
-def test_without_libtpu(sections, teacher, machine, monkeypatch):
-  monkeypatch.setenv("TPU_LIBRARY_PATH", "/nowhere/libtpu.so")
-  with pytest.raises(ValueError, match="no file /nowhere/libtpu.so. Install"):
-    programs.make_programs(
-      sections(), teacher, machine("v5e:2x2", 4, chip="v5e")
-    )
-
-
-def test_gpus_are_counted(sections, teacher, machine):
-  """Nothing is compiled: it takes no time, and no device."""
-  hosts = dataclasses.replace(
-    machine("gpu:h100:16", 8, chip="h100"), num_slices=2
+def zeros(tree):
+  return jax.tree.map(
+    lambda x: jax.numpy.zeros(x.shape, x.dtype, device=x.sharding), tree
   )
-  student = ("student.dtype=bfloat16", "mesh.tensor=2")
-  rows = ("cache.batch_rows=16", "train.distill.batch_rows=16")
-  cfg = sections(*DISTILL, *student, *rows, "mesh.data=2", "mesh.fsdp=4")
-  of_cache, train = programs.make_programs(cfg, teacher, hosts)
-  assert of_cache.how == train.how == "counted"
-  embedding = 4 * 512 * 32  # float32; split by fsdp and tensor.
-  assert train.argument_bytes > 3 * embedding / 8
-  assert {e.axes for e in train.exchanges} == {
-    ("data",),
-    ("fsdp",),
-    ("tensor",),
-  }
-  # In bfloat16 a GPU has a kernel for attention, which a CPU has not.
-  assert "attention scores" not in dict(train.largest)
-  # What lies between hosts is not for the tensor axis.
-  cfg = sections(*DISTILL, *rows, "mesh.tensor=16", "student.G=4")
-  with pytest.raises(ValueError, match="expert and tensor stay within one"):
-    programs.make_programs(cfg, teacher, hosts)
 
 
-def test_a_compiler_that_gives_up(sections, teacher, machine, monkeypatch):
-  """As libtpu does on some programs, docs/experiments.md."""
-
-  def give_up(program, platform):
-    raise jax.errors.JaxRuntimeError("INTERNAL: Value is not placed.")
-
-  monkeypatch.setattr(programs.worker.compiling, "compile_text", give_up)
-  message = "cache: the compiler for cpu:1 gives up.*Value is not placed"
-  with pytest.raises(ValueError, match=message):
-    programs.make_programs(sections(*DISTILL), teacher, machine("cpu:1", 1))
+def of(tree):
+  """Shapes, dtypes and places of arrays or of their stand-ins."""
+  return jax.tree.map(lambda x: (x.shape, str(x.dtype), x.sharding), tree)
 
 
-@pytest.fixture
-def libtpu():
-  if not os.environ.get("TPU_LIBRARY_PATH"):
-    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
-
-
-@pytest.mark.slow
-def test_for_several_slices_of_tpus(sections, teacher, machine, libtpu):
-  del libtpu
-  slices = dataclasses.replace(
-    machine("2*v5e:2x2", 4, chip="v5e"), shape=(2, 2), num_slices=2
+def sample(cfg, of_rows):
+  """Of a cache, with codes."""
+  number = cfg.cache.gram_positions
+  drawn = gram_codes.draw(
+    rows_digests(of_rows), of_rows.segments_BL, number, cfg.cache.seed
   )
-  cfg = sections(*DISTILL, "mesh.data=2", "mesh.fsdp=4")
-  of_cache, train = programs.make_programs(cfg, teacher, slices)
-  assert of_cache.how == train.how == "compiled for 2*v5e:2x2"
-  assert train.code_bytes > 0 and train.temporary_bytes > 0
-  assert dict(train.largest)["parameters"] > 0
-  assert ("fsdp",) in {e.axes for e in train.exchanges}
-  # The data axis counts the slices: gradients go between them, once.
-  between = [e for e in train.exchanges if not e.axes]
-  assert {e.kind for e in between} == {"all-reduce"}
-  gradient = dict(train.largest)["parameters"]
-  assert 0.5 * gradient < sum(e.sent_bytes for e in between) < 8 * gradient
-  assert not [e for e in of_cache.exchanges if not e.axes]
+  shape = len(of_rows.tokens_BL), cfg.cache.gram_layers
+  pairs = number * (number - 1) // 2
+  return drawn._replace(codes_BZP=np.zeros((*shape, pairs), np.int8))
 
 
-@pytest.mark.slow
-def test_what_does_not_fit_a_tpu(sections, teacher, machine, libtpu):
-  del libtpu
+@pytest.mark.parametrize("weight", [0, 2])
+@pytest.mark.parametrize("kind", ["threshold", "topk"])
+def test_a_batch_is_that_of_the_loop(sections, teacher, kind, weight):
   cfg = sections(
-    *DISTILL,
-    *("student.V=32000", "student.D=4096", "student.F=16384", "student.Y=8"),
-    *("student.max_positions=2048", "data.L=2048"),
-    "train.distill.batch_rows=64",
+    *MESH, f"cache.kind={kind}", f"train.distill.loss.gram_weight={weight}"
   )
-  teacher = dataclasses.replace(teacher, V=32_000)
-  of_cache, train = programs.make_programs(
-    cfg, teacher, dataclasses.replace(machine("v5e:1x1", 1, chip="v5e"))
+  step = prepared("train.distill", cfg, teacher)
+  B, L = 8, cfg.data.L
+  K = step.num_slots
+  of_rows = rows(B, L)
+  entries = logit_cache.Entries(
+    rows=of_rows,
+    ids_BLK=np.zeros((B, L, K), np.int32),
+    p_BLK=np.zeros((B, L, K), np.float32),
+    log_tail_BL=np.zeros((B, L), np.float32) if kind == "topk" else None,
+    num_head_BL=np.zeros((B, L), np.int32),
+    num_BL=np.zeros((B, L), np.int32),
+    capture_weights_BL=np.ones((B, L), np.float32),
+    entropy_BL=np.zeros((B, L), np.float32),
+    label_logprob_BL=np.zeros((B, L), np.float32),
+    gram=sample(cfg, of_rows) if weight else None,
   )
-  assert not of_cache.too_large
-  assert "HBM" in train.too_large and "15.75G" in train.too_large
-  # Parameters and two moments, float32. What is too large is known as well.
-  assert train.argument_bytes > 3 * 4 * 1.5e9
-  assert train.temporary_bytes > 2**34
-  assert train.largest[0][0] == "activations kept for the backward pass"
+  mesh = Run(cfg, Path()).mesh
+  real = processes.put_rows(
+    batches.from_entries(entries), mesh, processes.group(mesh)
+  )
+  _, planned, teacher_in_loop = step.call
+  assert of(planned) == of(real)
+  assert teacher_in_loop is None
+  assert step.num_slots > 0
 
 
-@pytest.mark.parametrize("name", ["v5e:9x9", "v0:2x2"])
-def test_a_topology_that_libtpu_does_not_know(
-  sections, teacher, machine, libtpu, name
+@pytest.mark.parametrize("weight", [0, 2])
+def test_a_teacher_in_the_loop_is_that_of_the_loop(
+  sections, teacher, monkeypatch, weight
 ):
-  del libtpu
-  with pytest.raises(ValueError, match=f"{name}: libtpu knows no such"):
-    programs.make_programs(
-      sections(*DISTILL), teacher, machine(name, 81, chip="v5e")
-    )
+  weighs = f"train.distill.loss.gram_weight={weight}"
+  cfg = sections(*MESH, "train.distill.loss.teacher=live", weighs)
+  step = prepared("train.distill", cfg, teacher)
+  of_teacher = prepared("train.distill.teacher", cfg, teacher)
+  mesh = step.mesh
+  params = zeros(of_teacher.call[0])
+  read = lambda folder, cfg, mesh, *, dtype: params  # noqa: E731
+  monkeypatch.setattr(live_teacher.hf_import, "read_parameters", read)
+  opened = open_teacher(teacher)
+  layers = cfg.cache.gram_layers
+  running = live_teacher.LiveTeacher(opened, mesh, mesh, gram_layers=layers)
+  of_rows = rows(8, cfg.data.L)
+  batch = batches.for_live_teacher(of_rows)
+  if weight:
+    number = cfg.cache.gram_positions
+    batch = batches.with_positions(batch, of_rows, number, cfg.cache.seed)
+  batch = processes.put_rows(batch, mesh, processes.group(mesh))
+  _, planned, hidden = step.call
+  assert of(planned) == of(batch) == of(of_teacher.call[1])
+  assert of(hidden) == of(running.hidden(batch))
+
+
+def test_the_cache_step_is_that_of_the_recorder(sections, teacher, monkeypatch):
+  cfg = sections(*MESH, "cache.num_replicas=2", "cache.capture=entropy")
+  step = prepared("cache", cfg, teacher)
+  opened = open_teacher(teacher)
+  teaching = teacher_pass.Recorder(cfg.cache, step.mesh, opened)
+  seen = []
+  original = teacher_pass.teacher_programs.make_teacher_step
+
+  def make(*args, **kwargs):
+    teacher_step = original(*args, **kwargs)
+
+    def run(*call):
+      seen.append((teacher_step.lower(*call).as_text(), of(call)))
+      return teacher_step(*call)
+
+    return run
+
+  monkeypatch.setattr(teacher_pass.teacher_programs, "make_teacher_step", make)
+  params = zeros(step.call[0])
+  read = lambda *args, **kwargs: params  # noqa: E731
+  monkeypatch.setattr(teacher_pass.hf_import, "read_parameters", read)
+  manifest = assemble.manifest(cfg, opened, "", 8, held_out=False)
+  teaching.record(rows(8, cfg.data.L), manifest)
+  monkeypatch.undo()
+  ((text, call),) = seen
+  assert call == of(step.call)
+  assert text == step.lower().as_text()
+
+
+def test_a_phase_runs_what_is_compiled(sections, teacher, tmp_path):
+  cfg = sections(
+    *MESH, "train.distill.microbatches=2", "train.distill.loss.gram_weight=2"
+  )
+  opened = open_teacher(teacher)
+  held_out = caches.manifest(cfg, opened, "", 8, held_out=True)
+  run = Run(cfg, tmp_path)
+  run.teacher = opened
+  # A program depends on nothing of the held-out cache but its manifest.
+  run.cache = lambda name: types.SimpleNamespace(manifest=held_out)
+  phase = loop.Phase(
+    "distill",
+    run,
+    order=loop.RowOrder(identity={}, read=None, position=None, restore=None),
+    make_teacher=None,
+  )
+  step = prepared("train.distill", cfg, teacher)
+  of_eval = prepared("train.distill.eval", cfg, teacher)
+  with jax.set_mesh(step.mesh):
+    state = phase._training.start()
+    text = phase._train_step.lower(state, zeros(step.call[1]), None).as_text()
+    eval_text = phase._eval_step.lower(
+      state.params, zeros(of_eval.call[1])
+    ).as_text()
+  assert of(step.call[0]) == of(state)
+  assert text == step.lower().as_text()
+  assert eval_text == of_eval.lower().as_text()
+  # Of which a device holds what a plan says.
+  here = sum(
+    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.params)
+  )
+  assert programs.bytes_of(step.arguments["parameters"]) == here

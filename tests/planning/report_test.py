@@ -12,7 +12,6 @@ from analogjax.planning import (
   closed_form,
   picture,
   report,
-  report_tables,
   tables,
   topologies,
 )
@@ -48,7 +47,7 @@ def make(load, smollm, count):
 def shown(*reports, gates=(), width=80):
   out = io.StringIO()
   console = rich.console.Console(file=out, width=width)
-  report_tables.print_reports(reports, gates, console)
+  tables.print_reports(reports, gates, console)
   return out.getvalue()
 
 
@@ -126,7 +125,7 @@ def test_what_would_make_it_fit_is_printed(make):
   assert fit.stage == "cache"
   text = " ".join(shown(one).split())
   assert "Would fit with --config.cache.chunk=32" in text
-  assert "Where not all fits, the totals are of the stages" in text
+  assert "Where not everything fits, totals are of the stages" in text
 
 
 def test_tables_fit_80_columns(make):

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from analogjax.planning import facts, roofline, topologies
+from analogjax.planning import program_cost, roofline, topologies
 
-PROGRAM = facts.Program(
+PROGRAM = program_cost.ProgramCost(
   stage="train.distill",
   how="by hand",
   tokens=1024,
@@ -27,7 +27,7 @@ def axes(data=1, fsdp=1, expert=1, tensor=1):
 
 
 def exchange(*along, sent=1e9, kind="all-gather", is_whole=True):
-  return facts.Exchange(
+  return program_cost.Exchange(
     kind=kind, axes=along, runs=1, sent_bytes=sent, is_whole=is_whole
   )
 

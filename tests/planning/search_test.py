@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from analogjax.planning import counting, fitting, search, topologies
+from analogjax.planning import formulas, memory, search, topologies
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def all_configs(sections, smollm, topology):
         changes["student.remat"] = remat
         for name in sections.train.phases:
           changes[f"train.{name}.microbatches"] = parts
-        changed = fitting.with_changes(sections, changes)
-        if not search.outline.problems(changed, smollm, mesh):
+        changed = memory.with_changes(sections, changes)
+        if not search.closed_form.problems(changed, smollm, mesh):
           yield changed
 
 
@@ -175,9 +175,9 @@ def test_no_mesh_can_share_it_out(setting, smollm):
 @pytest.mark.parametrize("name", ["2*v5e:1x1", "gpu:h100:2"])
 def test_with_the_counts_that_the_command_uses(setting, smollm, name):
   found, sections, topology, _ = run(
-    setting, smollm, name, "data.L=256", count=counting.count_programs
+    setting, smollm, name, "data.L=256", count=formulas.count_programs
   )
-  changed = fitting.with_changes(sections, found.best.changes)
+  changed = memory.with_changes(sections, found.best.changes)
   mesh = dataclasses.asdict(changed.mesh)
   assert topologies.mesh_axes(mesh, topology) == mesh
   assert found.best.how == "counted"

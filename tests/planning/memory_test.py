@@ -1,10 +1,10 @@
-"""Tests for analogjax/planning/fitting.py."""
+"""Tests for analogjax/planning/memory.py."""
 
 import dataclasses
 
 import pytest
 
-from analogjax.planning import fitting, report, topologies
+from analogjax.planning import memory, report, topologies
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def limited(sections, topology, bytes_of_a_program):
 
 def test_a_program_fits_up_to_its_part_of_the_memory(plan):
   sections, topology, make = plan("plan.memory_fraction=0.5")
-  assert fitting.limit_bytes(sections, topology) == 4 * 2**30
+  assert memory.limit_bytes(sections, topology) == 4 * 2**30
   program = make(sections)[0]
   size = program.memory_bytes
-  assert fitting.check(program, size).fits
-  fit = fitting.check(program, size - 1)
+  assert memory.check(program, size).fits
+  fit = memory.check(program, size - 1)
   assert not fit.fits and fit.memory_bytes == size and fit.remedies == ()
 
 
@@ -63,7 +63,7 @@ def test_what_the_compiler_said_it_needs(plan, text, expected):
     argument_bytes=1e9,
     resident_bytes=2e9,
   )
-  fit = fitting.check(refused, 1e18)
+  fit = memory.check(refused, 1e18)
   assert not fit.fits and fit.said == text
   assert fit.memory_bytes == (expected and pytest.approx(expected))
 
@@ -73,9 +73,9 @@ def remedies(plan, smollm, stage, part, *overrides, name="cpu:8"):
   sections, topology, make = plan(*overrides, name=name)
   program = of_stage(make(sections), stage)
   topology = limited(sections, topology, part * program.memory_bytes)
-  found = fitting.remedies(sections, smollm, topology, program, make)
+  found = memory.remedies(sections, smollm, topology, program, make)
   for remedy in found:
-    changed = fitting.with_changes(sections, remedy.changes)
+    changed = memory.with_changes(sections, remedy.changes)
     size = of_stage(make(changed), stage).memory_bytes
     # Worked out, not guessed.
     assert remedy.memory_bytes == size <= part * program.memory_bytes
@@ -123,9 +123,9 @@ def test_a_closed_form_that_is_too_low_is_raised(plan, smollm):
   )
   limit = 0.7 * compiled.memory_bytes  # More than the closed form counts.
   topology = limited(sections, topology, limit)
-  found = fitting.remedies(sections, smollm, topology, compiled, make)
+  found = memory.remedies(sections, smollm, topology, compiled, make)
   for remedy in found:
-    changed = fitting.with_changes(sections, remedy.changes)
+    changed = memory.with_changes(sections, remedy.changes)
     size = of_stage(make(changed), "train.distill").memory_bytes
     assert remedy.memory_bytes == pytest.approx(2 * size)
     assert remedy.memory_bytes <= limit
@@ -138,7 +138,7 @@ def test_where_nothing_helps_nothing_is_proposed(plan, smollm):
 
 def test_changes_are_made_at_once(load):
   sections = load()
-  changed = fitting.with_changes(
+  changed = memory.with_changes(
     sections,
     {
       "mesh.data": 2,
@@ -155,4 +155,4 @@ def test_changes_are_made_at_once(load):
   assert changed.train.phase["control"] == sections.train.phase["control"]
   assert sections.train.phase["distill"].microbatches == 1
   with pytest.raises(ValueError, match="microbatches: expected a divisor of"):
-    fitting.with_changes(sections, {"train.distill.microbatches": 5})
+    memory.with_changes(sections, {"train.distill.microbatches": 5})

@@ -12,10 +12,10 @@ from typing import Any
 from analogjax.config import schema, train
 from analogjax.models import decoder
 from analogjax.planning import closed_form, topologies
-from analogjax.planning.facts import Program
+from analogjax.planning.program_cost import ProgramCost
 from analogjax.planning.topologies import Topology
 
-Make = Callable[[schema.Sections], list[Program]]
+Make = Callable[[schema.Sections], list[ProgramCost]]
 Changes = Mapping[str, Any]  # Dotted path of a field -> its value.
 
 _LEAST_CHUNK = 16  # Tokens.
@@ -49,7 +49,7 @@ def limit_bytes(sections: schema.Sections, topology: Topology) -> float:
   return topology.chip.memory_bytes * sections.plan.memory_fraction
 
 
-def check(program: Program, limit: float) -> Fit:
+def check(program: ProgramCost, limit: float) -> Fit:
   """Whether a program fits; remedies are not looked for."""
   needed = needed_bytes(program)
   return Fit(
@@ -61,7 +61,7 @@ def check(program: Program, limit: float) -> Fit:
   )
 
 
-def needed_bytes(program: Program) -> float | None:
+def needed_bytes(program: ProgramCost) -> float | None:
   """The most at one time, also of a program that the compiler refused.
 
   libtpu 0.0.52 writes "Used 101.20G of 95.74G hbm", or "total memory required
@@ -84,7 +84,7 @@ def remedies(
   sections: schema.Sections,
   teacher: decoder.DecoderConfig,
   topology: Topology,
-  program: Program,
+  program: ProgramCost,
   make: Make,
 ) -> tuple[Remedy, ...]:
   """Changes of one kind each that make a program fit, the mildest first.
@@ -131,7 +131,9 @@ def remedies(
   return tuple(found)
 
 
-def _of_stage(programs: Sequence[Program], stage: str) -> Program | None:
+def _of_stage(
+  programs: Sequence[ProgramCost], stage: str
+) -> ProgramCost | None:
   return next((p for p in programs if p.stage == stage), None)
 
 

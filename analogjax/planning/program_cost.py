@@ -1,6 +1,7 @@
-"""What the parts of a plan tell each other: machines, and compiled programs."""
+"""The cost of a program on each device, as a compiler or formulas give it."""
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,25 +16,25 @@ class Exchange:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
+class ProgramCost:
   """What one step takes on each device."""
 
   stage: str  # "cache", "train.distill".
-  how: str  # "compiled for v5p:8x8x8", "counted": who says what is below.
+  how: str  # "compiled for v5p:8x8x8" or "counted".
   tokens: int  # Of the global batch.
   flops: float  # Model FLOPs of one device, by the formulas of sizes.py.
-  # What the machine has to do, remat included; None: not known.
+  # FLOPs that the machine executes, remat included; None: not known.
   executed_flops: float | None
   # Read and written in the device's memory; None: not known.
   accessed_bytes: float | None
   argument_bytes: float
   temporary_bytes: float
-  output_bytes: float  # What is not in the place of an argument.
+  output_bytes: float  # Of outputs that do not alias an input.
   code_bytes: float
-  # The largest first: (what it is, bytes on one device).
+  # The largest first: (name, bytes on one device).
   largest: tuple[tuple[str, float], ...]
   exchanges: tuple[Exchange, ...]
-  too_large: str = ""  # What the compiler said instead of all that.
+  too_large: str = ""  # The compiler's refusal, where it gave no figures.
   compile_seconds: float = 0.0
   # What lies on the device meanwhile and is no argument: a live teacher beside
   # the student's step, the optimizer's state beside an evaluation.
@@ -49,3 +50,13 @@ class Program:
       + self.output_bytes
       + self.code_bytes
     )
+
+
+def from_json(value: dict[str, Any]) -> ProgramCost:
+  """A program's cost from the values that dataclasses.asdict made of it."""
+  exchanges = tuple(
+    Exchange(**{**one, "axes": tuple(one["axes"])})
+    for one in value["exchanges"]
+  )
+  largest = tuple((name, size) for name, size in value["largest"])
+  return ProgramCost(**{**value, "exchanges": exchanges, "largest": largest})

@@ -1,58 +1,90 @@
-"""A program's cost counted by hand, where no compiler can be asked.
+"""The cost of a program by formulas, for any machines: nothing is compiled.
 
-For GPUs, as XLA compiles for one only where it is. Sizes of arguments are
-exact; what a step keeps beside them, computes, moves and exchanges is counted
+Used for GPUs, because XLA compiles for one only where it is; to rank a search
+and to find remedies; and for a plan without machines. Sizes of arguments are
+exact. What a step keeps beside them, computes, moves and exchanges is counted
 from the shapes as XLA writes such programs, and checked against programs that
-it compiled for CPUs (tests/planning/counted_test.py). What a GPU then takes is
-not verified.
+it compiled for CPUs (tests/planning/formulas_test.py). No GPU was compared.
 
 Letters: T tokens of a device that go through the model at a time, S tokens
 whose logits exist, W the teacher's width; others as in docs/glossary.md.
 """
 
 from collections.abc import Iterator
+import dataclasses
 import functools
 import math
 
 import jax
 
 from analogjax.cache import sampling
-from analogjax.models import attention, sizes
-from analogjax.planning import buffers, facts, shapes
+from analogjax.config import schema
+from analogjax.models import attention, decoder, sizes
+from analogjax.planning import buffers, programs
+from analogjax.planning.program_cost import Exchange, ProgramCost
+from analogjax.planning.topologies import Topology
 
 _F32 = sizes.FLOAT32_BYTES
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def make_program(step: shapes.Step) -> facts.Program:
-  """What a program takes on each device, by formulas."""
+def count_programs(
+  sections: schema.Sections,
+  teacher: decoder.DecoderConfig,
+  topology: Topology,
+) -> list[ProgramCost]:
+  """The costs of all programs of a run; see `programs.requests`.
+
+  Raises:
+    ValueError: a dimension or rows that the mesh does not divide.
+  """
+  # jax sees two devices in a chip with a fourth dimension of the shape.
+  kind = "TPU7x" if len(topology.shape) == 4 else topology.chip.name
+  teacher = dataclasses.replace(
+    teacher, dtype=sections.teacher.dtype, attention=sections.teacher.attention
+  )
+  meshes = programs.abstract_meshes(sections, kind, topology.platform)
+  counted: dict[str, ProgramCost] = {}
+  costs = []
+  for request in programs.requests(sections):
+    same = repr(programs.identity(request, sections, teacher))
+    if same not in counted:
+      counted[same] = count_program(
+        programs.prepare(request, sections, teacher, *meshes)
+      )
+    costs.append(dataclasses.replace(counted[same], stage=request.stage))
+  return costs
+
+
+def count_program(step: programs.Step) -> ProgramCost:
+  """The cost of one program on each device."""
   count = _Count(step)
   temporaries = dict(count.temporaries())
-  return facts.Program(
+  return ProgramCost(
     stage=step.request.stage,
     how="counted",
     tokens=step.tokens,
     flops=step.flops / step.mesh.size,
     executed_flops=count.flops(),
     accessed_bytes=count.accessed_bytes(),
-    argument_bytes=sum(map(shapes.bytes_of, step.arguments.values())),
+    argument_bytes=sum(map(programs.bytes_of, step.arguments.values())),
     temporary_bytes=sum(temporaries.values()),
     output_bytes=count.output_bytes(),
     code_bytes=0.0,
-    resident_bytes=sum(map(shapes.bytes_of, step.resident.values())),
+    resident_bytes=sum(map(programs.bytes_of, step.resident.values())),
     largest=buffers.ranked(dict(buffers.known(step)) | temporaries),
     exchanges=tuple(count.exchanges()),
   )
 
 
 class _Count:
-  """The counts of one step, all of one device."""
+  """Counts of one step on one device."""
 
-  def __init__(self, step: shapes.Step):
+  def __init__(self, step: programs.Step):
     cfg, mesh = step.model, step.mesh
     self._step, self._cfg = step, cfg
     self._trains = step.request.kind == "train"
-    # Axes along which weights are copied.
+    # Axes along which weights are replicated.
     self._copied = {
       a: n for a in ("data", "expert") if (n := mesh.shape[a]) > 1
     }
@@ -63,7 +95,7 @@ class _Count:
     ways = mesh.size // self._tensor
     self._rows = step.rows / ways
     self._T = self._rows * step.L
-    self._parts = step.tokens // (step.rows * step.L)
+    self._parts = step.parts
     self._S = min(step.chunk, self._T)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       self._kernel = attention.implementation(
@@ -88,14 +120,14 @@ class _Count:
 
   @property
   def _live_bytes(self) -> float:
-    """The same on a device, W whole."""
+    """Bytes of it on a device, W whole."""
     live = self._live_head
     if live is None:
       return 0.0
     return live.size * live.dtype.itemsize / self._tensor
 
   def flops(self) -> float:
-    """Of matrix products, what is computed twice included.
+    """FLOPs of matrix products, what is computed twice included.
 
     Attention by `xla` computes all L x L scores, a kernel those below the
     diagonal, and q k once more in its backward pass.
@@ -114,12 +146,12 @@ class _Count:
     if self._kernel != "xla":
       backward += cfg.Y * product
     if cfg.remat == "full":
-      # The last product of a layer gives nothing that is needed again.
+      # The result of a layer's last product is not needed again.
       down = 2 * T * cfg.F * cfg.D / self._tensor
       backward += cfg.Y * (layer - down + 2 * product)
     elif cfg.remat == "dots":
       backward += cfg.Y * 2 * product
-    # Of a live teacher the logits alone: nothing flows back.
+    # A live teacher adds its logits alone: no gradient flows back.
     live = 0.0
     if self._live_head is not None:
       live = 2 * T * self._live_head.size / self._tensor
@@ -130,14 +162,14 @@ class _Count:
 
     In training that is the backward pass of a layer: all that is kept for it is
     still there, and the gradients are there already. Factors that are not whole
-    are measured, on programs for CPUs.
+    numbers were measured on programs for CPUs.
     """
     cfg, T, c = self._cfg, self._T, self._bytes
     V = math.ceil(cfg.V / self._tensor)
     if self._trains:
       local = sizes.count_parameters(cfg).total / (self._fsdp * self._tensor)
       gradients = local * (1 if self._parts == 1 else 2)
-      # Of embedding and unembedding, before they are one.
+      # Embedding and unembedding have two before they are summed.
       gradients += 3 * self._head_weights / self._fsdp
       yield "gradients", _F32 * gradients
       kept = cfg.Y * T * c * self._kept_numbers()
@@ -147,7 +179,7 @@ class _Count:
     if not self._trains:
       works["logits of a chunk"] = 1.1 * _F32 * self._S * V
     if self._step.request.kind == "cache":
-      # Of every slot, the block of ids that it is looked for in.
+      # Each slot is looked for in a block of ids.
       slots = self._S * self._step.num_slots * sampling.BLOCK
       works["records"] = 3.1 * _F32 * slots
     yield max(works.items(), key=lambda work: work[1])
@@ -159,15 +191,15 @@ class _Count:
 
   @property
   def _scores(self) -> float:
-    """Of attention, of a token and layer; a kernel holds none."""
+    """Attention scores of a token and layer; a kernel holds none."""
     is_held = self._kernel == "xla"
     return self._cfg.N * self._L / self._tensor if is_held else 0.0
 
   @functools.cached_property
   def _numbers(self) -> float:
-    """Of a token in a layer: inputs and results of all that is not fused.
+    """Numbers of a token in a layer: inputs and results of unfused operations.
 
-    Residual stream and norms; q, k and v, rotated too; what attention gives;
+    Residual stream and norms; q, k and v, rotated too; the result of attention;
     gate, up, their product and its parts.
     """
     cfg, t = self._cfg, self._tensor
@@ -175,7 +207,7 @@ class _Count:
     return 4 * cfg.D + 2 * qkv + cfg.N * cfg.H / t + 4 * cfg.F / t
 
   def _layer_numbers(self) -> float:
-    """Of a token, while one layer is at work."""
+    """Numbers of a token that exist while a layer runs."""
     if not self._trains:
       return 0.3 * self._numbers + 2.25 * self._scores
     activations, scores = {
@@ -186,7 +218,7 @@ class _Count:
     return activations * self._numbers + scores * self._scores
 
   def _kept_numbers(self) -> float:
-    """Of a token and layer, kept for the backward pass."""
+    """Numbers of a token and layer that are kept for the backward pass."""
     cfg, t = self._cfg, self._tensor
     if cfg.remat == "full":
       return cfg.D
@@ -196,17 +228,17 @@ class _Count:
     return self._numbers + 3 * self._scores
 
   def output_bytes(self) -> float:
-    """Of what is not written over an argument."""
+    """Bytes of outputs that do not alias an input."""
     step, cfg = self._step, self._cfg
     if step.request.kind == "teacher":
       return self._T * cfg.D * self._bytes
     if step.request.kind == "cache":
-      # An id and a code for each slot; entropy, label and how many count.
+      # An id and a code for each slot; entropy, label and number of slots.
       return self._T * (5 * step.num_slots + 9)
     return 0.0
 
   def accessed_bytes(self) -> float:
-    """Read and written, each product and each chain of others once."""
+    """Bytes read and written: by each product, and each chain of the others."""
     cfg, T, c, t = self._cfg, self._T, self._bytes, self._tensor
     qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
     heads, F, D = cfg.N * cfg.H / t, cfg.F / t, cfg.D
@@ -218,18 +250,18 @@ class _Count:
     head = 2 * _F32 * T * math.ceil(cfg.V / t) + T * D * c
     if not self._trains:
       return cfg.Y * layer + (head if self._step.chunk else 0)
-    # Backward, each product is two, and so is each chain.
+    # In the backward pass each product and each chain is two.
     passes = 4 + (cfg.remat == "full")
     model = self._parts * (passes * cfg.Y * layer + 2 * head)
     local = sizes.count_parameters(cfg).total / (self._fsdp * t)
-    # Parameters, moments and their gradient, there and back.
+    # Parameters, moments and gradients are read and written.
     return model + 8 * _F32 * local
 
-  def exchanges(self) -> Iterator[facts.Exchange]:
-    """What a ring sends, by the table of sharding.py.
+  def exchanges(self) -> Iterator[Exchange]:
+    """Collectives as rings, by the table of sharding.py.
 
     D -> fsdp: weights are gathered for a layer, forward and backward, their
-    gradients scattered. N, G, F, V -> tensor: what a row-split product gives is
+    gradients scattered. N, G, F, V -> tensor: results of row-split products are
     summed. data: gradients are summed.
     """
     cfg, T, c = self._cfg, self._T, self._bytes
@@ -239,7 +271,7 @@ class _Count:
     f, t, d = self._fsdp, self._tensor, math.prod(self._copied.values())
 
     def one(kind, axes, runs, sent):
-      return facts.Exchange(
+      return Exchange(
         kind=kind,
         axes=(axes,) if isinstance(axes, str) else axes,
         runs=round(parts * runs),

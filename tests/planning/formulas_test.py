@@ -1,4 +1,4 @@
-"""Tests for analogjax/planning/counted.py: against what XLA compiles.
+"""Tests for analogjax/planning/formulas.py: against what XLA compiles.
 
 On CPUs, as there XLA can. They have no kernel for attention, and gradients that
 a GPU scatters they sum, so those are compared by what would be the same.
@@ -9,7 +9,13 @@ import dataclasses
 import jax
 import pytest
 
-from analogjax.planning import compiled, counted, shapes
+from analogjax.planning import (
+  compiled,
+  formulas,
+  programs,
+  report,
+  topologies,
+)
 
 DISTILL = (
   *("train.phases=distill", "train.distill.init_from="),
@@ -28,10 +34,15 @@ def both(sections, teacher):
   def make(stage, axes, *overrides):
     mesh = [f"mesh.{axis}={n}" for axis, n in axes.items()]
     cfg = sections(*DISTILL, *mesh, *overrides)
-    (request,) = (r for r in shapes.requests(cfg) if r.stage == stage)
+    (request,) = (r for r in programs.requests(cfg) if r.stage == stage)
     number = axes["data"] * axes["fsdp"] * axes["tensor"]
-    step = shapes.prepare(request, cfg, teacher, jax.devices()[:number])
-    return compiled.make_program(step, ""), counted.make_program(step)
+    step = programs.prepare(
+      request,
+      cfg,
+      teacher,
+      *programs.meshes(request, cfg, jax.devices()[:number]),
+    )
+    return compiled.make_program(step, ""), formulas.count_program(step)
 
   return make
 
@@ -123,4 +134,62 @@ def test_a_teacher_in_the_loop(both):
   assert ours.executed_flops == pytest.approx(theirs.executed_flops, rel=0.01)
   assert sent(ours, "fsdp")["all-gather"] == pytest.approx(
     sent(theirs, "fsdp")["all-gather"], rel=0.02
+  )
+
+
+def test_gpus_are_counted(sections, teacher, machine):
+  """Nothing is compiled: it takes no time, and no device."""
+  hosts = dataclasses.replace(
+    machine("gpu:h100:16", 8, chip="h100"), num_slices=2
+  )
+  student = ("student.dtype=bfloat16", "mesh.tensor=2")
+  rows = ("cache.batch_rows=16", "train.distill.batch_rows=16")
+  cfg = sections(*DISTILL, *student, *rows, "mesh.data=2", "mesh.fsdp=4")
+  of_cache, train = formulas.count_programs(cfg, teacher, hosts)
+  assert of_cache.how == train.how == "counted"
+  embedding = 4 * 512 * 32  # float32; split by fsdp and tensor.
+  assert train.argument_bytes > 3 * embedding / 8
+  assert {e.axes for e in train.exchanges} == {
+    ("data",),
+    ("fsdp",),
+    ("tensor",),
+  }
+  # In bfloat16 a GPU has a kernel for attention, which a CPU has not.
+  assert "attention scores" not in dict(train.largest)
+
+
+@pytest.mark.parametrize("name", ["tpu7x:2x2x1", "2*v5e:2x2", "gpu:gb200:8"])
+def test_machines_that_are_not_here(load, smollm, name):
+  topology = topologies.parse(name)
+  sections = report.on_topology(load("mesh.data=2"), smollm, topology)
+  found = formulas.count_programs(sections, smollm, topology)
+  stages = ["cache", "train.pretrain", "train.control", "train.distill"]
+  assert [program.stage for program in found] == stages
+  assert {program.how for program in found} == {"counted"}
+  # Parameters and moments are split over fsdp alone, and float32.
+  (last,) = [p for p in found if p.stage == "train.distill"]
+  assert last.argument_bytes > 3 * 4 * 3_342_912 / 4
+  assert {e.axes for e in last.exchanges} == {("data",), ("fsdp",)}
+
+
+def test_a_live_teacher_has_a_step_of_its_own(load, smollm):
+  topology = topologies.parse("gpu:h100:2")
+  sections = load("train.distill.loss.teacher=live", "mesh.fsdp=2")
+  found = formulas.count_programs(sections, smollm, topology)
+  live = found[-2]
+  assert live.stage == "train.distill.teacher"
+  # The student's state lies beside it.
+  assert live.resident_bytes > 3 * 4 * 3_342_912 / 2
+  one = report.make_report(
+    sections,
+    smollm,
+    topology,
+    count=formulas.count_programs,
+    make=formulas.count_programs,
+  )
+  (cost,) = [cost for cost in one.costs if cost.stage == "train.distill"]
+  parts = one.bounds["train.distill"], one.bounds["train.distill.teacher"]
+  efficiency = sections.plan.efficiency
+  assert cost.step_seconds == pytest.approx(
+    sum(part.seconds for part in parts) / efficiency
   )

@@ -131,12 +131,12 @@ def on_mesh(
 ) -> tuple[dict[str, Any], list[ProgramCost]]:
   """A plan for the config's mesh, whatever its devices are.
 
-  Attention is counted as if no kernel fused it.
+  Attention is counted as on a GPU: with a kernel in bfloat16, else without.
 
   Returns:
     (JSON values, programs by formulas; none where the mesh will be refused).
   """
-  devices = math.prod(mesh.values())
+  number = math.prod(mesh.values())
   problems, programs = closed_form.problems(sections, teacher, mesh), []
   if not problems:
     changes: dict[str, Any] = {f"mesh.{axis}": n for axis, n in mesh.items()}
@@ -145,13 +145,13 @@ def on_mesh(
       programs = formulas.count_programs(
         memory.with_changes(sections, changes),
         teacher,
-        topologies.parse(f"cpu:{devices}"),
+        Topology(name="", chip=devices.chip("h100"), shape=(number,)),
       )
     except ValueError as error:  # Of teacher.mesh.
       problems.append(str(error))
   values = {
     "problems": problems,
-    "mesh": {**mesh, "devices": devices},
+    "mesh": {**mesh, "devices": number},
     "memory_bytes_per_device": {
       program.stage: {**dict(program.largest), "total": program.memory_bytes}
       for program in programs

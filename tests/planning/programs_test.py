@@ -12,7 +12,8 @@ from analogjax.data.rows import Rows, rows_digests
 from analogjax.distributed import processes
 from analogjax.models import teacher as teacher_lib
 from analogjax.planning import programs
-from analogjax.run import run as assemble
+from analogjax.run import caches
+from analogjax.run.run import Run
 from analogjax.training import live_teacher, loop
 
 MESH = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
@@ -141,7 +142,7 @@ def test_the_cache_step_is_that_of_the_recorder(sections, teacher, monkeypatch):
   params = zeros(step.call[0])
   read = lambda *args, **kwargs: params  # noqa: E731
   monkeypatch.setattr(teacher_pass.hf_import, "read_parameters", read)
-  manifest = assemble.manifest(cfg, opened, "", 8, held_out=False)
+  manifest = caches.manifest(cfg, opened, "", 8, held_out=False)
   teaching.record(rows(8, cfg.data.L), manifest)
   monkeypatch.undo()
   ((text, call),) = seen

@@ -10,7 +10,7 @@ import rich.console
 from analogjax.config import loading, schema
 from analogjax.demo import gguf
 from analogjax.models import decoder
-from analogjax.planning import closed_form, tables
+from analogjax.planning import closed_form, report, tables
 from analogjax.stages import plan
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
@@ -51,7 +51,8 @@ def load(*overrides):
 
 def make(*overrides, **mesh):
   sections = schema.to_sections(load(*overrides))
-  return closed_form.make_plan(sections, TEACHER, ONE_DEVICE | mesh)
+  values, _ = report.on_mesh(sections, TEACHER, ONE_DEVICE | mesh)
+  return closed_form.make_outline(sections, TEACHER) | values
 
 
 def test_numbers_by_hand():
@@ -79,9 +80,9 @@ def test_numbers_by_hand():
   )
   memory = p["memory_bytes_per_device"]
   assert set(memory) == set(stages)
-  assert memory["cache"]["params"] == 4 * 134_515_008
-  assert memory["train.distill"]["params"] == 4 * 3_342_912
-  assert memory["train.distill"]["moments"] == 8 * 3_342_912
+  assert memory["cache"]["teacher's parameters"] == 4 * 134_515_008
+  for name in ("parameters", "first moments", "second moments"):
+    assert memory["train.distill"][name] == 4 * 3_342_912
   assert p["problems"] == []
 
 
@@ -105,9 +106,16 @@ def test_a_live_teacher_costs_its_forward_pass_and_its_place():
   memory, without = (
     plan["memory_bytes_per_device"]["train.distill"] for plan in (p, cached)
   )
-  assert memory["teacher"] == 4 * 134_515_008 and "teacher" not in without
-  assert memory["activations"] == without["activations"] / 4
-  assert memory["total"] == sum(memory.values()) - memory["total"]
+  # Its head is an argument of the step, the rest lies beside it.
+  head = memory["teacher's unembedding"]
+  beside = memory["teacher's parameters, beside the program"]
+  assert head == 4 * 49152 * 576 and head + beside == 4 * 134_515_008
+  assert not [name for name in without if name.startswith("teacher")]
+  kept = "activations kept for the backward pass"
+  assert memory[kept] == without[kept] / 4
+  for one in (memory, without):
+    # Tokens are an output of no step: outputs alias the state.
+    assert one["total"] == sum(one.values()) - one["total"]
   split = make(*live, data=4)["problems"]
   assert [x for x in split if "microbatches: 2 is not a multiple of 4" in x]
 
@@ -122,7 +130,8 @@ def test_nothing_is_cached_to_train_on_where_no_phase_reads_it():
 def test_a_bfloat16_teacher_takes_half_the_memory():
   full, half = make(), make("teacher.dtype=bfloat16")
   full, half = (p["memory_bytes_per_device"]["cache"] for p in (full, half))
-  assert half["params"] == full["params"] / 2
+  name = "teacher's parameters"
+  assert half[name] == full[name] / 2
 
 
 def test_only_the_phases_that_run_are_planned():
@@ -132,11 +141,16 @@ def test_only_the_phases_that_run_are_planned():
 
 
 def test_a_mesh_divides_parameters_and_rows():
-  one, many = make(), make(data=2, fsdp=3, tensor=1)
-  assert many["mesh"]["devices"] == 6
+  one, many = make(), make(data=2, fsdp=2, tensor=1)
+  assert many["mesh"]["devices"] == 4
   a, b = (p["memory_bytes_per_device"]["cache"] for p in (one, many))
-  assert b["params"] == a["params"] / 3
-  assert b["logits"] == a["logits"] / 4  # 8 rows over 6 devices: 2 at most.
+  assert b["teacher's parameters"] == a["teacher's parameters"] / 2
+  assert b["batch"] == a["batch"] / 4
+
+
+def test_what_a_mesh_cannot_share_has_no_memory():
+  p = make(data=2, fsdp=3)
+  assert p["problems"] and p["memory_bytes_per_device"] == {}
 
 
 def test_problems_are_named_before_they_are_met():
@@ -159,9 +173,10 @@ def test_run_reads_a_folder_and_writes_what_it_prints(folder, tmp_path, capsys):
   cfg = load(f"teacher.path={folder}", "mesh.fsdp=1")
   plan.run(cfg, workdir)
   written = json.loads((workdir / "plan.json").read_text())
-  assert written == closed_form.make_plan(
-    schema.to_sections(cfg), TEACHER, ONE_DEVICE
-  )
+  sections = schema.to_sections(cfg)
+  values, programs = report.on_mesh(sections, TEACHER, ONE_DEVICE)
+  assert written == closed_form.make_outline(sections, TEACHER) | values
+  assert [program.how for program in programs] == ["counted"] * 4
   text = capsys.readouterr().out
   for part in ("134,515,008", "3,342,912", "2.485 %", "train.distill"):
     assert part in text
@@ -227,8 +242,10 @@ def test_tables_fit_80_columns():
   def shown(width):
     out = io.StringIO()
     console = rich.console.Console(file=out, width=width)
+    sections = schema.to_sections(load())
+    values, programs = report.on_mesh(sections, TEACHER, ONE_DEVICE)
     tables.print_outline(make(), console)
-    tables.print_memory(make(), console)
+    tables.print_mesh(values, programs, console)
     return out.getvalue()
 
   assert "\u2026" not in shown(80)  # Rich cuts a cell short with it.

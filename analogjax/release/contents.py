@@ -13,7 +13,7 @@ from analogjax.bundle import (
   record,
   rows as held_out,
 )
-from analogjax.config import loading, schema
+from analogjax.config import loading, schema, window
 from analogjax.data import rows as rows_lib
 from analogjax.documents import render
 from analogjax.evaluation import sources
@@ -77,7 +77,7 @@ class Contents:
     }
     parameters = model["parameters"]["total"]
     frontier = releases.frontier_facts(run, parameters)
-    frontier["window"] = {"size": [0.005, 0.05], "months": [1, 3]}
+    frontier["window"] = window.RECORD
     frontier |= _commitments(frontier, run.workdir / REGULATOR / OPENINGS)
     # Of the rows to train on, where they were cached.
     cache = run.cache(run.cache_names[0])

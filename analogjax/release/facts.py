@@ -17,8 +17,8 @@ import analogjax
 from analogjax.bundle import folder as walk, safetensors_headers
 from analogjax.leaks import DIMENSIONS, Secrets, settings_of
 from analogjax.models import (
-  decoder,
   families,
+  sizes,
 )
 from analogjax.planning import rates
 from analogjax.run import caches, identity
@@ -115,19 +115,7 @@ def model_facts(run: Run, export: Export, released_on: str) -> dict[str, Any]:
       if name.endswith(".safetensors")
     ),
     "files": dict(sorted(export.files.items())),
-    "architecture": architecture(cfg),
-  }
-
-
-def architecture(cfg: decoder.DecoderConfig) -> dict[str, Any]:
-  return {
-    "layers": cfg.Y,
-    "width": cfg.D,
-    "heads": cfg.N,
-    "kv_heads": cfg.G,
-    "head_width": cfg.H,
-    "feed_forward": cfg.F,
-    "tied_embeddings": cfg.tie_embeddings,
+    "architecture": sizes.architecture(cfg),
   }
 
 
@@ -217,7 +205,7 @@ def frontier_facts(run: Run, parameters: int) -> dict[str, Any]:
     "active_parameters": active,
     "family": stated.family or outside["model_type"],
     "teacher_digest": teacher.digest,
-    "architecture": architecture(cfg),
+    "architecture": sizes.architecture(cfg),
     "size_ratio": parameters / total,
     "active_ratio": parameters / active,
   }

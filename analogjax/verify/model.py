@@ -11,7 +11,7 @@ from analogjax.bundle import folder, layout, safetensors_headers
 from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
 from analogjax.distributed import sharding
-from analogjax.models import decoder, families, hf_import
+from analogjax.models import decoder, families, hf_import, sizes
 from analogjax.verify import files
 from analogjax.verify.rules import VERIFIED, Evidence, Rules, listed, shown
 
@@ -255,15 +255,7 @@ def _architecture(evidence: Evidence):
     "dtype": next(k for k, v in _DTYPES.items() if v in kinds),
     "vocabulary_size": cfg.V,
     "context_tokens": cfg.max_positions,
-    "architecture": {
-      "layers": cfg.Y,
-      "width": cfg.D,
-      "heads": cfg.N,
-      "kv_heads": cfg.G,
-      "head_width": cfg.H,
-      "feed_forward": cfg.F,
-      "tied_embeddings": cfg.tie_embeddings,
-    },
+    "architecture": sizes.architecture(cfg),
   }
   _expect_recorded(model, found, where)
   ids = {key: value[key] for key in _IDS if key in value}

@@ -11,7 +11,7 @@ from typing import Any
 from analogjax.bundle import layout, licences, record as record_lib
 from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
-from analogjax.config import release
+from analogjax.config import release, window
 from analogjax.verify import model as verify_model
 from analogjax.verify.rules import (
   DECLARED,
@@ -23,8 +23,6 @@ from analogjax.verify.rules import (
 )
 from analogjax.workdir import costs
 
-# 0.5 % to 5 % of the frontier model's parameters, one to three months later.
-WINDOW = {"size": [0.005, 0.05], "months": [1, 3]}
 _MOST_LICENCE = 1 << 20  # Bytes.
 RULES = Rules()
 
@@ -199,14 +197,16 @@ def _cost(evidence: Evidence):
 def _size_window(evidence: Evidence):
   frontier = evidence.record["frontier"]
   expect(
-    frontier["window"] == WINDOW,
-    f"frontier.window: expected {WINDOW}, found {shown(frontier['window'])}",
+    frontier["window"] == window.RECORD,
+    f"frontier.window: expected {window.RECORD}, found"
+    f" {shown(frontier['window'])}",
   )
   total = evidence.record["model"]["parameters"]["total"]
+  least, most = window.TIMES
   return DECLARED, (
-    f"The frontier model then has {20 * total:,} to {200 * total:,} parameters."
-    " The bundle holds a commitment to the number; the regulator, who has the"
-    " opening, can check it."
+    f"The frontier model then has {least * total:,} to {most * total:,}"
+    " parameters. The bundle holds a commitment to the number; the regulator,"
+    " who has the opening, can check it."
   )
 
 

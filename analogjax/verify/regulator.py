@@ -6,6 +6,7 @@ from analogjax import leaks
 from analogjax.bundle import commitments, layout, record as record_lib, window
 from analogjax.bundle.layout import expect
 from analogjax.bundle.strict_json import Refused
+from analogjax.config.window import TIMES
 from analogjax.verify import documents, model as verify_model
 from analogjax.verify.rules import (
   DECLARED,
@@ -120,13 +121,14 @@ def _openings(evidence: Evidence):
 def _size(evidence: Evidence):
   frontier = _record_of(evidence)["frontier"]
   ours, parts = verify_model.count(evidence), []
+  least, most = TIMES
   for name, key in (
     ("parameters", "size_ratio"),
     ("active_parameters", "active_ratio"),
   ):
     theirs = frontier[name]
     # In integers, because both ends belong to the window.
-    within = 200 * ours >= theirs and 20 * ours <= theirs
+    within = least * ours <= theirs <= most * ours
     text = f"{ours:,} of {theirs:,} {name.replace('_', ' ')} are"
     text += f" {ours / theirs:.4%}"
     expect(abs(frontier[key] - ours / theirs) < 1e-9, f"{key}: {text}")

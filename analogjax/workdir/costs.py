@@ -13,15 +13,13 @@ import dataclasses
 import math
 from typing import Any
 
+from analogjax.config.window import TIMES
 from analogjax.workdir import cost_rows, spending
 from analogjax.workdir.cost_rows import Phase, StorePrices
 from analogjax.workdir.spending import Rate, Spent
 
 # codecarbon asks counters where there are any (NVML, RAPL), else it estimates.
 METERED, ESTIMATED = "codecarbon", "device-hours x watts x PUE"
-
-# A frontier model in parts of its analog, by the window of 0.5 % to 5 %.
-LEAST_TIMES, MOST_TIMES = 20, 200
 
 _FIGURES = ("device_hours", "dollars", "kwh", "flops")
 
@@ -178,7 +176,7 @@ def _problem(cost: Mapping[str, Any], parameters: int) -> str:
     wanted = {}
     flops = spans.get("flops")
     if row["step"] == cost_rows.TEACHER and isinstance(flops, Mapping):
-      tokens = round(flops["low"] / (2 * LEAST_TIMES * parameters))
+      tokens = round(flops["low"] / (2 * TIMES[0] * parameters))
       wanted = _teacher_range(rows, tokens, parameters)
       wanted = {k: span for k, span in wanted.items() if span is not None}
     if not _agree(spans, wanted):
@@ -288,7 +286,7 @@ def _teacher_range(
   rows: Sequence[Mapping[str, Any]], tokens: int, parameters: int
 ) -> dict[str, Any]:
   """FLOPs and dollars of inference by a frontier model inside the window."""
-  flops = [2 * n * parameters * tokens for n in (LEAST_TIMES, MOST_TIMES)]
+  flops = [2 * n * parameters * tokens for n in TIMES]
   # Of a stranger's rows some may be ranges.
   trained = [
     row

@@ -31,6 +31,11 @@ def say(text: str) -> None:
   console().print(text, markup=False, soft_wrap=True)
 
 
+def log(text: str) -> None:
+  """One line for people, with the time of day."""
+  say(f"{time.strftime('%H:%M:%S')} {text}")
+
+
 def warn(text: str) -> None:
   """One line for people, about this process: on standard error of each."""
   if jax.process_count() > 1:
@@ -45,8 +50,25 @@ class Progress:
   the compilation behind it.
   """
 
-  def __init__(self, title: str, *, total: int, unit: str, done: int = 0):
-    """A bar for `total` units ("rows", "steps"), of which `done` are done."""
+  def __init__(
+    self,
+    title: str,
+    *,
+    total: int,
+    unit: str,
+    done: int = 0,
+    later: float = 0.0,
+  ):
+    """Makes a bar.
+
+    Args:
+      title: what is done.
+      total: number of units.
+      unit: name of the unit, in the plural.
+      done: units that are done already.
+      later: work that follows the bar, in its units, for the time left in all.
+    """
+    self._later = later
     self._title, self._total, self._unit = title, total, unit
     self._count, self._tokens = done, 0
     self._start: float | None = None
@@ -91,15 +113,18 @@ class Progress:
       seconds = max(now - self._start, 1e-9)
       rate = f"{self._tokens / seconds:,.0f} tokens/s"
       done = self._count - self._start_count
-      left = _clock(seconds / done * (self._total - self._count))
-    note = "  ".join(f"{k} {v:.3f}" for k, v in (values or {}).items())
+      each, to_do = seconds / done, self._total - self._count
+      left = _clock(each * to_do)
+      if self._later:
+        left += f", with later phases {_clock(each * (to_do + self._later))}"
+    note = "  ".join(f"{k} {_short(v)}" for k, v in (values or {}).items())
     if self._bar is not None:
       self._bar.update(
         self._task, completed=self._count, rate=rate, left=left, note=note
       )
     elif self._due(now):
       self._last_line = now
-      say(
+      log(
         f"{self._title}: {self._count}/{self._total} {self._unit}  {rate}"
         f"  left {left}  {note}".rstrip()
       )
@@ -177,6 +202,10 @@ def doing(detail: str) -> None:
   """Names what the innermost activity is at; nothing if there is none."""
   if _activities:
     _activities[-1].doing(detail)
+
+
+def _short(value: float) -> str:
+  return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
 
 
 def _clock(seconds: float) -> str:

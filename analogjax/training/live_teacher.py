@@ -1,8 +1,7 @@
-"""A teacher in the loop: its hidden states beside the student's training step.
+"""A live teacher: its hidden states for each training step of the student.
 
-What travels is [B, L, W] in the teacher's compute dtype, once a step; the loss
-applies the teacher's unembedding to a chunk at a time, so the teacher's logits
-exist no more than the student's do.
+Each step moves [B, L, W] in the teacher's compute dtype. The loss applies the
+teacher's unembedding to one chunk at a time, so all logits never exist at once.
 """
 
 import jax
@@ -10,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from analogjax.cache import batches, teacher_programs
 from analogjax.distributed import sharding
-from analogjax.models import decoder, hf_import, sizes, teacher as teacher_lib
+from analogjax.models import decoder, hf_import, teacher as teacher_lib
 from analogjax.training import losses, steps
 
 
@@ -28,10 +27,10 @@ class LiveTeacher:
     """Reads the weights.
 
     Args:
-      teacher: opened and checked.
-      mesh: where it runs.
-      student_mesh: where its hidden states are wanted.
-      gram_layers: depths of its Gram, for batches that want one.
+      teacher: the teacher.
+      mesh: mesh that it runs on.
+      student_mesh: mesh that its hidden states go to.
+      gram_layers: number of depths of the Gram, for batches that have one.
     """
     self.cfg = teacher.cfg
     self._mesh, self._student_mesh = mesh, student_mesh
@@ -46,10 +45,10 @@ class LiveTeacher:
     self._head_VW = jax.device_put(head_VW, NamedSharding(student_mesh, spec))
 
   def hidden(self, batch: batches.Batch) -> losses.Teacher:
-    """What the student's step needs of the teacher for these rows.
+    """Starts the teacher on these rows; returns what the student's step needs.
 
-    Returns at once; on devices of its own the teacher is a step ahead while
-    the student works.
+    Returns at once: on its own devices the teacher works a step ahead of the
+    student.
 
     Args:
       batch: on the host, or on the student's mesh.
@@ -68,9 +67,5 @@ class LiveTeacher:
 
   @property
   def num_own_devices(self) -> int:
-    """Devices that the student has no part in."""
+    """Number of devices that the student does not use."""
     return 0 if self._mesh is self._student_mesh else self._mesh.size
-
-  def flops_per_token(self, L: int) -> int:
-    """Of its forward pass; the formula is in models/sizes.py."""
-    return sizes.forward_flops_per_token(self.cfg, L)

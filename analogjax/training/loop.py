@@ -1,7 +1,4 @@
-"""One phase of training: the loop, its checkpoints, and an eye on both.
-
-Letter: B rows of a step.
-"""
+"""One phase of training: the loop, its evaluations and its checkpoints."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -22,6 +19,7 @@ from analogjax.run.run import Run
 from analogjax.training import (
   live_teacher,
   losses,
+  optimizer,
   programs,
   report,
   steps,
@@ -29,23 +27,29 @@ from analogjax.training import (
 )
 from analogjax.workdir import ledger
 
-# For rows, once one of several processes is asked to stop: then it cannot save.
+# Of one of several processes that is asked to stop while it waits for rows.
 _PATIENCE_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowOrder:
-  """Where the rows of a phase come from, by step."""
+  """Where the rows of a phase come from, by step.
 
-  identity: dict[str, Any]  # Of the data; plain values.
-  # The rows that this process feeds of a step's batch, counted from 0.
+  Attributes:
+    identity: what identifies the data, as JSON values.
+    read: step, counted from 0 -> the rows of its batch that this process feeds.
+    position: step -> the state of a stream after it, to be saved; or None.
+    restore: takes what `position` returned.
+  """
+
+  identity: dict[str, Any]
   read: Callable[[int], batches.Batch]
   position: Callable[[int], dict[str, Any] | None]
   restore: Callable[[dict[str, Any] | None], None]
 
 
 class Phase:
-  """One phase: from its start, or its last checkpoint, to its last step."""
+  """Trains one phase from its last checkpoint, or its start, to its end."""
 
   def __init__(
     self,
@@ -56,7 +60,7 @@ class Phase:
     make_teacher: Callable[[], live_teacher.LiveTeacher] | None,
     profile: range | None = None,
   ):
-    """Builds what the phase compiles; nothing is read or written.
+    """Prepares the programs of the phase; reads and writes nothing.
 
     Args:
       name: the phase.
@@ -71,10 +75,10 @@ class Phase:
     self._group = processes.group(self._mesh)
     self._order, self._held_out = order, run.cache(caches.HELD_OUT)
     self._make_teacher, self._profile = make_teacher, profile
+    self._failure: Exception | None = None  # Raised after the last save.
     self._folder = run.phase_folder(name)
     self._fingerprints = self._make_fingerprints()
-    # Tells this training from another one with the same config, for what is
-    # made of its checkpoints.
+    # Distinguishes this training from another one with the same config.
     self._lineage = secrets.token_hex(8)
     self._compile_steps()
 
@@ -96,12 +100,12 @@ class Phase:
     )
 
   def run(self) -> None:
-    """Trains to the last step, unless that is there already.
+    """Trains to the last step, unless a checkpoint has it.
 
     Raises:
-      stopping.Stopped: asked to stop; all is saved.
-      stopping.Stalled: no batch came for too long, on this process.
-      ValueError: what the user can mend.
+      stopping.Stopped: asked to stop; everything is saved.
+      stopping.Stalled: no batch came for too long on this process.
+      ValueError: an error of the user.
     """
     num_steps = self._phase.num_steps
     spent = ledger.Ledger(self._run.workdir, f"train/{self._name}")
@@ -120,9 +124,9 @@ class Phase:
       saved.close()
 
   def _make_fingerprints(self) -> dict[str, Any]:
-    """What a checkpoint depends on, and a restart has to share."""
+    """Values that a checkpoint depends on and that a restart must share."""
     phase = dataclasses.asdict(self._phase)
-    # These may change in the middle of a phase.
+    # These may change between two runs of a phase.
     for free in (
       "checkpoint_every_steps",
       "keep_checkpoints",
@@ -132,7 +136,7 @@ class Phase:
     ):
       del phase[free]
     del phase["loss"]["chunk"]
-    # Through JSON, as it comes back from a checkpoint.
+    # Through JSON, for tuples become lists in a checkpoint.
     parts = {
       "student": identity.student_identity(self._run.config),
       f"train.{self._name}": phase,
@@ -152,7 +156,7 @@ class Phase:
     identity.check_identity(self._folder, found, self._fingerprints)
 
   def _start(self, saved) -> tuple[int, steps.TrainState]:
-    """From the last checkpoint, else the phase before, else random."""
+    """The last checkpoint, else the phase before, else random parameters."""
     found = saved.restore_latest(
       self._training.abstract, self._training.shardings, self._check
     )
@@ -160,18 +164,18 @@ class Phase:
       step, state, about = found
       self._lineage = about["fingerprints"]["lineage"]
       self._order.restore(about["position"])
-      progress.say(f"train {self._name}: going on after step {step}.")
+      progress.say(f"train {self._name}: continuing after step {step}.")
       self._say_other_software(about["software"])
       return step, state
     state = self._training.start()
     if self._phase.init_from:
-      # A fresh optimizer: the new phase has a schedule of its own.
+      # With a new optimizer state: the phase has a schedule of its own.
       before = self._run.read_phase(self._phase.init_from, self._mesh)
       state = dataclasses.replace(state, params=before.params)
     return 0, state
 
   def _say_other_software(self, before: Mapping[str, str]) -> None:
-    """The same numbers to the bit need the same software."""
+    """Says which versions changed: bits are equal only with the same ones."""
     now = identity.software_versions()
     changed = [
       f"{name} {before.get(name)} is now {now.get(name)}"
@@ -182,23 +186,18 @@ class Phase:
       progress.say(f"train {self._name}: {', '.join(changed)}.")
 
   def _loop(self, start: int, state: steps.TrainState, saved, spent) -> int:
-    """Returns the step it came to: the last one, unless asked to stop."""
-    phase, total = self._phase, self._phase.num_steps
+    """Returns the last step that was done: the end, unless asked to stop."""
+    total = self._phase.num_steps
     alone = jax.process_count() == 1
     teacher = self._make_teacher and self._make_teacher()
-
-    def make(step):
-      batch = self._order.read(step)
-      return processes.put_rows(batch, self._mesh, self._group)
-
-    ahead = batches.Prefetch(make, range(start, total))
-    stop, failure = False, None
-    step, saved_at, done = start, start, None
+    ahead = batches.Prefetch(self._read, range(start, total))
+    step, saved_at, done, stop = start, start, None, False
     with (
       report.Reporter(
         self._name,
         self._run,
         start=start,
+        updates=optimizer.num_updates(state.opt_state),
         spent=spent,
         teacher=teacher,
       ) as reports,
@@ -207,69 +206,70 @@ class Phase:
         tracer.Tracer(self._folder / "profile", self._profile)
       ) as trace,
     ):
-      meter = reports.meter
       # A run that was asked to stop left the evaluation of its last step.
-      due = start % phase.eval_every_steps == 0
-      if due and not reports.was_evaluated(start):
-        with meter.during("eval"):
-          self._evaluate(start, state, reports)
+      if self._evaluates(start) and not reports.was_evaluated(start):
+        self._evaluate(start, state, reports)
       reports.spend(start, begins=True)
       while step < total and not stop:
-        before, done = done, None
-        began = time.monotonic()
-        try:
-          with meter.during("data"):
-            batch = self._next(ahead, step + 1)
-        except (ValueError, OSError, stopping.Stalled) as error:
-          # Several processes cannot agree in time on where to save.
-          if not alone:
-            raise
-          batch, failure = None, error
-        if batch is None:
-          stop = True
-        else:
+        before, done, began = done, None, time.monotonic()
+        batch = self._take(ahead, step + 1, reports)
+        if batch is not None:
           step += 1
           trace.before(step)
-          first = step == start + 1
-          with meter.during("compile") if first else contextlib.nullcontext():
+          with reports.compiling(step):
             hidden = teacher and teacher.hidden(batch)
             state, values = self._train_step(state, batch, hidden)
-          busy = 0.0 if first else time.monotonic() - began
-          done = reports.dispatched(step, values, batch, busy_seconds=busy)
+          done = reports.dispatched(step, values, batch, began=began)
         # One step late: the device works on this step meanwhile.
         if before is not None:
           stop |= reports.report(before, state)
-        stop |= alone and stopping.asked()
+        stop |= batch is None or (alone and stopping.asked())
         at_end = step == total
-        evaluates = at_end or (step % phase.eval_every_steps == 0 and not stop)
-        saves = at_end or step % phase.checkpoint_every_steps == 0
-        if (evaluates or saves or stop) and done is not None:
-          # A restart goes on after this step, so its record must be there; and
-          # its time is its own, not that of what follows.
+        evaluates = at_end or (self._evaluates(step) and not stop)
+        saves = at_end or step % self._phase.checkpoint_every_steps == 0
+        if done is not None and (evaluates or saves or stop):
+          # A restart continues after this step, so its record must be there;
+          # and its time must not be booked on what follows.
           stop |= reports.report(done, state)
           done = None
         if batch is not None:
-          meter.step()
+          reports.meter.step()
         trace.after(step)
-        score = None
-        if evaluates:
-          with meter.during("eval"):
-            score = self._evaluate(step, state, reports)
+        score = self._evaluate(step, state, reports) if evaluates else None
         if (saves or stop) and step > saved_at:
           self._save(step, state, saved, score, reports)
           saved_at = step
-    if failure is None and ahead.hangs:
-      failure = stopping.Stalled(
+    if self._failure is None and ahead.hangs:
+      self._failure = stopping.Stalled(
         f"train {self._name}: stopped after step {step}, while rows of a later"
         " one did not come"
       )
-    if failure is not None:
+    if self._failure is not None:
       saved.finish()
-      raise failure
+      raise self._failure
     return step
 
+  def _evaluates(self, step: int) -> bool:
+    return step % self._phase.eval_every_steps == 0
+
+  def _read(self, step: int) -> batches.Batch:
+    """The batch of a step, counted from 0, on the mesh."""
+    return processes.put_rows(self._order.read(step), self._mesh, self._group)
+
+  def _take(self, ahead, step: int, reports) -> batches.Batch | None:
+    """The next batch; None if it failed and the steps before can be saved."""
+    try:
+      with reports.meter.during("data"):
+        return self._next(ahead, step)
+    except (ValueError, OSError, stopping.Stalled) as error:
+      # Several processes cannot agree in time on where to save.
+      if jax.process_count() > 1:
+        raise
+      self._failure = error
+      return None
+
   def _next(self, ahead: batches.Prefetch, step: int) -> batches.Batch:
-    """The next batch.
+    """Waits for the next batch.
 
     Raises:
       stopping.Stalled: it does not come, and its thread may hang for ever; or
@@ -308,8 +308,8 @@ class Phase:
       if step == self._phase.num_steps:
         raise ValueError(
           f"train {self._name}: parameters hold NaN after the last step;"
-          " nothing was saved. The same command goes on from the last"
-          " checkpoint."
+          " nothing was saved. Run the same command again to continue from the"
+          " last checkpoint."
         )
       reports.warn(f"step {step}: parameters hold NaN; not saved.")
       return
@@ -323,7 +323,14 @@ class Phase:
     reports.spend(step)
 
   def _evaluate(self, step, state, reports) -> float:
-    """Held-out losses against the cached teacher; returns the KL, nats."""
+    """Measures the held-out losses; returns the KL to the teacher, nats."""
+    with reports.meter.during("eval"):
+      values, kl = self._held_out_losses(state)
+    reports.evaluated(step, values)
+    return kl
+
+  def _held_out_losses(self, state) -> tuple[dict[str, float], float]:
+    """Losses against the labels and the cached teacher, and the KL, nats."""
     sums, entropy = losses.LossSums(0.0, 0.0, 0.0, 0.0), 0.0
     of_gram = gram.Sums(0.0, 0.0)
     rows = self._phase.batch_rows
@@ -342,14 +349,13 @@ class Phase:
     m = self._held_out.manifest
     kl = (teacher - entropy) / weight
     if m.temperature == 1 and m.kind == "topk":
-      # Of the ids that are named and all others as one.
+      # The divergence takes all ids outside the record as one.
       kl = teacher / weight
       values["kl_lower_bound_nats"] = kl
     elif m.temperature == 1:
-      # Unbiased over the sampling; the final measure uses dense logits.
+      # Unbiased over the sampling; `measure` uses dense logits.
       values["kl_estimate_nats"] = kl
     values["accuracy"] = correct / weight
     if of_gram.rows:
       values["gram"] = float(of_gram.distance / of_gram.rows)
-    reports.evaluated(step, values)
-    return kl
+    return values, kl

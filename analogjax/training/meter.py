@@ -1,28 +1,51 @@
-"""Speed of a training loop: rates, utilisation, and where the time went."""
+"""Work and speed of a training loop: rates, utilization, where time goes."""
 
 from collections.abc import Callable, Iterator
 import contextlib
 import time
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
+
+from analogjax.models import sizes
+from analogjax.run.run import Run
 
 Activity = Literal["data", "eval", "checkpoint", "compile"]
+
+
+class Work(NamedTuple):
+  """What a step takes, over all devices; FLOPs by models/sizes.py."""
+
+  tokens: int
+  student_flops: float  # Forward and backward.
+  teacher_flops: float  # 0 without a live teacher.
+
+  @property
+  def flops(self) -> float:
+    return self.student_flops + self.teacher_flops
+
+
+def step_work(run: Run, name: str) -> Work:
+  """The work of a step of a phase."""
+  phase, L = run.config.train.phase[name], run.config.data.L
+  tokens, teacher = phase.batch_rows * L, 0
+  if phase.runs_teacher:
+    teacher = tokens * sizes.forward_flops_per_token(run.teacher.cfg, L)
+  student = tokens * sizes.training_flops_per_token(run.student, L)
+  return Work(tokens, student, teacher)
 
 
 class Meter:
   """Times a training loop by the host's clock; never waits for a device.
 
-  A device works while the host goes on, so what is booked on a step is honest
-  only over many steps that the host does not run ahead of, as where it reads
-  the metrics of each step one step late. Read those of the last step before an
-  evaluation, a checkpoint or `read`: else its end is booked on what follows.
+  The device works while the host goes on, so the time of a step is right only
+  over many steps, and only if the host does not run ahead: it has to read the
+  metrics of each step one step late, and those of the last step before an
+  evaluation, a checkpoint or `read`.
   """
 
   def __init__(
     self,
     *,
-    tokens_per_step: int,
-    student_flops: float,
-    teacher_flops: float,
+    work: Work,
     num_devices: int,
     peak: float | None,
     clock: Callable[[], float] = time.perf_counter,
@@ -30,17 +53,12 @@ class Meter:
     """Starts the clock.
 
     Args:
-      tokens_per_step: positions of a batch, over all devices.
-      student_flops: of one step, forward and backward, over all devices, by the
-        formulas of models/sizes.py; those of a teacher are apart.
-      teacher_flops: of one step; 0 where it is cached or there is none.
-      num_devices: that share a step.
+      work: work of a step.
+      num_devices: devices that share a step.
       peak: FLOP/s of one device, from `devices.peak_flops`.
-      clock: seconds.
+      clock: returns seconds.
     """
-    self._tokens = tokens_per_step
-    self._num_devices, self._peak = num_devices, peak
-    self._flops = {"student": student_flops, "teacher": teacher_flops}
+    self._work, self._num_devices, self._peak = work, num_devices, peak
     self._clock = clock
     self._began = self._read_at = self._step_began = clock()
     self._in_steps = 0.0  # Seconds, since the beginning.
@@ -67,13 +85,13 @@ class Meter:
       self._aside += seconds
 
   def begin(self) -> None:
-    """The first step begins here, and not with the meter."""
+    """Makes the first step begin now."""
     self._read_at = self._step_began = self._clock()
     self._aside = 0.0
     self._seconds = dict.fromkeys(get_args(Activity), 0.0)
 
   def step(self) -> None:
-    """A step ends here; it began where the one before it ended."""
+    """Ends a step, which began where the one before it ended."""
     now = self._clock()
     productive = now - self._step_began - self._aside
     self._in_steps += productive
@@ -92,8 +110,7 @@ class Meter:
     Rates count the steps and the waiting for data, and leave out evaluation,
     checkpoints and compilation. FLOP/s are model FLOPs on one device.
 
-    What is returned, by name:
-
+    Returns:
     - tokens_per_second: over all devices.
     - student_flops_per_second, teacher_flops_per_second: on one device.
     - combined_flops_per_second: their sum.
@@ -110,12 +127,13 @@ class Meter:
     data = self._seconds.pop("data")
     seconds = now - self._read_at - sum(self._seconds.values())
     seconds = max(seconds, 1e-9)  # Nothing but an evaluation, say.
-    values = {"tokens_per_second": self._steps * self._tokens / seconds}
+    values = {"tokens_per_second": self._steps * self._work.tokens / seconds}
+    per_device = self._steps / self._num_devices / seconds
     rates = {
-      model: self._steps * flops / self._num_devices / seconds
-      for model, flops in self._flops.items()
+      "student": self._work.student_flops * per_device,
+      "teacher": self._work.teacher_flops * per_device,
+      "combined": self._work.flops * per_device,
     }
-    rates["combined"] = sum(rates.values())
     values |= {f"{m}_flops_per_second": rate for m, rate in rates.items()}
     if self._peak is not None:
       values["mfu"] = rates["combined"] / self._peak

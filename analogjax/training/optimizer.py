@@ -88,6 +88,12 @@ def make_optimizer(
   )
 
 
+def num_updates(opt_state: Any) -> int:
+  """Updates that were applied so far: a skipped step is none."""
+  found = optax.tree.get_all_with_path(opt_state, "count")
+  return max(int(count) for _, count in found)
+
+
 def _muon(cfg: train.OptimizerConfig) -> optax.GradientTransformation:
   """Orthogonalised Nesterov momentum of each layer's matrix, of one RMS.
 

@@ -1,10 +1,12 @@
-"""What a phase of training says about itself, step by step.
+"""Reports on a phase of training: metrics, log, warnings, ledger.
 
 Letter: B rows of a step.
 """
 
 from collections.abc import Mapping
+import contextlib
 import functools
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +17,13 @@ from analogjax.cache import batches
 from analogjax.cli import progress
 from analogjax.data.rows import Rows, rows_digests
 from analogjax.distributed import devices, processes, sharding, stopping
-from analogjax.models import decoder, sizes
+from analogjax.models import decoder
 from analogjax.run.run import Run
-from analogjax.training import live_teacher, meter, steps, watch
+from analogjax.training import live_teacher, meter, optimizer, steps, watch
 from analogjax.workdir import ledger, metrics
 
-# How many rows of a step that was skipped are named.
+# How many rows of a skipped step are named.
 _NAMED_ROWS = 4
-# Steps over which a host has to be slow to be called so.
-_BUSY_STEPS = 10
 
 
 class Dispatched(NamedTuple):
@@ -32,13 +32,13 @@ class Dispatched(NamedTuple):
   step: int
   values: dict[str, jax.Array]  # Its metrics.
   batch: batches.Batch
-  shown: Any  # Of the board.
+  shown: Any  # On the board.
 
 
 class Reporter:
-  """Reads each step one step late: metrics, warnings, the ledger.
+  """Reads each step one step late; writes metrics, log, warnings and ledger.
 
-  All processes call every method at the same point, and find the same.
+  All processes call every method at the same point, and see the same.
   """
 
   def __init__(
@@ -47,38 +47,34 @@ class Reporter:
     run: Run,
     *,
     start: int,
+    updates: int,
     spent: ledger.Ledger,
     teacher: live_teacher.LiveTeacher | None,
   ):
-    """Starts the clocks of a loop that goes on after step `start`.
+    """Starts the clocks of a loop that begins after step `start`.
 
     Args:
       name: the phase.
-      run: of the phase.
-      start: updates done before.
-      spent: its clock began with the phase.
+      run: the run of the phase.
+      start: number of steps that were done before.
+      updates: how many of these changed the parameters.
+      spent: the ledger; its clock began with the phase.
       teacher: the live teacher, if there is one.
     """
-    config, cfg, (mesh, _) = run.config, run.student, run.train_meshes
+    config, (mesh, _) = run.config, run.train_meshes
     self._title, self._folder = f"train {name}", run.phase_folder(name)
-    self._phase = config.train.phase[name]
-    self._teacher, self._spent = teacher, spent
-    L = config.data.L
-    self._tokens = self._phase.batch_rows * L
-    self._flops = self._tokens * sizes.training_flops_per_token(cfg, L)
-    self._teacher_flops, num_devices = 0, mesh.size
-    if teacher is not None:
-      self._teacher_flops = self._tokens * teacher.flops_per_token(L)
-      num_devices += teacher.num_own_devices
+    self._phase, self._start = config.train.phase[name], start
+    self._teacher, self._spent, self._spent_at = teacher, spent, start
+    self._work = meter.step_work(run, name)
+    dtype, kind = run.student.dtype, jax.devices()[0].device_kind
     self.meter = meter.Meter(
-      tokens_per_step=self._tokens,
-      student_flops=self._flops,
-      teacher_flops=self._teacher_flops,
-      num_devices=num_devices,
-      peak=devices.peak_flops(jax.devices()[0].device_kind, cfg.dtype),
+      work=self._work,
+      num_devices=mesh.size + (teacher.num_own_devices if teacher else 0),
+      peak=devices.peak_flops(kind, dtype),
     )
+    graphdef = decoder.graphdef(run.student)
     self._finite_rows = jax.jit(
-      functools.partial(steps.finite_rows_step, graphdef=decoder.graphdef(cfg)),
+      functools.partial(steps.finite_rows_step, graphdef=graphdef),
       out_shardings=NamedSharding(mesh, sharding.ROWS),
     )
     self._all_finite = jax.jit(
@@ -86,16 +82,29 @@ class Reporter:
     )
     self._board = processes.Board(mesh, 2)
     self._loss_watch = watch.LossWatch(config.watch)
+    self._host_watch = watch.HostWatch(jax.process_count())
     self._bad_rows: list[tuple[int, list[str]]] = []  # Of the last steps.
     self._good_step = False  # Whether any was finite since the start.
-    self._spent_at = start
-    self._busy_P, self._busy_steps = np.zeros(jax.process_count()), 0
-    self._slow: list[int] = []
-    self._writer = None
+    self._updates = updates
+    # As a table: a value computed on the device would wait for its steps.
+    num_steps = self._phase.num_steps
+    schedule = optimizer.make_schedule(self._phase.optimizer, num_steps)
+    rates = np.asarray(schedule(np.arange(num_steps)))
+    self._learning_rates = np.broadcast_to(rates, num_steps)
+    self._writers: list[metrics.Writer] = []
     if jax.process_index() == 0:
-      self._writer = metrics.Writer(self._folder, first_step=start)
+      self._writers = metrics.open_writers(self._folder, first_step=start)
+    later = config.train.phases[config.train.phases.index(name) + 1 :]
+    flops = [
+      meter.step_work(run, n).flops * config.train.phase[n].num_steps
+      for n in later
+    ]
     self._bar = progress.Progress(
-      self._title, total=self._phase.num_steps, unit="steps", done=start
+      self._title,
+      total=num_steps,
+      unit="steps",
+      done=start,
+      later=sum(flops) / self._work.flops,
     )
 
   def __enter__(self) -> "Reporter":
@@ -104,8 +113,14 @@ class Reporter:
 
   def __exit__(self, *error) -> None:
     self._bar.__exit__(*error)
-    if self._writer is not None:
-      self._writer.close()
+    for writer in self._writers:
+      writer.close()
+
+  def compiling(self, step: int) -> contextlib.AbstractContextManager[None]:
+    """Books the dispatch of the first step as compilation."""
+    if step == self._start + 1:
+      return self.meter.during("compile")
+    return contextlib.nullcontext()
 
   def dispatched(
     self,
@@ -113,34 +128,38 @@ class Reporter:
     values: dict[str, jax.Array],
     batch: batches.Batch,
     *,
-    busy_seconds: float,
+    began: float,
   ) -> Dispatched:
-    """Takes note of a step, and shows the other processes how this one is.
+    """Takes a step, and shows the other processes the state of this one.
 
     Args:
-      step: that was dispatched.
+      step: the step that was dispatched.
       values: its metrics.
-      batch: of it.
-      busy_seconds: that this host took to have it dispatched, waiting for data
-        included; 0 if it compiled.
+      batch: its batch.
+      began: time.monotonic() when the host began to wait for its rows.
     """
+    compiled = step == self._start + 1
+    busy_seconds = 0.0 if compiled else time.monotonic() - began
     shown = self._board.show((stopping.asked(), busy_seconds))
     return Dispatched(step, values, batch, shown)
 
   def report(self, done: Dispatched, state: steps.TrainState) -> bool:
-    """Waits for a step, looks at it; returns whether to stop."""
+    """Waits for a step and reports it; returns whether to stop."""
     values = {k: float(v) for k, v in jax.device_get(done.values).items()}
     told = self._board.read(done.shown)
     skipped, loss = bool(values["skipped"]), values["loss_nats"]
+    at = min(self._updates, self._phase.num_steps - 1)
+    values["learning_rate"] = float(self._learning_rates[at])
     if warning := self._loss_watch.see(loss, skipped):
       self.warn(f"step {done.step}: {warning}.")
     if skipped:
       self._look_into(done, state)
     else:
       self._good_step, self._bad_rows = True, []
-    self._bar.advance(1, tokens=self._tokens, values={"loss": loss})
-    self._busy_P += told[:, 1]
-    self._busy_steps += 1
+      self._updates += 1
+    shown = {"loss": loss, "lr": values["learning_rate"]}
+    self._bar.advance(1, tokens=self._work.tokens, values=shown)
+    self._host_watch.add(told[:, 1])
     if done.step % self._phase.log_every_steps == 0:
       self._log(done.step, values)
     return bool(told[:, 0].any())
@@ -149,31 +168,22 @@ class Reporter:
     speed = self.meter.read()
     speed["skipped_steps"] = self._loss_watch.skipped
     speed["loss_spikes"] = self._loss_watch.spikes
-    self._look_for_slow_hosts(step, speed)
+    step_seconds = self._work.tokens / max(speed["tokens_per_second"], 1e-9)
+    busiest, warnings = self._host_watch.read(step_seconds)
+    if busiest is not None:
+      speed["host_busy_seconds"] = busiest
+    for text in warnings:
+      self.warn(f"step {step}: {text}")
     self._write(step, {f"train/{k}": v for k, v in values.items()})
-    # A record of its own: no two runs have the same.
+    # A record of its own, since it differs from run to run.
     self._write(step, {f"speed/{k}": v for k, v in speed.items()})
     self.spend(step)
 
-  def _look_for_slow_hosts(self, step: int, speed: dict[str, float]) -> None:
-    if self._busy_steps < _BUSY_STEPS:
-      return
-    busy_P = self._busy_P / self._busy_steps
-    speed["host_busy_seconds"] = float(busy_P.max())
-    step_seconds = self._tokens / max(speed["tokens_per_second"], 1e-9)
-    slow = watch.slow_hosts(busy_P.tolist(), step_seconds)
-    for process in set(slow) - set(self._slow):
-      self.warn(
-        f"step {step}: all wait for process {process}: its host takes"
-        f" {busy_P[process]:.2f} s of {step_seconds:.2f} s a step before it"
-        " can begin; its rows come slowly, or other work runs there."
-      )
-    self._slow = slow
-    self._busy_P, self._busy_steps = np.zeros_like(self._busy_P), 0
-
   def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-    """Adds the record of an evaluation to the metrics."""
+    """Writes an evaluation to the metrics and to the log."""
     self._write(step, {f"held_out/{k}": v for k, v in values.items()})
+    listed = ", ".join(f"{name} {v:.4f}" for name, v in values.items())
+    progress.log(f"{self._title}: step {step}, held out: {listed}")
 
   def was_evaluated(self, step: int) -> bool:
     """Whether the metrics have an evaluation of this step."""
@@ -185,33 +195,32 @@ class Reporter:
     return bool(processes.first_decides(look))
 
   def _write(self, step: int, values: Mapping[str, float]) -> None:
-    if self._writer is not None:
-      self._writer.write(step, values)
+    for writer in self._writers:
+      writer.write_scalars(step, values)
 
   def all_finite(self, state: steps.TrainState) -> bool:
     """Whether the parameters hold no NaN and no infinity."""
     return bool(self._all_finite(state.params))
 
   def warn(self, text: str) -> None:
-    """One line about what all processes see alike."""
+    """Warns once of what all processes see alike."""
     if jax.process_index() == 0:
       progress.warn(f"{self._title}: {text}")
 
   def spend(self, step: int, *, begins: bool = False) -> None:
-    """Enters what was spent since the last time in the ledger.
+    """Enters in the ledger what was spent since the last time.
 
     Args:
-      step: updates done by now.
-      begins: the loop begins, after this step.
+      step: number of steps that are done.
+      begins: whether the loop begins after this step.
     """
     if begins:
       self.meter.begin()
-    new = step - self._spent_at
-    self._spent_at = step
+    new, self._spent_at = step - self._spent_at, step
     self._spent.append(
-      tokens=new * self._tokens,
-      flops=new * (self._flops + self._teacher_flops),
-      teacher_flops=new * self._teacher_flops,
+      tokens=new * self._work.tokens,
+      flops=new * self._work.flops,
+      teacher_flops=new * self._work.teacher_flops,
       step=step,
       activities=self.meter.spent(),
       begins=begins,
@@ -222,14 +231,11 @@ class Reporter:
     hidden = self._teacher and self._teacher.hidden(done.batch)
     x_BLW = hidden and hidden.x_BLW
     finite_B = self._finite_rows(state.params, done.batch, x_BLW)
-    inputs = (
-      done.batch.tokens_BL,
-      done.batch.segments_BL,
-      done.batch.positions_BL,
+    batch = done.batch
+    finite_B, tokens, segments, positions = processes.fetch_rows(
+      (finite_B, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
     )
-    finite_B, *inputs = processes.fetch_rows((finite_B, *inputs))
-    tokens, segments, positions = inputs
-    weights = np.zeros(tokens.shape, np.float32)  # No part of a digest.
+    weights = np.zeros(tokens.shape, np.float32)  # Not part of a digest.
     digests = rows_digests(Rows(tokens, segments, positions, weights))
     bad = [digest.tobytes() for digest in digests[~finite_B]]
     names = [digest.hex() for digest in processes.some_of(bad, _NAMED_ROWS)]

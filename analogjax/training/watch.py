@@ -1,19 +1,23 @@
-"""What a training run notices about itself: bad steps, spikes, slow hosts."""
+"""Watches a training run for bad steps, loss spikes and slow hosts."""
 
 from collections import deque
 from collections.abc import Sequence
 import math
 import statistics
 
+import numpy as np
+
 from analogjax.config import train
 
 _WINDOW = 128  # Steps that a loss is compared with.
 _LEAST = 32  # Of these have to be there.
+# Steps over which a host has to be slow to be reported.
+_BUSY_STEPS = 10
 _SIGMA = 1.4826  # Standard deviations of a normal distribution in one MAD.
 
 
 class LossWatch:
-  """Follows the loss of each step; counts steps that were skipped."""
+  """Follows the loss of each step; counts skipped steps and spikes."""
 
   def __init__(self, cfg: train.WatchConfig):
     self._cfg = cfg
@@ -27,9 +31,9 @@ class LossWatch:
     return self.skipped_in_a_row >= self._cfg.skipped_steps
 
   def see(self, loss: float, skipped: bool) -> str | None:
-    """Takes a step's loss in nats; returns a warning, if there is one.
+    """Takes the loss of a step, in nats; returns a warning, or None.
 
-    A spike is warned of once, however many steps it lasts.
+    A spike is reported once, however many steps it lasts.
     """
     if skipped:
       self.skipped += 1
@@ -49,7 +53,7 @@ class LossWatch:
     )
 
   def _expected(self) -> tuple[float, float]:
-    """Median of the last losses and their spread; infinite until it is known.
+    """Median of the last losses and their spread, infinite with too few.
 
     Source: the median absolute deviation, Hampel 1974, "The influence curve and
     its role in robust estimation": a spike does not widen it.
@@ -58,21 +62,56 @@ class LossWatch:
       return 0.0, math.inf
     median = statistics.median(self._recent)
     mad = statistics.median(abs(x - median) for x in self._recent)
-    # A loss that hardly moves makes no noise of its own to compare with.
+    # The floor is for a loss that hardly moves.
     return median, max(_SIGMA * mad, 1e-3 * abs(median), 1e-9)
 
 
-def slow_hosts(busy_P: Sequence[float], step_seconds: float) -> list[int]:
-  """Processes that the others wait for, by number.
+class HostWatch:
+  """Follows how long the host of each process is busy before each step."""
 
-  In a synchronous step all take the same time; what differs is how long a
-  process was busy before it could take part. One is slow if the typical other
-  process waits a quarter of the step for it.
+  def __init__(self, num_processes: int):
+    self._busy_P, self._steps = np.zeros(num_processes), 0
+    self._slow: list[int] = []
+
+  def add(self, busy_P: np.ndarray) -> None:
+    """Takes the seconds of a step by process."""
+    self._busy_P += busy_P
+    self._steps += 1
+
+  def read(self, step_seconds: float) -> tuple[float | None, list[str]]:
+    """Mean seconds of the busiest host, and warnings of newly slow ones.
+
+    None and no warnings after too few steps.
+
+    Args:
+      step_seconds: mean duration of a step.
+    """
+    if self._steps < _BUSY_STEPS:
+      return None, []
+    busy_P = self._busy_P / self._steps
+    slow = slow_hosts(busy_P.tolist(), step_seconds)
+    warnings = [
+      f"all wait for process {process}: its host takes {busy_P[process]:.2f} s"
+      f" of {step_seconds:.2f} s a step before it can begin; its rows come"
+      " slowly, or other work runs there."
+      for process in sorted(set(slow) - set(self._slow))
+    ]
+    self._slow = slow
+    self._busy_P, self._steps = np.zeros_like(self._busy_P), 0
+    return float(busy_P.max()), warnings
+
+
+def slow_hosts(busy_P: Sequence[float], step_seconds: float) -> list[int]:
+  """Numbers of the processes that the others wait for.
+
+  A synchronous step takes the same time everywhere; what differs is how long a
+  process was busy before it could take part. A process is slow if the median
+  other process waits a quarter of the step for it.
 
   Args:
-    busy_P: seconds a step that each process was busy on the host, waiting for
-      data included, waiting for devices not.
-    step_seconds: of a step, by the clock.
+    busy_P: seconds of a step that each host was busy, waiting for data
+      included, waiting for devices not.
+    step_seconds: mean duration of a step.
   """
   slow = []
   for i, busy in enumerate(busy_P):

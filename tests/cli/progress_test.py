@@ -11,6 +11,7 @@ from analogjax.cli import progress
 @pytest.fixture
 def now(monkeypatch):
   value = [0.0]
+  monkeypatch.setattr(progress.time, "strftime", lambda _: "12:00:00")
   monkeypatch.setattr(progress.time, "monotonic", lambda: value[0])
   return value
 
@@ -29,17 +30,29 @@ def test_without_a_terminal_it_is_a_line_now_and_then(now, capsys):
     advance(now, bar, 1, count=4, tokens=400)
   lines = capsys.readouterr().out.splitlines()
   assert lines == [
-    "train x: 1/8 steps    left ?",
-    "train x: 4/8 steps  25 tokens/s  left 0:16  loss 2.000",
-    "train x: 8/8 steps  54 tokens/s  left 0:00",
+    "12:00:00 train x: 1/8 steps    left ?",
+    "12:00:00 train x: 4/8 steps  25 tokens/s  left 0:16  loss 2.000",
+    "12:00:00 train x: 8/8 steps  54 tokens/s  left 0:00",
   ]
+
+
+def test_the_time_of_what_follows_is_in_the_time_left(now, capsys):
+  with progress.Progress("x", total=4, unit="steps", later=10.0) as bar:
+    advance(now, bar, 11, count=1, tokens=1)
+    values = {"loss": 0.25, "lr": 3e-4}
+    advance(now, bar, 11, count=1, tokens=1, values=values)
+  line = capsys.readouterr().out.splitlines()[-1]
+  assert "left 0:22, with later phases 2:12" in line
+  assert line.endswith("loss 0.250  lr 0.0003")
 
 
 def test_a_resumed_count_goes_on(now, capsys):
   with progress.Progress("cache", total=10, unit="rows", done=6) as bar:
     advance(now, bar, 1, count=2, tokens=1)
     advance(now, bar, 1, count=2, tokens=1)
-  assert capsys.readouterr().out.startswith("cache: 10/10 rows  1 tokens/s")
+  assert capsys.readouterr().out.startswith(
+    "12:00:00 cache: 10/10 rows  1 tokens/s"
+  )
 
 
 def test_on_a_terminal_it_is_a_bar(monkeypatch):

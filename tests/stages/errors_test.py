@@ -547,7 +547,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     says = ["step 6 is damaged", "Run 'analogjax train'"]
     bench.refuse("export", trained, says=says)
   out = bench.run("train", trained)
-  assert "train distill: going on after step 4." in out
+  assert "train distill: continuing after step 4." in out
   assert f"{checkpoints}: the checkpoint of step 6 is damaged" in caplog.text
   aside = checkpoints.with_name("checkpoints_damaged") / "6"
   assert content(aside) == damaged

@@ -160,6 +160,8 @@ def test_a_disk_that_fills_while_training_goes_on(
 
 # NaN.
 
+# The learning rate of eight updates over its peak.
+RISE = [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]
 WATCHED = "watch.skipped_steps=4"
 
 
@@ -268,6 +270,16 @@ def test_steps_with_a_row_that_is_not_finite_are_skipped_and_name_it(
     if "count" in jax.tree_util.keystr(path)
   ]
   assert updates and all(count == 8 for count in updates)
+  # So the learning rate waits too: warm-up in 2 updates, decay in the last 4.
+  done = [
+    sum(s not in skipped for s in range(1, step)) for step in range(1, 13)
+  ]
+  rates = [r["train/learning_rate"] for r in curve if "train/loss_nats" in r]
+  of_update = [rates[done.index(i)] for i in range(8)]
+  assert rates == [of_update[i] for i in np.minimum(done, 7)]
+  np.testing.assert_allclose(
+    np.asarray(of_update) / max(rates), RISE, rtol=1e-6
+  )
 
 
 def test_too_many_skipped_steps_end_the_run_and_name_the_rows(

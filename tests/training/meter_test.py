@@ -17,9 +17,7 @@ def now():
 
 def make_meter(now, **changes):
   values = dict(
-    tokens_per_step=1000,
-    student_flops=6e12,
-    teacher_flops=2e12,
+    work=throughput.Work(1000, 6e12, 2e12),
     num_devices=4,
     peak=2e12,
     clock=lambda: now[0],
@@ -144,7 +142,7 @@ def test_without_a_step_the_rates_are_zero(now):
 
 
 def test_without_a_peak_there_is_no_utilisation(now):
-  meter = make_meter(now, peak=None, teacher_flops=0.0)
+  meter = make_meter(now, peak=None, work=throughput.Work(1000, 6e12, 0.0))
   spend(now, meter, 2)
   meter.step()
   values = meter.read()
@@ -187,9 +185,7 @@ def test_it_takes_the_formulas_of_sizes_and_the_clock_of_the_host():
   flops = 1000 * sizes.training_flops_per_token(Shape(), 16)
   before = time.perf_counter()
   meter = throughput.Meter(
-    tokens_per_step=1000,
-    student_flops=flops,
-    teacher_flops=0,
+    work=throughput.Work(1000, flops, 0),
     num_devices=1,
     peak=devices.peak_flops("TPU v4", "bfloat16"),
   )

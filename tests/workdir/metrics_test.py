@@ -1,5 +1,9 @@
 """Tests for analogjax/workdir/metrics.py."""
 
+import sys
+import types
+
+import pytest
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
@@ -7,10 +11,11 @@ from analogjax.workdir import metrics
 
 
 def write(folder, first_step, records):
-  writer = metrics.Writer(folder, first_step=first_step)
-  for step, values in records:
-    writer.write(step, values)
-  writer.close()
+  writers = metrics.open_writers(folder, first_step=first_step)
+  for writer in writers:
+    for step, values in records:
+      writer.write_scalars(step, values)
+    writer.close()
 
 
 def scalars(folder):
@@ -62,3 +67,47 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
   assert metrics.read(tmp_path) == [{"step": 1, "x": 1.0}]
   write(tmp_path, 1, [(2, {"x": 5.0})])
   assert [r["x"] for r in metrics.read(tmp_path)] == [1.0, 5.0]
+
+
+class Wandb(types.ModuleType):
+  """Stands in for the package wandb: remembers what it was asked for."""
+
+  def __init__(self):
+    super().__init__("wandb")
+    self.started, self.logged, self.finished = [], [], 0
+
+  def init(self, **arguments):
+    self.started.append(arguments)
+    self.id = arguments["id"] or "new"
+    return self
+
+  def define_metric(self, *arguments, **more):
+    pass
+
+  def log(self, values):
+    self.logged.append(values)
+
+  def finish(self):
+    self.finished += 1
+
+
+def test_weights_and_biases_gets_the_same_records(tmp_path, monkeypatch):
+  wandb = Wandb()
+  monkeypatch.setitem(sys.modules, "wandb", wandb)
+  folder = tmp_path / "run" / "train" / "distill"
+  for first_step in (0, 4, 0):
+    writers = metrics.open_writers(folder, first_step=first_step, wandb="us/x")
+    for writer in writers:
+      writer.write_scalars(first_step + 1, {"train/loss_nats": 2.5})
+      writer.close()
+  assert [s["id"] for s in wandb.started] == [None, "new", None]
+  assert wandb.started[0]["entity"] == "us" and wandb.finished == 3
+  assert wandb.started[0]["project"] == "x"
+  assert wandb.started[0]["name"] == "run/distill"
+  assert wandb.logged[1] == {"step": 5, "train/loss_nats": 2.5}
+
+
+def test_without_the_package_the_field_is_named(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(ValueError, match=r"train.wandb='x': .* pip install"):
+    metrics.open_writers(tmp_path, first_step=0, wandb="x")

@@ -204,13 +204,12 @@ def _of_sentence(scope: Scope, text: str, role: str) -> Iterator[Statement]:
       waiting = number
       continue
     kind, factor = found
-    low = waiting if begins and waiting is not None else number
-    ends = sorted((low.value * factor, number.value * factor))
-    begin = low.start - (text[low.start - 1 : low.start] == "$")
-    words = text[begin : number.end + 24].replace("\n", " ")
+    first = waiting if begins and waiting is not None else number
+    low, high = sorted((first.value * factor, number.value * factor))
+    begin = first.start - (text[first.start - 1 : first.start] == "$")
+    words = text[begin : number.end + 24].replace("\n", " ").strip()
     step = number.step * factor
-    where, words = scope[1], words.strip()
-    yield Statement(kind, *ends, step, role, scope, where, words)
+    yield Statement(kind, low, high, step, role, scope, scope[1], words)
     waiting = number
 
 

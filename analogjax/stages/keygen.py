@@ -1,4 +1,4 @@
-"""keygen: a key to sign releases with, and the public one to give away."""
+"""keygen: makes a key pair for signing releases."""
 
 import os
 from pathlib import Path
@@ -12,25 +12,25 @@ OK = 0
 
 
 def run(path: Path) -> int:
-  """Writes a private key on P-256, and beside it its public one.
+  """Writes a private key on the curve P-256 and its public key.
 
   Args:
-    path: of the private key, which nobody else may read and which is not
-      encrypted; the public one goes to PATH.pub.
+    path: where to write the private key, unencrypted and readable only by its
+      owner. The public key goes to PATH.pub.
 
   Raises:
-    ValueError: there is one already.
+    ValueError: the file exists.
   """
   public = path.with_name(f"{path.name}.pub")
   key = ec.generate_private_key(ec.SECP256R1())
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Never readable by others, not for a moment.
+    # Not readable by others, even for a moment.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
   except FileExistsError:
     raise ValueError(
-      f"{path}: there is a file already; a key is not written over. Name"
-      " another place, or use that key."
+      f"{path}: the file exists, and a key is never overwritten. Choose another"
+      " path, or use that key."
     ) from None
   with open(descriptor, "wb") as file:
     file.write(
@@ -47,7 +47,7 @@ def run(path: Path) -> int:
     )
   )
   progress.say(
-    f"keygen: {path}, to sign with, is to be kept; {public}, to verify with, is"
-    " to be given away by another way than the bundle."
+    f"keygen: keep {path} secret; it signs releases. Publish {public}, which"
+    " verifies them, through a channel separate from the bundle."
   )
   return OK

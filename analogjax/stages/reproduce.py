@@ -1,27 +1,21 @@
-"""reproduce: does the recorded run, at toy size, give the same twice?"""
+"""reproduce: whether a toy of a bundle's run gives the same results twice."""
 
 from collections.abc import Sequence
-import dataclasses
 import json
 import os
 from pathlib import Path
 import subprocess
 import sys
 import tempfile
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from analogjax.bundle import folder as walk
 from analogjax.config import schema as config
 from analogjax.run import identity
 from analogjax.verify import reproduce, toy
+from analogjax.verify.reproduce import Recipe
 
-# Of the one process that a stage runs in; a toy takes seconds.
-_SECONDS = 600
-
-_VALUES = 100_000  # Of a JSON file, hundreds of times what a bundle has.
-
+_SECONDS = 600  # For one process; a toy takes seconds.
 _CONFIG = '''"""A toy of a bundle's config; written by analogjax reproduce."""
 
 import json
@@ -36,44 +30,31 @@ def get_config():
 '''
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-  """What a bundle says of its run, checked."""
-
-  config: dict[str, Any]
-  stages: list[str]
-  taught: dict[str, bool]
-  not_taken: list[str]  # Fields of the config.
-  not_repeated: list[str]  # Commands.
-  other_software: list[str]
-
-
 def run(
   bundle: Path, *, workdir: Path | None = None, check: bool = False
 ) -> int:
-  """Says how the run of a bundle can be repeated; with `check`, repeats it.
+  """Says how a bundle's run can be repeated; with `check`, repeats it twice.
 
-  A toy of it runs twice, each time in processes of its own, and what they
-  leave is compared bit for bit. It cannot show that the lab's run gave these
-  weights: that takes the frontier model and its data.
+  Two toy runs, in processes of their own, are compared bit for bit. They cannot
+  show that the lab's run gave these weights: that takes the frontier model and
+  its data.
 
   Args:
     bundle: folder of a release.
-    workdir: where the toy runs are kept; None: they are removed.
+    workdir: where to keep the toy runs; None removes them.
     check: whether to run.
 
   Returns:
-    The exit code: 0, or 1 if two runs differ.
+    The exit code: 0, or 1 if the two runs differ.
 
   Raises:
-    ValueError: the bundle's config or record is not to be trusted, or a stage
-      fails.
+    ValueError: the bundle's config or record is not valid, or a stage fails.
   """
-  recipe = read_recipe(bundle)
+  recipe = reproduce.read_recipe(bundle, identity.software_versions())
   print(f"{bundle}: stages {', '.join(recipe.stages)}, with these stand-ins:")
-  _list(toy.STAND_INS)
+  _print_list(toy.STAND_INS)
   if not check:
-    print("--check runs them twice at toy size and compares.")
+    print("--check runs them twice at toy size and compares the results.")
     return 0
   if workdir is not None:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -86,35 +67,6 @@ def run(
     return _check(recipe, Path(folder))
 
 
-def read_recipe(bundle: Path) -> Recipe:
-  """What a toy run takes from a bundle.
-
-  Raises:
-    ValueError: names file and field.
-  """
-  tree = walk.open_tree(bundle)
-  record = tree.read_json(reproduce.RECORD, most_values=_VALUES)
-  reproduce.check_family(record)
-  config_json = tree.read_json(reproduce.CONFIG, most_values=_VALUES)
-  public, not_taken = reproduce.check_config(config_json)
-  stages, others = reproduce.commands_of(record)
-  if not stages:
-    raise ValueError(
-      f"{reproduce.RECORD}: repro.commands: expected commands of"
-      f" analogjax ({', '.join(reproduce.STAGES)} or run), found none."
-    )
-  return Recipe(
-    config=public,
-    stages=stages,
-    taught=reproduce.taught_phases(record, public),
-    not_taken=not_taken,
-    not_repeated=others,
-    other_software=reproduce.other_software(
-      record, identity.software_versions()
-    ),
-  )
-
-
 def _check(recipe: Recipe, folder: Path) -> int:
   values = toy.values(recipe.config, folder, recipe.taught)
   config.to_sections(ConfigDict(values))
@@ -122,7 +74,7 @@ def _check(recipe: Recipe, folder: Path) -> int:
   (folder / "toy.json").write_text(json.dumps(values, indent=2) + "\n")
   (folder / "toy.py").write_text(_CONFIG)
   found = []
-  # All of them in one process start faster than each in its own.
+  # One process for all stages starts faster than one for each.
   whole = tuple(recipe.stages) == reproduce.STAGES
   for name in ("first", "second"):
     for stage in ["run"] if whole else recipe.stages:
@@ -140,7 +92,7 @@ def _check(recipe: Recipe, folder: Path) -> int:
   for name in names:
     print(f"  {'DIFFERS' if name in differ else 'same':<8} {name}")
   print("Not checked, as a bundle has no frontier model and no data:")
-  _list(
+  _print_list(
     [
       "that the lab's own run gave the weights of this bundle",
       f"{len(recipe.not_taken)} fields of {reproduce.CONFIG} that a toy of the"
@@ -155,17 +107,17 @@ def _check(recipe: Recipe, folder: Path) -> int:
 
 
 def _run_stage(stage: str, folder: Path, workdir: Path) -> None:
-  """One stage as a user starts it, in a process of its own.
+  """Runs a stage in a process of its own, as a user would.
 
   Raises:
-    ValueError: it fails; with what it said last.
+    ValueError: it fails; with the last line that it printed.
   """
   arguments = [f"--config={folder / 'toy.py'}", f"--workdir={workdir}"]
   environment = os.environ | {
-    # Alone, also where this process is one of several.
+    # One process, even if this one belongs to a cluster.
     "ANALOGJAX_CLUSTER": "none",
     "HF_HUB_OFFLINE": "1",
-    # Phases of one run share programs; the two runs share none.
+    # The phases of a run share compiled programs.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   try:
@@ -188,6 +140,6 @@ def _run_stage(stage: str, folder: Path, workdir: Path) -> None:
     )
 
 
-def _list(lines: Sequence[str]) -> None:
+def _print_list(lines: Sequence[str]) -> None:
   for line in lines:
     print(f"  - {line}")

@@ -1,8 +1,8 @@
-"""What of a bundle's run can be repeated at toy size, and whether it was alike.
+"""What a bundle's run is repeated with at toy size, and what has to be equal.
 
-A bundle's config comes from strangers: it is read as walk.py reads, only fields
-of a table are looked at, each of them checked, and nothing that it names (a
-pipeline, a file, a folder) is opened.
+The bundle's config comes from strangers. Only the fields in a table are used,
+each is checked, and nothing that the config names (a pipeline, a file or a
+folder) is opened.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,126 +12,143 @@ from pathlib import Path
 import re
 from typing import Any
 
-from analogjax.config import loading
+from analogjax.bundle import folder as folder_lib
+from analogjax.config import fields, loading, schema
 from analogjax.workdir import metrics
 
 CONFIG, RECORD = "repro/config.json", "record.json"
 MOST_PHASES = 8
+_MOST_VALUES = 100_000  # In a JSON file; hundreds of times what a bundle has.
+_MOST_NUMBER = 1e12
 
-# Commands of a record that a toy run repeats, in running order.
+# The commands of a record that a toy run repeats, in running order.
 STAGES = ("cache", "train", "measure", "export")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rule:
-  """What a field of a published config may be."""
-
-  kind: type
-  least: float = 0
-  most: float = 0
-  among: tuple[str, ...] = ()
-  pattern: str = ""
-
-  def allows(self, value: Any) -> bool:
-    # Not isinstance: True would be a whole number. One may stand for a float.
-    kinds = (int, float) if self.kind is float else (self.kind,)
-    if type(value) not in kinds:
-      return False
-    if self.kind in (int, float):
-      return self.least <= value <= self.most  # Of a NaN neither is true.
-    if self.kind is bool:
-      return True
-    return value in self.among or bool(
-      self.pattern and re.fullmatch(self.pattern, value)
-    )
-
-  def __str__(self) -> str:
-    if self.kind is bool:
-      return "true or false"
-    if self.kind is str:
-      words = [word or "''" for word in self.among]
-      return " or ".join([*words, *(["a name"] if self.pattern else [])])
-    noun = "a whole number" if self.kind is int else "a number"
-    return f"{noun} from {self.least:g} to {self.most:g}"
-
 
 _NAME = r"[a-z][a-z0-9_]{0,63}"
 _FAMILIES = ("llama",)
-_SIZE = _Rule(int, 1, 1e9)
-_SEED = _Rule(int, 0, 2**32 - 1)
-_FLAG = _Rule(bool)
-_DTYPE = _Rule(str, among=("float32", "bfloat16"))
+_BY_TEACHER = ("cached teacher", "live teacher")
+# Fields of a published config. Sizes only have to be plausible.
+_TAKEN = tuple(
+  """
+  student.V student.D student.Y student.N student.G student.H student.F
+  student.seed student.rope_theta student.rms_norm_eps student.tie_embeddings
+  student.attention_bias student.mlp_bias student.dtype
+  data.L
+  cache.kind cache.temperature cache.num_rows cache.held_out_rows
+  train.<phase>.init_from train.<phase>.rows train.<phase>.num_steps
+  train.<phase>.seed train.<phase>.loss.teacher
+  release.phase release.dtype
+  """.split()
+)
 
-# Sizes are checked, not taken: a field that is absurd is not one of a run.
-_TAKEN: Mapping[str, _Rule] = {
-  **{f"student.{letter}": _SIZE for letter in "VDYNGHF"},
-  "student.seed": _SEED,
-  "student.rope_theta": _Rule(float, 1.0, 1e12),
-  "student.rms_norm_eps": _Rule(float, 1e-12, 0.1),
-  "student.tie_embeddings": _FLAG,
-  "student.attention_bias": _FLAG,
-  "student.mlp_bias": _FLAG,
-  "student.dtype": _DTYPE,
-  "data.L": _Rule(int, 2, 1e9),
-  "cache.kind": _Rule(str, among=("threshold", "random", "topk")),
-  "cache.temperature": _Rule(float, 1e-3, 1e3),
-  "cache.num_rows": _Rule(int, 1, 1e15),
-  "cache.held_out_rows": _Rule(int, 1, 1e15),
-  "train.<phase>.init_from": _Rule(str, among=("",), pattern=_NAME),
-  "train.<phase>.rows": _Rule(str, among=("cache", "pipeline")),
-  "train.<phase>.num_steps": _Rule(int, 1, 1e12),
-  "train.<phase>.seed": _SEED,
-  "train.<phase>.loss.teacher": _Rule(str, among=("cache", "live")),
-  "release.phase": _Rule(str, pattern=_NAME),
-  "release.dtype": _DTYPE,
-}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+  """What a toy run takes from a bundle, checked.
+
+  Attributes:
+    config: fields of the published config, nested.
+    stages: which run, in order.
+    taught: phase -> whether it learns from a teacher.
+    not_taken: fields of the published config without use for a toy.
+    not_repeated: commands of the record that are not for STAGES.
+    other_software: versions that differ from the recorded ones.
+  """
+
+  config: dict[str, Any]
+  stages: list[str]
+  taught: dict[str, bool]
+  not_taken: list[str]
+  not_repeated: list[str]
+  other_software: list[str]
+
+
+def read_recipe(bundle: Path, software: Mapping[str, str]) -> Recipe:
+  """Reads and checks what a toy run takes from a bundle.
+
+  Args:
+    bundle: its folder.
+    software: the versions that are installed here, by package.
+
+  Raises:
+    ValueError: names file and field.
+  """
+  tree = folder_lib.open_tree(bundle)
+  record = tree.read_json(RECORD, most_values=_MOST_VALUES)
+  check_family(record)
+  public, not_taken = check_config(
+    tree.read_json(CONFIG, most_values=_MOST_VALUES)
+  )
+  stages, others = commands_of(record)
+  if not stages:
+    raise ValueError(
+      f"{RECORD}: repro.commands: expected commands of analogjax"
+      f" ({', '.join(STAGES)} or run), found none."
+    )
+  return Recipe(
+    config=public,
+    stages=stages,
+    taught=taught_phases(record, public),
+    not_taken=not_taken,
+    not_repeated=others,
+    other_software=other_software(record, software),
+  )
 
 
 def check_config(
   found: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
-  """The fields of a published config that a toy run takes, each checked.
+  """Returns the fields that a toy run takes, and the names of the others.
 
-  Args:
-    found: of the bundle's CONFIG.
-
-  Returns:
-    The fields, as a nested dict, and the names of those that it does not take,
-    which are not looked at.
+  The first are nested and checked. The others are not looked at.
 
   Raises:
     ValueError: a field is missing or out of range; names file and field.
   """
   names = _phase_names(found)
+  known = {field.path: field for field in fields.fields(schema.Sections)}
   table = {
-    field.replace("<phase>", name): rule
-    for field, rule in _TAKEN.items()
-    for name in (names if "<phase>" in field else ("",))
+    path.replace("<phase>", name): known[path]
+    for path in _TAKEN
+    for name in (names if "<phase>" in path else ("",))
   }
   taken: dict[str, Any] = {"train": {"phases": names}}
-  for field, rule in table.items():
-    value = _at(found, field)
-    if not rule.allows(value):
-      raise ValueError(
-        f"{CONFIG}: {field}: expected {rule}, found {_shown(value)}."
-      )
+  for path, field in table.items():
     section = taken
-    *sections, leaf = field.split(".")
+    *sections, leaf = path.split(".")
     for name in sections:
       section = section.setdefault(name, {})
-    section[leaf] = value
+    section[leaf] = _checked(field, path, _at(found, path))
   _check_phases(taken)
-  known = {*table, "train.phases"}
-  return taken, sorted(set(loading.leaves(found)) - known)
+  not_taken = set(loading.leaves(found)) - {*table, "train.phases"}
+  return taken, sorted(not_taken)
+
+
+def _checked(field: fields.Field, path: str, found: Any) -> Any:
+  """A value, by the type and bounds of the schema and not beyond all reason."""
+  expected = [field.type, *(x.expected.format(path) for x in field.bounds)]
+  try:
+    value = fields.typed_value(field, found, path)
+    ok = all(bound.holds(value) for bound in field.bounds)
+  except (ValueError, OverflowError):
+    value, ok = None, False
+  if isinstance(value, int | float) and abs(value) > _MOST_NUMBER:
+    ok = False
+    expected.append(f"at most {_MOST_NUMBER:g}")
+  if not ok:
+    raise ValueError(
+      f"{CONFIG}: {path}: expected {', '.join(expected)}, found"
+      f" {_shown(found)}."
+    )
+  return value
 
 
 def commands_of(record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-  """Stages that the recorded commands run, in order; and other commands.
+  """Returns the stages that recorded commands run, and the other commands.
 
-  The commands are read for the name of their stage alone, and never executed.
+  Only the name of the stage is read from a command, and none is executed.
   """
-  repro = record.get("repro")
-  commands = repro.get("commands") if isinstance(repro, dict) else None
+  commands = _at(record, "repro.commands")
   stages, others = set(), []
   for command in commands if isinstance(commands, list) else []:
     words = command.split() if isinstance(command, str) else []
@@ -150,35 +167,31 @@ def commands_of(record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 def taught_phases(
   record: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, bool]:
-  """Phase -> whether it learns from a teacher, as the record has it."""
-  training = record.get("training")
-  listed = training.get("phases") if isinstance(training, dict) else None
-  teaches = {
-    phase.get("name"): phase.get("teaches")
+  """Maps each phase to whether, by the record, it learns from a teacher."""
+  listed = _at(record, "training.phases")
+  taught = [
+    phase.get("name")
     for phase in (listed if isinstance(listed, list) else [])
-    if isinstance(phase, dict) and isinstance(phase.get("name"), str)
-  }
-  found = {}
-  for name in config["train"]["phases"]:
-    phase = config["train"][name]
-    is_live = phase["loss"]["teacher"] == "live"
-    # A record that is learned from has to come with its row.
-    can = phase["rows"] == "cache" or is_live
-    found[name] = can and teaches.get(name) in (
-      "cached teacher",
-      "live teacher",
+    if isinstance(phase, dict) and phase.get("teaches") in _BY_TEACHER
+  ]
+  train = config["train"]
+  return {
+    # Cached targets come only with the rows of the cache.
+    name: name in taught
+    and (
+      train[name]["rows"] == "cache" or train[name]["loss"]["teacher"] == "live"
     )
-  return found
+    for name in train["phases"]
+  }
 
 
 def check_family(record: Mapping[str, Any]) -> None:
-  """Refuses a family of models that no toy can be made of here.
+  """Checks that a toy can be made of this family of models.
 
   Raises:
-    ValueError: another one.
+    ValueError: it cannot.
   """
-  model = record.get("model")
-  found = model.get("family") if isinstance(model, dict) else None
+  found = _at(record, "model.family")
   if found not in _FAMILIES:
     raise ValueError(
       f"{RECORD}: model.family: expected one of {', '.join(_FAMILIES)}, found"
@@ -189,9 +202,8 @@ def check_family(record: Mapping[str, Any]) -> None:
 def other_software(
   record: Mapping[str, Any], here: Mapping[str, str]
 ) -> list[str]:
-  """Versions that differ from those that the record has, one line each."""
-  repro = record.get("repro")
-  there = repro.get("software") if isinstance(repro, dict) else None
+  """Lists the versions that differ from the recorded ones."""
+  there = _at(record, "repro.software")
   there = there if isinstance(there, dict) else {}
   return [
     f"{name} is {here[name]} here and {_shown(there.get(name))} in the record"
@@ -201,13 +213,13 @@ def other_software(
 
 
 def results(workdir: Path, phases: Sequence[str]) -> dict[str, Any]:
-  """What must be the same of two runs, by what it is called in a report."""
+  """Collects what has to be equal in two runs, by its name in the report."""
   found: dict[str, Any] = {}
   for phase in phases:
     records = [
       record
       for record in metrics.read(workdir / "train" / phase)
-      # Speeds, which no two runs share.
+      # Speeds differ between any two runs.
       if not any(name.startswith("speed/") for name in record)
     ]
     if records:
@@ -225,7 +237,7 @@ def results(workdir: Path, phases: Sequence[str]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-  # What a stranger wrote, on one line and not longer than it.
+  """A stranger's value on one short line."""
   return ascii(value)[:60]
 
 
@@ -242,7 +254,7 @@ def _phase_names(found: Mapping[str, Any]) -> list[str]:
     and 1 <= len(names) <= MOST_PHASES
     and all(isinstance(n, str) and re.fullmatch(_NAME, n) for n in names)
     and len(set(names)) == len(names)
-    # Fields of the section `train` that are no phases.
+    # Other fields of the section `train`.
     and not {"phases", "location", "s3_endpoint"} & set(names)
   ):
     return names

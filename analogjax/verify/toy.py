@@ -1,8 +1,8 @@
-"""A toy run with the decisions of a published config: every size is a stand-in.
+"""Makes a toy of a run: the decisions of its published config at tiny sizes.
 
-What a bundle's config withholds (teacher, data, optimizer, machines) or what
-would take too long (widths, layers, steps, rows) has a value here; what is left
-is taken from the bundle. `values` says which is which.
+What a bundle's config withholds (teacher, data, optimizer, machines) and what
+would take too long (widths, layers, steps, rows) is replaced here. The rest
+comes from the bundle.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _SIZES = dict(V=257, D=16, Y=2, N=4, H=8, F=32)
 _TEACHER = dict(D=32, Y=3, N=4, G=2, H=8, F=64)
 _L, _ROWS = 32, 8
 _DOCUMENTS, _WORDS = 200, 12
-# Fields of the student that a toy has as the bundle has them.
+# Fields of the student that a toy shares with the bundle.
 _TAKEN = (
   "seed",
   "rope_theta",
@@ -57,10 +57,10 @@ STAND_INS = (
 def values(
   public: Mapping[str, Any], folder: Path, taught: Mapping[str, bool]
 ) -> dict[str, Any]:
-  """The config of a toy run, as plain values.
+  """Returns the config of a toy run, as plain values.
 
   Args:
-    public: the checked part of a bundle's config, of `reproduce.check_config`.
+    public: a bundle's config as `reproduce.check_config` returns it.
     folder: where `write_inputs` puts the toy's teacher and text.
     taught: phase -> whether it learns from a teacher.
   """
@@ -72,7 +72,7 @@ def values(
   cfg.teacher.attention = cfg.student.attention = "xla"
   cfg.student.update({name: student[name] for name in _TAKEN})
   cfg.student.update(_SIZES, max_positions=2 * _L, remat="none")
-  # Its kind of attention: as many key/value heads as queries, or fewer.
+  # The same kind of attention: as many key/value heads as queries, or fewer.
   cfg.student.G = _SIZES["N"] if student["G"] == student["N"] else 2
   cfg.student.size_window = "warn"
   cfg.data.update(L=_L, pipeline="analogjax.data.text:jsonl")
@@ -88,7 +88,7 @@ def values(
     cfg.train[name].loss.temperature = cache["temperature"]
   cfg.measure.update(phases=(released["phase"],), parts=("output",))
   cfg.measure.update(batch_rows=_ROWS, fit_rows=_ROWS, resamples=100)
-  # No prompts and no thresholds: the toy's safety is of no interest.
+  # The toy's safety does not matter: no prompts and no thresholds.
   cfg.safety.update(parts=("extraction",), teacher_parts=(), resamples=100)
   cfg.safety.update(dict.fromkeys(_FEW, 1))
   _fill_release(cfg.release, released)
@@ -107,7 +107,7 @@ def _fill_phase(phase: Any, public: Mapping[str, Any], is_taught: bool) -> None:
 
 
 def _fill_release(release: Any, public: Mapping[str, Any]) -> None:
-  """No file that a bundle names is read: the licence is one that is known."""
+  """Sets a well-known licence, so that no file that a bundle names is read."""
   release.update(phase=public["phase"], dtype=public["dtype"])
   release.licence = "Apache-2.0"
   about = ("name", "version", "provider", "contact", "intended_use")
@@ -119,13 +119,13 @@ def _fill_release(release: Any, public: Mapping[str, Any]) -> None:
 
 
 def write_inputs(folder: Path, student: Mapping[str, Any]) -> None:
-  """The toy's teacher, of the student's family, and its text.
+  """Writes the toy's teacher, of the student's family, and its text.
 
-  The same bytes every time.
+  The bytes are the same every time.
 
   Args:
-    folder: into which they go.
-    student: the section of `values`.
+    folder: where to write them.
+    student: the student's section of `values`.
   """
   teacher = folder / "teacher"
   teacher.mkdir()
@@ -183,7 +183,7 @@ def _vocabulary() -> dict[str, int]:
 def _weights(
   sizes: Mapping[str, int], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-  """Every tensor of a Llama without biases and with a tied head."""
+  """Draws all tensors of a Llama without biases and with a tied head."""
   found = {}
   for path, tensor in families.TABLES["llama"].items():
     name = path.rsplit("/", 1)[-1]

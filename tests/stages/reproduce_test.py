@@ -9,6 +9,7 @@ import pytest
 from analogjax.config import loading
 from analogjax.release import public_config
 from analogjax.stages import reproduce
+from analogjax.verify.reproduce import read_recipe
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 ONE_PHASE = (
@@ -61,7 +62,7 @@ def test_two_toy_runs_are_the_same_and_a_changed_one_is_not(
   lines[-1] = json.dumps(record)
   metrics.write_text("\n".join(lines) + "\n")
   monkeypatch.setattr(reproduce, "_run_stage", lambda *_: None)
-  recipe = reproduce.read_recipe(bundle)
+  recipe = read_recipe(bundle, {})
   monkeypatch.setattr(reproduce.toy, "write_inputs", lambda *_: None)
   assert reproduce._check(recipe, workdir) == 1
   said = capsys.readouterr().out

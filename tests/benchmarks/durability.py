@@ -12,7 +12,6 @@ cores. Writes durability.json into the workdir; exit code 0: nothing was lost.
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -43,7 +42,7 @@ class Runs:
   """Starts `analogjax` in some processes, with two devices in all."""
 
   def __init__(self, pair, *, rows, command="cache", overrides=()):
-    """Of a Tiny of tests/stages/conftest.py.
+    """Of a Tiny of tests/kit/tiny_pair.py.
 
     Args:
       pair: the Tiny.
@@ -198,7 +197,7 @@ def run(pair, folder, *, kills, rows, seed, say=lambda text: None):
   """Kills until it was enough; the report.
 
   Args:
-    pair: Tiny of tests/stages/conftest.py.
+    pair: Tiny of tests/kit/tiny_pair.py.
     folder: to work in.
     kills: of runs that were alive.
     rows: of the cache to train on.
@@ -289,16 +288,13 @@ def count_files(workdir):
 
 def make_pair(folder):
   """The tiny pair of the tests."""
-  path = Path(__file__).parents[1] / "stages" / "conftest.py"
-  spec = importlib.util.spec_from_file_location("tiny_pair", path)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # Its dataclass looks itself up there.
-  spec.loader.exec_module(module)
+  sys.path.insert(0, str(Path(__file__).parents[1] / "kit"))
+  import tiny_pair  # It imports jax, which the environment must have preceded.
+
   folder.mkdir(parents=True)
   # Of the tests, where they run this: they have most of the programs.
   compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "compiled")
-  return module.make_tiny(folder, Path(compiled))
+  return tiny_pair.make_tiny(folder, Path(compiled))
 
 
 def main(argv=None):

@@ -30,8 +30,6 @@ def test_the_whole_script(train_loop, tmp_path, monkeypatch, capsys):
   page.write_text("<!-- train loop: begin -->\n<!-- train loop: end -->\n")
   monkeypatch.setattr(train_loop, "DOCS", page)
   monkeypatch.setattr(train_loop, "AXES", ("fsdp",))
-  # Of the processes that are started, which mostly compile.
-  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
   folder = tmp_path / "checkpoints"
   folder.mkdir()
   sizes = (

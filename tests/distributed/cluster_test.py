@@ -12,199 +12,141 @@ import pytest
 from analogjax.distributed import cluster
 from analogjax.distributed.launchers import Cluster
 
-EXPLICIT = dict(
-  ANALOGJAX_COORDINATOR="host0:8476",
-  ANALOGJAX_NUM_PROCESSES="4",
-  ANALOGJAX_PROCESS_ID="3",
-)
-SLURM = dict(
-  SLURM_JOB_ID="4097",
-  SLURM_STEP_ID="0",
-  SLURM_STEP_NUM_TASKS="16",
-  SLURM_STEP_NODELIST="gpu[007-009,012],big1",
-  SLURM_PROCID="9",
-  SLURM_LOCALID="1",
-)
-# A batch script that starts no step: SLURM describes the job alone.
-BATCH = dict(
-  SLURM_JOB_ID="4097",
-  SLURM_NTASKS="16",
-  SLURM_NODELIST="gpu[007-008]",
-  SLURM_PROCID="0",
-  SLURM_LOCALID="0",
-)
-# As Open MPI 4.1.8 and 5.0.11 set them.
-OPEN_MPI_4 = dict(
-  OMPI_COMM_WORLD_SIZE="4",
-  OMPI_COMM_WORLD_RANK="1",
-  OMPI_COMM_WORLD_LOCAL_RANK="1",
-  OMPI_COMM_WORLD_LOCAL_SIZE="2",
-  OMPI_MCA_orte_hnp_uri=(
-    "1438253056.0;tcp://192.0.2.2,10.1.1.1:54781;tcp6://[fd00::2]:36213"
-  ),
-  PMIX_NAMESPACE="1438253057",
-)
-OPEN_MPI_5 = dict(
-  OMPI_COMM_WORLD_SIZE="4",
-  OMPI_COMM_WORLD_RANK="0",
-  OMPI_COMM_WORLD_LOCAL_RANK="0",
-  OMPI_COMM_WORLD_LOCAL_SIZE="2",
-  PMIX_NAMESPACE="prterun-gpu-07-14673@1",
-)
-TPU = dict(TPU_WORKER_HOSTNAMES="t0.svc,t1.svc", TPU_WORKER_ID="1")
-SLICES = TPU | dict(
-  MEGASCALE_NUM_SLICES="3",
-  MEGASCALE_SLICE_ID="2",
-  MEGASCALE_COORDINATOR_ADDRESS="ours-workers-0-0.ours:8081",
-)
-POD = dict(
-  JOB_COMPLETION_INDEX="2",
-  ANALOGJAX_NUM_PROCESSES="4",
-  JOBSET_NAME="ours",
-  REPLICATED_JOB_NAME="workers",
-)
+# What launchers set. Open MPI: as 4.1.8 and 5.0.11. BATCH: a batch script that
+# starts no step, so that SLURM describes the job alone.
+LAUNCHERS = {
+  "EXPLICIT": "ANALOGJAX_COORDINATOR=host0:8476 ANALOGJAX_NUM_PROCESSES=4"
+  " ANALOGJAX_PROCESS_ID=3",
+  "SLURM": "SLURM_JOB_ID=4097 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=16"
+  " SLURM_STEP_NODELIST=gpu[007-009,012],big1 SLURM_PROCID=9 SLURM_LOCALID=1",
+  "BATCH": "SLURM_JOB_ID=4097 SLURM_NTASKS=16 SLURM_NODELIST=gpu[007-008]"
+  " SLURM_PROCID=0 SLURM_LOCALID=0",
+  "MPI4": "OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_RANK=1"
+  " OMPI_COMM_WORLD_LOCAL_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=2"
+  " OMPI_MCA_orte_hnp_uri=1438253056.0;tcp://192.0.2.2,10.1.1.1:54781;"
+  "tcp6://[fd00::2]:36213 PMIX_NAMESPACE=1438253057",
+  "MPI5": "OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_RANK=0"
+  " OMPI_COMM_WORLD_LOCAL_RANK=0 OMPI_COMM_WORLD_LOCAL_SIZE=2"
+  " PMIX_NAMESPACE=prterun-gpu-07-14673@1",
+  "TPU": "TPU_WORKER_HOSTNAMES=t0.svc,t1.svc TPU_WORKER_ID=1",
+  "SLICES": "TPU MEGASCALE_NUM_SLICES=3 MEGASCALE_SLICE_ID=2"
+  " MEGASCALE_COORDINATOR_ADDRESS=ours-workers-0-0.ours:8081",
+  "POD": "JOB_COMPLETION_INDEX=2 ANALOGJAX_NUM_PROCESSES=4 JOBSET_NAME=ours"
+  " REPLICATED_JOB_NAME=workers",
+}
+ALL = "EXPLICIT SLURM BATCH MPI4 MPI5 SLICES POD"
 
 
-def member(how, coordinator, num_processes, process_id, gpus=None):
-  return Cluster(
+def environment(text):
+  """`A B=c -D`: what launcher A sets, B as well, and D not."""
+  env = {}
+  for word in text.split():
+    name, equals, value = word.partition("=")
+    if equals:
+      env[name] = value
+    elif word.startswith("-"):
+      env.pop(word[1:])
+    else:
+      env |= environment(LAUNCHERS[word])
+  return env
+
+
+def rows(table):
+  """The cells of a table in text, and the lines as names of tests."""
+  lines = [line for line in table.strip().splitlines() if line[0] != "#"]
+  return [
+    pytest.param(*(cell.strip() for cell in line.split(" | ")), id=line)
+    for line in lines
+  ]
+
+
+# Environment, how, coordinator, number of processes, this one, and its GPU.
+FOUND = """
+EXPLICIT | ANALOGJAX_COORDINATOR | host0:8476 4 3
+EXPLICIT -ANALOGJAX_COORDINATOR JAX_COORDINATOR_ADDRESS=head:1 | \
+ANALOGJAX_COORDINATOR | head:1 4 3
+# Whatever else is there.
+SLURM EXPLICIT | ANALOGJAX_COORDINATOR | host0:8476 4 3
+POD EXPLICIT | ANALOGJAX_COORDINATOR | host0:8476 4 3
+SLURM | SLURM | gpu007:61441 16 9 1
+SLURM BATCH | SLURM | gpu007:61441 16 0 0
+SLURM SLURM_STEP_ID=2 | SLURM | gpu007:61563 16 9 1
+SLURM JAX_COORDINATOR_ADDRESS=head:1234 | SLURM | head:1234 16 9 1
+SLURM JAX_COORDINATOR_PORT=1234 | SLURM | gpu007:1234 16 9 1
+# Where each task sees a GPU of its own, that is number 0.
+SLURM CUDA_VISIBLE_DEVICES=1 | SLURM | gpu007:61441 16 9
+SLURM CUDA_VISIBLE_DEVICES=0,1 | SLURM | gpu007:61441 16 9 1
+SLURM JAX_LOCAL_DEVICE_IDS=0,1 | SLURM | gpu007:61441 16 9
+# 1438253056 / 4096 = 351136 = 2976 (mod 4096).
+MPI4 | Open MPI | 192.0.2.2:64416 4 1 1
+MPI4 OMPI_MCA_orte_hnp_uri=4096.0;tcp6://[fd00::2,fd00::3]:43 | \
+Open MPI | [fd00::2]:61441 4 1 1
+# 14673 = 2385 (mod 4096).
+MPI5 | Open MPI | gpu-07:63825 4 0 0
+MPI5 OMPI_COMM_WORLD_LOCAL_SIZE=4 | Open MPI | localhost:63825 4 0 0
+MPI5 -PMIX_NAMESPACE JAX_COORDINATOR_ADDRESS=head:1234 | \
+Open MPI | head:1234 4 0 0
+# What SLURM says there is about the daemons of mpirun.
+SLURM SLURM_STEP_NUM_TASKS=2 MPI4 | Open MPI | 192.0.2.2:64416 4 1 1
+TPU | a TPU | t0.svc:8482 2 1
+TPU TPU_PROCESS_ADDRESSES=h0:8471,h1:8471,h2:8471 | a TPU | h0:8482 3 1
+TPU TPU_WORKER_HOSTNAMES=h0:8471:10.0.0.1,h1:8471:10.0.0.2 | a TPU | h0:8482 2 1
+TPU TPU_WORKER_HOSTNAMES=[fd00::1]:8471,[fd00::2]:8471 | \
+a TPU | [fd00::1]:8482 2 1
+SLICES | a TPU | ours-workers-0-0.ours:8482 6 5
+SLICES TPU_WORKER_HOSTNAMES=localhost TPU_WORKER_ID=0 | \
+a TPU | ours-workers-0-0.ours:8482 3 2
+TPU JAX_COORDINATOR_PORT=1234 | a TPU | t0.svc:1234 2 1
+# A TPU's pod is one of Kubernetes, too.
+TPU JOB_COMPLETION_INDEX=1 | a TPU | t0.svc:8482 2 1
+POD | Kubernetes | ours-workers-0-0.ours:8476 4 2
+# Pod 1 of the third Job of three, with two pods each.
+POD JOB_INDEX=2 PROCESSES_IN_JOB=2 JOB_COMPLETION_INDEX=1 \
+ANALOGJAX_NUM_PROCESSES=6 | Kubernetes | ours-workers-0-0.ours:8476 6 5
+JOB_COMPLETION_INDEX=0 ANALOGJAX_NUM_PROCESSES=2 \
+ANALOGJAX_COORDINATOR=ours-0.pods:99 | Kubernetes | ours-0.pods:99 2 0
+"""
+
+
+@pytest.mark.parametrize(("text", "how", "expected"), rows(FOUND))
+def test_find(text, how, expected):
+  coordinator, number, process, *gpu = expected.split()
+  env, found = environment(text), cluster.find(environment(text))
+  assert found == Cluster(
     how=how,
     coordinator=coordinator,
-    num_processes=num_processes,
-    process_id=process_id,
-    gpus=gpus,
+    num_processes=int(number),
+    process_id=int(process),
+    gpus=tuple(map(int, gpu)) or None,
   )
-
-
-def without(env, *names):
-  return {name: value for name, value in env.items() if name not in names}
-
-
-JAX_ADDRESS = dict(JAX_COORDINATOR_ADDRESS="head:1234")
-JAX_PORT = dict(JAX_COORDINATOR_PORT="1234")
-
-
-@pytest.mark.parametrize(
-  ("env", "expected"),
-  [
-    (EXPLICIT, member("ANALOGJAX_COORDINATOR", "host0:8476", 4, 3)),
-    (
-      without(EXPLICIT, "ANALOGJAX_COORDINATOR") | JAX_ADDRESS,
-      member("ANALOGJAX_COORDINATOR", "head:1234", 4, 3),
-    ),
-    # Whatever else is there.
-    (SLURM | EXPLICIT, member("ANALOGJAX_COORDINATOR", "host0:8476", 4, 3)),
-    (POD | EXPLICIT, member("ANALOGJAX_COORDINATOR", "host0:8476", 4, 3)),
-    (SLURM, member("SLURM", "gpu007:61441", 16, 9, (1,))),
-    (SLURM | BATCH, member("SLURM", "gpu007:61441", 16, 0, (0,))),
-    (
-      SLURM | dict(SLURM_STEP_ID="2"),
-      member("SLURM", "gpu007:61563", 16, 9, (1,)),
-    ),
-    (SLURM | JAX_ADDRESS, member("SLURM", "head:1234", 16, 9, (1,))),
-    (SLURM | JAX_PORT, member("SLURM", "gpu007:1234", 16, 9, (1,))),
-    # Where each task sees a GPU of its own, that is number 0.
-    (
-      SLURM | dict(CUDA_VISIBLE_DEVICES="1"),
-      member("SLURM", "gpu007:61441", 16, 9),
-    ),
-    (
-      SLURM | dict(CUDA_VISIBLE_DEVICES="0,1"),
-      member("SLURM", "gpu007:61441", 16, 9, (1,)),
-    ),
-    (
-      SLURM | dict(JAX_LOCAL_DEVICE_IDS="0,1"),
-      member("SLURM", "gpu007:61441", 16, 9),
-    ),
-    # 1438253056 / 4096 = 351136 = 2976 (mod 4096).
-    (OPEN_MPI_4, member("Open MPI", "192.0.2.2:64416", 4, 1, (1,))),
-    (
-      OPEN_MPI_4
-      | dict(OMPI_MCA_orte_hnp_uri="4096.0;tcp6://[fd00::2,fd00::3]:43"),
-      member("Open MPI", "[fd00::2]:61441", 4, 1, (1,)),
-    ),
-    # 14673 = 2385 (mod 4096).
-    (OPEN_MPI_5, member("Open MPI", "gpu-07:63825", 4, 0, (0,))),
-    (
-      OPEN_MPI_5 | dict(OMPI_COMM_WORLD_LOCAL_SIZE="4"),
-      member("Open MPI", "localhost:63825", 4, 0, (0,)),
-    ),
-    (
-      without(OPEN_MPI_5, "PMIX_NAMESPACE") | JAX_ADDRESS,
-      member("Open MPI", "head:1234", 4, 0, (0,)),
-    ),
-    # What SLURM says there is about the daemons of mpirun.
-    (
-      SLURM | dict(SLURM_STEP_NUM_TASKS="2") | OPEN_MPI_4,
-      member("Open MPI", "192.0.2.2:64416", 4, 1, (1,)),
-    ),
-    (TPU, member("a TPU", "t0.svc:8482", 2, 1)),
-    (
-      TPU | dict(TPU_PROCESS_ADDRESSES="h0:8471,h1:8471,h2:8471"),
-      member("a TPU", "h0:8482", 3, 1),
-    ),
-    (
-      TPU | dict(TPU_WORKER_HOSTNAMES="h0:8471:10.0.0.1,h1:8471:10.0.0.2"),
-      member("a TPU", "h0:8482", 2, 1),
-    ),
-    (
-      TPU | dict(TPU_WORKER_HOSTNAMES="[fd00::1]:8471,[fd00::2]:8471"),
-      member("a TPU", "[fd00::1]:8482", 2, 1),
-    ),
-    (SLICES, member("a TPU", "ours-workers-0-0.ours:8482", 6, 5)),
-    (
-      SLICES | dict(TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0"),
-      member("a TPU", "ours-workers-0-0.ours:8482", 3, 2),
-    ),
-    (TPU | JAX_PORT, member("a TPU", "t0.svc:1234", 2, 1)),
-    # A TPU's pod is one of Kubernetes, too.
-    (
-      TPU | dict(JOB_COMPLETION_INDEX="1"),
-      member("a TPU", "t0.svc:8482", 2, 1),
-    ),
-    (POD, member("Kubernetes", "ours-workers-0-0.ours:8476", 4, 2)),
-    (
-      # Pod 1 of the third Job of three, with two pods each.
-      POD
-      | dict(JOB_INDEX="2", PROCESSES_IN_JOB="2", JOB_COMPLETION_INDEX="1")
-      | dict(ANALOGJAX_NUM_PROCESSES="6"),
-      member("Kubernetes", "ours-workers-0-0.ours:8476", 6, 5),
-    ),
-    (
-      dict(
-        JOB_COMPLETION_INDEX="0",
-        ANALOGJAX_NUM_PROCESSES="2",
-        ANALOGJAX_COORDINATOR="ours-0.pods:99",
-      ),
-      member("Kubernetes", "ours-0.pods:99", 2, 0),
-    ),
-  ],
-)
-def test_find(env, expected):
-  assert cluster.find(env) == expected
   assert cluster.find(env | dict(ANALOGJAX_CLUSTER="none")) is None
-  host, _, _ = expected.coordinator.rpartition(":")
-  assert expected.coordinator_host == host.strip("[]")
+  host, _, _ = coordinator.rpartition(":")
+  assert found.coordinator_host == host.strip("[]")
 
 
 @pytest.mark.parametrize(
-  "env",
+  "text",
   [
-    {},
-    BATCH,
-    dict(KUBERNETES_SERVICE_HOST="10.0.0.1", HOSTNAME="ours-0"),
-    EXPLICIT | dict(ANALOGJAX_NUM_PROCESSES="1", ANALOGJAX_PROCESS_ID="0"),
-    dict(SLURM_STEP_NUM_TASKS="1", SLURM_JOB_ID="4"),
+    "",
+    "BATCH",
+    "KUBERNETES_SERVICE_HOST=10.0.0.1 HOSTNAME=ours-0",
+    "EXPLICIT ANALOGJAX_NUM_PROCESSES=1 ANALOGJAX_PROCESS_ID=0",
+    "SLURM_STEP_NUM_TASKS=1 SLURM_JOB_ID=4",
     # mpirun -n 1, as the one task of several that it is not.
-    SLURM | OPEN_MPI_5 | dict(OMPI_COMM_WORLD_SIZE="1"),
-    dict(TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0"),
-    dict(TPU_WORKER_HOSTNAMES="localhost", MEGASCALE_NUM_SLICES="1"),
-    dict(TPU_WORKER_HOSTNAMES=""),
-    dict(TPU_WORKER_HOSTNAMES="WARNING: could not determine them, please set"),
-    dict(JOB_COMPLETION_INDEX="3", ANALOGJAX_NUM_PROCESSES="1"),
+    "SLURM MPI5 OMPI_COMM_WORLD_SIZE=1",
+    "TPU_WORKER_HOSTNAMES=localhost TPU_WORKER_ID=0",
+    "TPU_WORKER_HOSTNAMES=localhost MEGASCALE_NUM_SLICES=1",
+    "TPU_WORKER_HOSTNAMES=",
+    "JOB_COMPLETION_INDEX=3 ANALOGJAX_NUM_PROCESSES=1",
   ],
 )
-def test_a_process_that_is_alone(env):
-  assert cluster.find(env) is None
+def test_a_process_that_is_alone(text):
+  assert cluster.find(environment(text)) is None
+
+
+def test_a_tpu_that_does_not_know_its_hosts_is_alone():
+  text = "WARNING: could not determine them, please set"
+  assert cluster.find(dict(TPU_WORKER_HOSTNAMES=text)) is None
 
 
 def test_a_tpu_is_asked_where_nothing_else_is_said():
@@ -213,63 +155,50 @@ def test_a_tpu_is_asked_where_nothing_else_is_said():
   assert cluster.find(dict(ANALOGJAX_CLUSTER="tpu"), on_tpu=True) == asked
   assert cluster.find(dict(ANALOGJAX_CLUSTER="none"), on_tpu=True) is None
   assert cluster.find(dict(TPU_WORKER_HOSTNAMES="one"), on_tpu=True) is None
-  assert cluster.find(SLURM, on_tpu=True) == cluster.find(SLURM)
+  slurm = environment("SLURM")
+  assert cluster.find(slurm, on_tpu=True) == cluster.find(slurm)
 
 
-@pytest.mark.parametrize(
-  ("env", "message"),
-  [
-    *((without(EXPLICIT, name), f"{name}='': expected") for name in EXPLICIT),
-    (dict(ANALOGJAX_PROCESS_ID="0"), "ANALOGJAX_NUM_PROCESSES='': expected"),
-    (
-      EXPLICIT | dict(ANALOGJAX_PROCESS_ID="4"),
-      "ANALOGJAX_PROCESS_ID=4: .* 4,",
-    ),
-    (EXPLICIT | dict(ANALOGJAX_NUM_PROCESSES="0"), "ANALOGJAX_NUM_PROCESSES=0"),
-    (
-      EXPLICIT | dict(ANALOGJAX_COORDINATOR="host0"),
-      "'host0': expected host:p",
-    ),
-    (JAX_ADDRESS, "JAX_COORDINATOR_ADDRESS is set, but"),
-    (
-      dict(ANALOGJAX_CLUSTER="lsf"),
-      "ANALOGJAX_CLUSTER='lsf': expected nothing",
-    ),
-    (EXPLICIT | dict(ANALOGJAX_CLUSTER="slurm"), "leave out one"),
-    *(
-      (BATCH | dict(ANALOGJAX_CLUSTER=kind), f"'{kind}': {name} is not set")
-      for kind, name in (
-        ("slurm", "SLURM_STEP_NUM_TASKS"),
-        ("openmpi", "OMPI_COMM_WORLD_SIZE"),
-        ("tpu", "TPU_WORKER_HOSTNAMES"),
-        ("kubernetes", "JOB_COMPLETION_INDEX"),
-      )
-    ),
-    *(
-      (without(SLURM, name), f"{name}='': expected")
-      for name in SLURM
-      if name != "SLURM_STEP_NUM_TASKS"
-    ),
-    (SLURM | dict(JAX_COORDINATOR_PORT="x"), "JAX_COORDINATOR_PORT='x'"),
-    (without(OPEN_MPI_5, "PMIX_NAMESPACE"), "PMIX_NAMESPACE='': expected"),
-    (without(OPEN_MPI_5, "OMPI_COMM_WORLD_RANK"), "OMPI_COMM_WORLD_RANK=''"),
-    (without(TPU, "TPU_WORKER_ID"), "TPU_WORKER_ID='': expected a number"),
-    (TPU | dict(TPU_WORKER_ID="2"), "TPU_WORKER_ID=2: expected less than 2"),
-    (without(SLICES, "MEGASCALE_SLICE_ID"), "MEGASCALE_SLICE_ID=''"),
-    (
-      without(SLICES, "MEGASCALE_COORDINATOR_ADDRESS"),
-      "MEGASCALE_COORDINATOR_ADDRESS=''",
-    ),
-    (TPU | POD, "ANALOGJAX_NUM_PROCESSES='4': a TPU says 2"),
-    (without(POD, "ANALOGJAX_NUM_PROCESSES"), "ANALOGJAX_NUM_PROCESSES=''"),
-    (without(POD, "JOBSET_NAME"), "ANALOGJAX_COORDINATOR='': .* JOBSET_NAME"),
-    (POD | dict(JOB_COMPLETION_INDEX="4"), "JOB_COMPLETION_INDEX='4': .*=4;"),
-    (POD | dict(JOB_INDEX="1"), "PROCESSES_IN_JOB='': expected"),
-  ],
-)
-def test_what_is_missing_or_contradicts_is_named(env, message):
+# Environment, and what the error says.
+REFUSED = """
+EXPLICIT -ANALOGJAX_COORDINATOR | ANALOGJAX_COORDINATOR='': expected
+EXPLICIT -ANALOGJAX_NUM_PROCESSES | ANALOGJAX_NUM_PROCESSES='': expected
+EXPLICIT -ANALOGJAX_PROCESS_ID | ANALOGJAX_PROCESS_ID='': expected
+ANALOGJAX_PROCESS_ID=0 | ANALOGJAX_NUM_PROCESSES='': expected
+EXPLICIT ANALOGJAX_PROCESS_ID=4 | ANALOGJAX_PROCESS_ID=4: .* 4,
+EXPLICIT ANALOGJAX_NUM_PROCESSES=0 | ANALOGJAX_NUM_PROCESSES=0
+EXPLICIT ANALOGJAX_COORDINATOR=host0 | 'host0': expected host:p
+JAX_COORDINATOR_ADDRESS=head:1234 | JAX_COORDINATOR_ADDRESS is set, but
+ANALOGJAX_CLUSTER=lsf | ANALOGJAX_CLUSTER='lsf': expected nothing
+EXPLICIT ANALOGJAX_CLUSTER=slurm | leave out one
+BATCH ANALOGJAX_CLUSTER=slurm | 'slurm': SLURM_STEP_NUM_TASKS is not set
+BATCH ANALOGJAX_CLUSTER=openmpi | 'openmpi': OMPI_COMM_WORLD_SIZE is not set
+BATCH ANALOGJAX_CLUSTER=tpu | 'tpu': TPU_WORKER_HOSTNAMES is not set
+BATCH ANALOGJAX_CLUSTER=kubernetes | 'kubernetes': JOB_COMPLETION_INDEX is not
+SLURM -SLURM_JOB_ID | SLURM_JOB_ID='': expected
+SLURM -SLURM_STEP_ID | SLURM_STEP_ID='': expected
+SLURM -SLURM_STEP_NODELIST | SLURM_STEP_NODELIST='': expected
+SLURM -SLURM_PROCID | SLURM_PROCID='': expected
+SLURM -SLURM_LOCALID | SLURM_LOCALID='': expected
+SLURM JAX_COORDINATOR_PORT=x | JAX_COORDINATOR_PORT='x'
+MPI5 -PMIX_NAMESPACE | PMIX_NAMESPACE='': expected
+MPI5 -OMPI_COMM_WORLD_RANK | OMPI_COMM_WORLD_RANK=''
+TPU -TPU_WORKER_ID | TPU_WORKER_ID='': expected a number
+TPU TPU_WORKER_ID=2 | TPU_WORKER_ID=2: expected less than 2
+SLICES -MEGASCALE_SLICE_ID | MEGASCALE_SLICE_ID=''
+SLICES -MEGASCALE_COORDINATOR_ADDRESS | MEGASCALE_COORDINATOR_ADDRESS=''
+TPU POD | ANALOGJAX_NUM_PROCESSES='4': a TPU says 2
+POD -ANALOGJAX_NUM_PROCESSES | ANALOGJAX_NUM_PROCESSES=''
+POD -JOBSET_NAME | ANALOGJAX_COORDINATOR='': .* JOBSET_NAME
+POD JOB_COMPLETION_INDEX=4 | JOB_COMPLETION_INDEX='4': .*=4;
+POD JOB_INDEX=1 | PROCESSES_IN_JOB='': expected
+"""
+
+
+@pytest.mark.parametrize(("text", "message"), rows(REFUSED))
+def test_what_is_missing_or_contradicts_is_named(text, message):
   with pytest.raises(ValueError, match=message):
-    cluster.find(env)
+    cluster.find(environment(text))
 
 
 @pytest.mark.parametrize(
@@ -319,11 +248,12 @@ print(found.how, jax.process_index(), ids.tolist(), jax.device_count())
 """
 
 
-def start(env, seconds):
+def start(text, seconds):
+  ours = environment(ALL)
+  others = {k: v for k, v in os.environ.items() if k not in ours}
   return subprocess.Popen(
     [sys.executable, "-c", _MEMBER, str(seconds)],
-    env=without(os.environ, *EXPLICIT, *SLURM, *OPEN_MPI_5, *SLICES, *POD)
-    | env,
+    env=others | environment(text),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -349,45 +279,35 @@ def free_port():
     return s.getsockname()[1]
 
 
-@pytest.mark.parametrize("how", ["ANALOGJAX_COORDINATOR", "SLURM", "Open MPI"])
-def test_two_processes_join(how):
-  port = str(free_port())
-  shared, place = {
-    "ANALOGJAX_COORDINATOR": (
-      EXPLICIT
-      | dict(
-        ANALOGJAX_COORDINATOR=f"localhost:{port}", ANALOGJAX_NUM_PROCESSES="2"
-      ),
-      "ANALOGJAX_PROCESS_ID",
-    ),
-    "SLURM": (
-      SLURM
-      | dict(
-        SLURM_STEP_NUM_TASKS="2",
-        SLURM_STEP_NODELIST="localhost",
-        JAX_COORDINATOR_PORT=port,
-      ),
-      "SLURM_PROCID",
-    ),
-    "Open MPI": (
-      OPEN_MPI_5
-      | dict(
-        OMPI_COMM_WORLD_SIZE="2",
-        OMPI_COMM_WORLD_LOCAL_SIZE="2",
-        JAX_COORDINATOR_PORT=port,
-      ),
-      "OMPI_COMM_WORLD_RANK",
-    ),
-  }[how]
+# How, the environment of both, and the variable that tells them apart.
+JOBS = """
+ANALOGJAX_COORDINATOR | EXPLICIT ANALOGJAX_COORDINATOR=localhost:{port} \
+ANALOGJAX_NUM_PROCESSES=2 | ANALOGJAX_PROCESS_ID
+SLURM | SLURM SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=localhost \
+JAX_COORDINATOR_PORT={port} | SLURM_PROCID
+Open MPI | MPI5 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2 \
+JAX_COORDINATOR_PORT={port} | OMPI_COMM_WORLD_RANK
+"""
+
+
+@pytest.mark.parametrize(("how", "shared", "place"), rows(JOBS))
+def test_two_processes_join(how, shared, place):
+  shared = shared.format(port=free_port())
   # The one that waits comes first.
-  processes = [start(shared | {place: str(i)}, 60) for i in (1, 0)]
+  processes = [start(f"{shared} {place}={i}", 60) for i in (1, 0)]
   for i, (code, out, err) in zip((1, 0), finish(processes), strict=True):
     assert code == 0, err
     assert out == f"{how} {i} [0, 1] 4\n"
 
 
 def test_process_0_that_cannot_be_reached():
-  mine = member("SLURM", f"localhost:{free_port()}", 2, 1)
+  mine = Cluster(
+    how="SLURM",
+    coordinator=f"localhost:{free_port()}",
+    num_processes=2,
+    process_id=1,
+    gpus=None,
+  )
   message = re.escape(
     "cluster: process 1 of 2 (SLURM) cannot reach process 0 at"
     f" {mine.coordinator}"
@@ -402,10 +322,7 @@ def test_process_0_that_cannot_listen_or_is_left_alone():
     s.bind(("::", 0))
     s.listen()
     taken, free = (
-      EXPLICIT
-      | dict(
-        ANALOGJAX_COORDINATOR=f"localhost:{port}", ANALOGJAX_PROCESS_ID="0"
-      )
+      f"EXPLICIT ANALOGJAX_COORDINATOR=localhost:{port} ANALOGJAX_PROCESS_ID=0"
       for port in (s.getsockname()[1], free_port())
     )
     said = finish([start(taken, 60), start(free, 4)])

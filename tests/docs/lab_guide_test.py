@@ -3,7 +3,6 @@
 With a tiny teacher in the place of the guide's, and sizes that suit it.
 """
 
-import importlib.util
 import os
 from pathlib import Path
 import shutil
@@ -13,6 +12,7 @@ import sys
 from docs_pages import ROOT, all_blocks, commands_of
 import numpy as np
 import pytest
+import tiny_pair
 
 from analogjax.cache import logit_cache
 from analogjax.data import pipeline
@@ -20,20 +20,6 @@ from analogjax.workdir import files
 
 GUIDE = "docs/lab_guide.md"
 EXPORTED = [b for b in all_blocks() if b.marks == ("exported",)]
-
-
-@pytest.fixture
-def kit():
-  """What the tests of the stages share."""
-  spec = importlib.util.spec_from_file_location(
-    "stages_kit", ROOT / "tests/stages/conftest.py"
-  )
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  # Its dataclasses look for it.
-  sys.modules[spec.name] = module
-  yield spec.loader.exec_module(module) or module
-  del sys.modules[spec.name]
 
 
 @pytest.mark.usefixtures("desk")
@@ -56,11 +42,11 @@ def test_the_guide_s_pipeline_packs_and_cuts_no_document_that_fits():
 
 
 @pytest.mark.slow
-def test_the_guide_makes_an_analog(desk, kit):
+def test_the_guide_makes_an_analog(desk):
   folder = desk / "tiny"
   folder.mkdir()
   compiled = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-  tiny = kit.make_tiny(folder, compiled)
+  tiny = tiny_pair.make_tiny(folder, compiled)
   shutil.rmtree(desk / "runs/demo/teacher")
   shutil.copytree(tiny.teacher, desk / "runs/demo/teacher")
   sizes = [x for x in tiny.overrides if "teacher.path" not in x]
@@ -74,8 +60,6 @@ def test_the_guide_makes_an_analog(desk, kit):
   [words] = {c.words for c in commands_of(GUIDE, text) if "run" in c.words}
   environment = tiny.environment()
   environment["PYTHONPATH"] += f"{os.pathsep}."
-  # It compiles for long and computes next to nothing.
-  environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
   done = subprocess.run(
     [sys.executable, "-m", "analogjax.main", *words[1:], *sizes],
     env=environment,

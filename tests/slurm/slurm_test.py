@@ -1,7 +1,6 @@
 """launch/slurm.sbatch as jobs of a real SLURM; conftest.py starts one."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_pair
 
 from analogjax.workdir import metrics
 
@@ -117,15 +117,8 @@ def jobs(slurm, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-  """The tiny pair of tests/stages/conftest.py."""
-  path = ROOT / "tests/stages/conftest.py"
-  spec = importlib.util.spec_from_file_location("stages_kit", path)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # Its dataclasses look there.
-  spec.loader.exec_module(module)
   compiled = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-  return module.make_tiny(tmp_path_factory.mktemp("tiny"), compiled)
+  return tiny_pair.make_tiny(tmp_path_factory.mktemp("tiny"), compiled)
 
 
 def line_of(tiny, workdir):

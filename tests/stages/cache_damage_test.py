@@ -9,44 +9,21 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_pair
 
 from analogjax import main
 from analogjax.cache import damage, logit_cache, teacher_pass
 
 ROOT = Path(__file__).parents[2]
 
-_CONFIG = """
-import runpy
-
-def get_config():
-  cfg = runpy.run_path({demo!r})["get_config"]()
-  cfg.data.pipeline = "damage_rows:rows"
-  cfg.measure.domains = dict()
-  cfg.data.arguments = dict(num_rows=60, first=0)
-  cfg.data.held_out_arguments = dict(first=1000)
-  return cfg
-"""
-
 # Positions and weights of its own, so that no array is left out, and no two
 # objects are the same.
-_PIPELINE = """
-import grain
-import numpy as np
-
-def row(index):
-  rng = np.random.default_rng(index)
-  first = 18 + index % 5
-  return dict(
+_FIELDS = """dict(
     tokens=rng.integers(0, 384, 32),
-    segments=np.repeat([1, 2], [first, 32 - first]),
+    segments=np.repeat([1, 2], [(first := 18 + index % 5), 32 - first]),
     positions=np.append(np.arange(5, 5 + first), np.arange(32 - first)),
     weights=np.repeat(np.float32([2 + index % 3, 1]), [first, 32 - first]),
-  )
-
-def rows(num_rows, first):
-  return grain.MapDataset.range(first, first + num_rows).map(row)
-"""
-
+  )"""
 # The last object holds 6 of its 8 rows.
 _VALUES = {
   "cache.num_rows": 22,
@@ -81,9 +58,9 @@ class Bench:
 @pytest.fixture(scope="session")
 def bench(tiny, tmp_path_factory):
   folder = tmp_path_factory.mktemp("damage")
-  demo = str(ROOT / "configs" / "demo.py")
-  (folder / "damage.py").write_text(_CONFIG.format(demo=demo))
-  (folder / "damage_rows.py").write_text(_PIPELINE)
+  tiny_pair.write_lab(
+    folder, "damage", num_rows=60, rows="indexed", fields=_FIELDS
+  )
   sys.path.insert(0, str(folder))
   yield Bench(tiny, folder)
   sys.path.remove(str(folder))
@@ -118,12 +95,7 @@ def taught(monkeypatch):
 
 def content(workdir):
   """Every byte of the caches."""
-  return {
-    path.relative_to(workdir): path.read_bytes()
-    for name in ("cache", "held_out")
-    for path in (workdir / name).rglob("*")
-    if path.is_file()
-  }
+  return tiny_pair.content(workdir, "cache", "held_out")
 
 
 def object_path(workdir, array, number):
@@ -331,15 +303,10 @@ sys.exit(main.main(sys.argv[2:]))
 """
 
 
-def can_mount():
-  probe = ["unshare", "-rm", "true"]
-  return shutil.which("unshare") and not subprocess.call(
-    probe, stderr=subprocess.DEVNULL
-  )
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not can_mount(), reason="needs unshare -rm, to mount")
+@pytest.mark.skipif(
+  not tiny_pair.can_mount(), reason="needs unshare -rm, to mount"
+)
 def test_a_folder_that_cannot_be_written(bench, whole, workdir):
   lose(object_path(workdir, "digest", 1))
   done = disk_bench(

@@ -7,38 +7,11 @@ import signal
 import time
 
 import pytest
+import tiny_pair
 
 from analogjax.cache import logit_cache
 
 pytestmark = pytest.mark.slow
-
-# A pipeline with an end, in the folder of the config.
-_STREAM = """
-import grain
-import numpy as np
-
-def row(index):
-  tokens = np.random.default_rng(index).integers(0, 384, 32)
-  return dict(tokens=tokens, segments=np.repeat([1, 2], [20, 12]))
-
-def indexed(num_rows):
-  return grain.MapDataset.range(num_rows).map(row)
-
-def stream(num_rows):
-  return indexed(num_rows).to_iter_dataset()
-"""
-
-_CONFIG = """
-import runpy
-
-def get_config():
-  cfg = runpy.run_path({demo!r})["get_config"]()
-  cfg.data.pipeline = "processes_rows:indexed"
-  cfg.measure.domains = dict()
-  cfg.data.arguments = dict(num_rows=64)
-  cfg.data.held_out_arguments = dict(num_rows=64)
-  return cfg
-"""
 
 # Devices in all, and the mesh over them. With tensor=2 both processes hold the
 # same rows, and one of them writes. (The tiny teacher has two groups of heads.)
@@ -54,14 +27,12 @@ class Lab:
 
   def __init__(self, tiny, folder):
     self.tiny, self.folder = tiny, folder
-    (folder / "processes_rows.py").write_text(_STREAM)
-    demo = str(tiny.config.read_text().split("run_path('")[1].split("')")[0])
-    (folder / "config.py").write_text(_CONFIG.format(demo=demo))
+    tiny_pair.write_lab(folder, "processes", num_rows=64, rows="indexed")
 
   def start(self, workdir, *values, **how):
     workdir.mkdir(parents=True, exist_ok=True)
     arguments = ["cache", f"--workdir={workdir}"]
-    arguments += [f"--config={self.folder / 'config.py'}"]
+    arguments += [f"--config={self.folder / 'processes.py'}"]
     arguments += [*self.tiny.overrides, "--config.cache.batch_rows=8"]
     arguments += [f"--config.{value}" for value in values]
     return self.tiny.start_processes(arguments, path=self.folder, **how)
@@ -86,11 +57,10 @@ def one(lab, tmp_path_factory):
 
 def content(workdir):
   """Every byte of the caches."""
-  found = {}
-  for name in ("cache", "held_out"):
-    for path in (workdir / name).rglob("*"):
-      if path.is_file():
-        found[str(path.relative_to(workdir))] = path.read_bytes()
+  found = {
+    str(path): data
+    for path, data in tiny_pair.content(workdir, "cache", "held_out").items()
+  }
   for name in ("cache/zarr.json", "held_out/zarr.json"):
     group = json.loads(found[name])
     del group["attributes"]["software"]

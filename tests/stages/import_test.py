@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_pair
 
 from analogjax import main
 from analogjax.cache import logit_cache
@@ -48,14 +49,12 @@ def parquet(tmp_path):
 
 
 def _arguments(tiny, command, workdir, parquet, *more):
-  config = workdir.parent / "imported.py"
-  config.write_text(
-    "import runpy\n\n\ndef get_config():\n"
-    f"  cfg = runpy.run_path({str(tiny.config)!r})['get_config']()\n"
-    f"  cfg.cache.update(kind='topk', top_k={K}, gram_positions=0)\n"
-    f"  cfg.cache.import_path = {str(parquet)!r}\n"
-    f"  cfg.cache.import_codec = {CODEC!r}\n"
-    "  return cfg\n"
+  config = tiny_pair.write_config(
+    workdir.parent / "imported.py",
+    tiny.config,
+    f"cfg.cache.update(kind='topk', top_k={K}, gram_positions=0)",
+    f"cfg.cache.import_path = {str(parquet)!r}",
+    f"cfg.cache.import_codec = {CODEC!r}",
   )
   more = ("--config.cache.batch_rows=8", *more)  # Eight devices.
   arguments = tiny.command(command, workdir, *more)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import tiny_pair
 
 from analogjax.workdir import metrics
 
@@ -39,12 +40,10 @@ def train(tiny, workdir, *more):
 
 
 def with_two_devices_for_the_teacher(tiny, folder):
-  config = folder / "own.py"
-  config.write_text(
-    "import runpy\n\n\ndef get_config():\n"
-    f"  cfg = runpy.run_path({str(tiny.config)!r})['get_config']()\n"
-    "  cfg.teacher.mesh = dict(data=1, fsdp=2, expert=1, tensor=1)\n"
-    "  return cfg\n"
+  config = tiny_pair.write_config(
+    folder / "own.py",
+    tiny.config,
+    "cfg.teacher.mesh = dict(data=1, fsdp=2, expert=1, tensor=1)",
   )
   return dataclasses.replace(tiny, config=config)
 

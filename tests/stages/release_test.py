@@ -10,6 +10,7 @@ import socket
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_pair
 import torch
 import transformers
 
@@ -18,25 +19,14 @@ from analogjax.cache import logit_cache
 
 ROOT = Path(__file__).parents[2]
 
-_CONFIG = """
-import runpy
-
-def get_config():
-  cfg = runpy.run_path({tiny!r})["get_config"]()
-  cfg.release.date = "2026-05-31"
-  cfg.release.frontier.update(
-    name="Colossus-9", deployed_on="2026-03-31", private_words=("NEBULA",)
-  )
-  cfg.release.waivers = dict(
-    data="The data of the tiny teacher is none at all.",
-  )
-  cfg.safety.thresholds = dict()
-  cfg.safety.update(parts=("extraction",), teacher_parts=())
-  {more}
-  return cfg
-"""
-
-
+_RELEASE = (
+  "cfg.release.date = '2026-05-31'",
+  "cfg.release.frontier.update(name='Colossus-9', deployed_on='2026-03-31')",
+  "cfg.release.frontier.private_words = ('NEBULA',)",
+  "cfg.release.waivers = dict(data='The data of the tiny teacher is none.')",
+  "cfg.safety.thresholds = dict()",
+  "cfg.safety.update(parts=('extraction',), teacher_parts=())",
+)
 # Batches that 8 simulated devices share out.
 _OWN = tuple(
   f"--config.{name}={value}"
@@ -64,10 +54,12 @@ class Desk:
   capsys: object = None
 
   def config(self, changes=""):
-    path = self.folder / "release.py"
-    text = _CONFIG.format(tiny=str(self.tiny.config), more=changes)
-    path.write_text(text)
-    return path
+    return tiny_pair.write_config(
+      self.folder / "release.py",
+      self.tiny.config,
+      *_RELEASE,
+      *(line.strip() for line in changes.splitlines()),
+    )
 
   def call(self, command, *more, changes=""):
     config = self.config(changes)
@@ -96,12 +88,7 @@ class Desk:
 
 
 def content(workdir):
-  return {
-    path.relative_to(workdir): path.read_bytes()
-    for name in ("bundle", "regulator")
-    for path in (workdir / name).rglob("*")
-    if path.is_file()
-  }
+  return tiny_pair.content(workdir, "bundle", "regulator")
 
 
 @pytest.fixture(scope="module")

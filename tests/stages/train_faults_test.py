@@ -39,7 +39,7 @@ def test_a_row_that_fails_costs_no_step(
   training, straight, tmp_path, faults, capsys
 ):
   """Step 6 has the rows 40 to 43, and again 0 to 3."""
-  faults[42] = lambda: {}["text"]
+  faults[42] = lambda fields: fields["text"]
   stream = training.sources["stream"]
   assert training.train(tmp_path / "run", *stream).code == 2
   says = r"error: .*lab_rows:stream.* failed at row 42: KeyError: 'text'"
@@ -65,9 +65,10 @@ def test_asked_to_stop_while_a_row_never_comes(
   """Who waits for the thread that reads would wait for ever."""
   hangs, released = threading.Event(), threading.Event()
 
-  def hang():
+  def hang(fields):
     hangs.set()
     released.wait(300)
+    return fields
 
   def ask():
     signal.raise_signal(signal.SIGTERM)
@@ -122,7 +123,7 @@ def test_rows_that_never_come_end_the_run_and_cost_no_step(
   training, tmp_path, faults, capsys
 ):
   released = threading.Event()
-  faults[42] = lambda: released.wait(300)
+  faults[42] = lambda fields: released.wait(300) and fields
   values = ("watch.stall_seconds=1", "watch.give_up_seconds=3")
   stream = training.sources["stream"]
   try:

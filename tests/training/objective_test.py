@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from models import adamw
 import numpy as np
 import pytest
 
@@ -24,20 +25,9 @@ CONFIG = train.LossConfig(
   exact_gradient=False,
   chunk=64,
 )
-OPTIMIZER = train.OptimizerConfig(
-  name="adamw",
-  learning_rate=0.4,
-  warmup_steps=3,
-  schedule="wsd",
-  decay_steps=4,
+OPTIMIZER = adamw(
+  **dict(learning_rate=0.4, warmup_steps=3, schedule="wsd", decay_steps=4),
   final_fraction=0.25,
-  b1=0.9,
-  b2=0.99,
-  muon_momentum=0.95,
-  eps=1e-8,
-  momentum_dtype="float32",
-  weight_decay=0.1,
-  clip_norm=0.0,
 )
 
 

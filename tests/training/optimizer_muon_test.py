@@ -5,44 +5,21 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from models import adamw, by_name, make_mesh, tiny
 import numpy as np
 
-from analogjax.config import train as train_lib
 from analogjax.distributed import sharding
 from analogjax.models import decoder
 from analogjax.training import optimizer, steps
 from analogjax.workdir import checkpoints
 
-CONFIG = train_lib.OptimizerConfig(
-  name="muon",
-  learning_rate=0.5,
-  warmup_steps=1,
-  schedule="constant",
-  decay_steps=0,
-  final_fraction=1.0,
-  b1=0.9,
-  b2=0.99,
-  eps=1e-8,
-  muon_momentum=0.8,
-  momentum_dtype="float32",
-  weight_decay=0.0,
-  clip_norm=0.0,
+CONFIG = adamw(
+  **dict(name="muon", learning_rate=0.5, muon_momentum=0.8, weight_decay=0.0)
 )
 # No two sides of a matrix are equal.
-STUDENT = decoder.DecoderConfig(
-  V=14,
-  D=8,
-  Y=3,
-  N=4,
-  G=2,
-  H=6,
-  F=10,
-  max_positions=8,
-  rope_theta=1e4,
-  rms_norm_eps=1e-5,
-  tie_embeddings=False,
-  attention_bias=True,
-  mlp_bias=True,
+STUDENT = tiny(
+  **dict(V=14, D=8, Y=3, H=6, F=10, tie_embeddings=False),
+  **dict(attention_bias=True, mlp_bias=True),
 )
 # Rows and columns of each layer's matrix, by hand.
 MATRICES = {
@@ -56,17 +33,6 @@ MATRICES = {
 }
 NUM_STEPS = 3
 RATES = (0.25, 0.5, 0.5)  # Of the steps, by CONFIG.
-
-
-def by_name(tree):
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  names = (
-    jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
-  )
-  return {
-    name.removesuffix("/value"): leaf
-    for name, (_, leaf) in zip(names, leaves, strict=True)
-  }
 
 
 def draw(seed):
@@ -180,8 +146,7 @@ def new_state(config):
 
 def placed(config, **axes):
   """A mesh, and where the state is on it."""
-  number = int(np.prod(list(axes.values())))
-  mesh = sharding.make_mesh(axes, jax.devices()[:number])
+  mesh = make_mesh(axes)
   abstract = jax.eval_shape(new_state(config)[1])
   return mesh, sharding.state_shardings(abstract, mesh)
 

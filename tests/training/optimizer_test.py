@@ -5,27 +5,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from models import adamw, by_name, tiny
 import numpy as np
 import pytest
 
-from analogjax.config import train
 from analogjax.models import decoder
 from analogjax.training import optimizer
 
-CONFIG = train.OptimizerConfig(
-  name="adamw",
-  learning_rate=0.8,
-  warmup_steps=3,
-  schedule="wsd",
-  decay_steps=4,
+CONFIG = adamw(
+  **dict(learning_rate=0.8, warmup_steps=3, schedule="wsd", decay_steps=4),
   final_fraction=0.25,
-  b1=0.9,
-  b2=0.99,
-  eps=1e-8,
-  muon_momentum=0.95,
-  momentum_dtype="float32",
-  weight_decay=0.1,
-  clip_norm=0.0,
 )
 
 
@@ -108,31 +97,10 @@ def test_a_decay_that_the_schedule_would_ignore_is_refused(schedule):
     dataclasses.replace(CONFIG, schedule=schedule)
 
 
-STUDENT = decoder.DecoderConfig(
-  V=11,
-  D=4,
-  Y=2,
-  N=2,
-  G=1,
-  H=2,
-  F=6,
-  max_positions=8,
-  rope_theta=1e4,
-  rms_norm_eps=1e-5,
-  tie_embeddings=False,
-  attention_bias=True,
-  mlp_bias=True,
+STUDENT = tiny(
+  **dict(V=11, D=4, N=2, G=1, H=2, F=6, tie_embeddings=False),
+  **dict(attention_bias=True, mlp_bias=True),
 )
-
-
-def by_name(tree):
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/").removesuffix(
-      "/value"
-    ): leaf
-    for path, leaf in leaves
-  }
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from models import tiny
 import numpy as np
 import optax
 import pytest
@@ -13,22 +14,8 @@ from analogjax.data import rows as rows_lib
 from analogjax.models import decoder
 from analogjax.training import losses, steps
 
-B, L, V, K = 4, 8, 32, 3
-STUDENT = decoder.DecoderConfig(
-  V=V,
-  D=8,
-  Y=1,
-  N=2,
-  G=1,
-  H=4,
-  F=16,
-  max_positions=L,
-  rope_theta=1e4,
-  rms_norm_eps=1e-5,
-  tie_embeddings=True,
-  attention_bias=False,
-  mlp_bias=False,
-)
+B, L, V, K = 4, 8, 64, 3
+STUDENT = tiny()
 GRAPHDEF = decoder.graphdef(STUDENT)
 TX = optax.adam(1e-2)
 

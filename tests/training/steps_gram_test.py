@@ -11,6 +11,7 @@ import operator
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from models import MESHES, make_mesh, on_mesh, parameters, tiny
 import numpy as np
 import optax
 import pytest
@@ -23,52 +24,9 @@ from analogjax.models import decoder
 from analogjax.training import losses, steps
 
 B, L, V, M, Z, SEED = 8, 12, 64, 5, 2, 9
-STUDENT = decoder.DecoderConfig(
-  V=V,
-  D=16,
-  Y=4,
-  N=4,
-  G=2,
-  H=4,
-  F=32,
-  max_positions=L,
-  rope_theta=1e4,
-  rms_norm_eps=1e-5,
-  tie_embeddings=True,
-  attention_bias=False,
-  mlp_bias=False,
-)
+STUDENT = tiny(Y=4)
 TEACHER = dataclasses.replace(STUDENT, D=24, Y=3, F=48)
 TEACHER_BLOCKS, STUDENT_BLOCKS = (1, 2), (1, 3)  # Half way, and the end.
-MESHES = (
-  dict(data=1),
-  dict(data=8),
-  dict(fsdp=8),
-  dict(data=2, fsdp=2, tensor=2),
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-  """What these tests compile is large for how little it runs."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
-@functools.cache
-def parameters(cfg, seed=0):
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name = jax.tree_util.keystr(path)
-    scale = 0.5 if "embed" in name else 0.2
-    values = scale * rng.normal(size=leaf.shape) + ("norm" in name)
-    return values.astype(leaf.dtype)
-
-  return jax.tree_util.tree_map_with_path(
-    draw, decoder.abstract_parameters(cfg)
-  )
 
 
 def make_rows():
@@ -90,22 +48,6 @@ def without_codes():
   return batches.with_positions(batches.from_rows(rows), rows, M, SEED)
 
 
-def make_mesh(axes):
-  number = int(np.prod(list(MESHES[axes].values())))
-  return sharding.make_mesh(MESHES[axes], jax.devices()[:number])
-
-
-def on_mesh(axes, fn, *args):
-  """fn(params, batch, ...) with its arguments laid out over a mesh."""
-  mesh = make_mesh(axes)
-  with jax.set_mesh(mesh):
-    params, *rows = args
-    where = sharding.state_shardings(params, mesh)
-    params = jax.device_put(params, where)
-    out = jax.jit(fn)(params, *sharding.put_rows(rows, mesh))
-    return jax.device_get(out)
-
-
 @functools.cache
 def records(index=0):
   """Of the teacher, on a mesh."""
@@ -121,7 +63,9 @@ def records(index=0):
     chunk=5,
     gram_layers=Z,
   )
-  return on_mesh(index, step, parameters(TEACHER, 1), without_codes(), keys_B2)
+  return on_mesh(
+    MESHES[index], step, parameters(TEACHER, 1), without_codes(), keys_B2
+  )
 
 
 def make_batch():
@@ -242,7 +186,7 @@ def trainer(axes, microbatches, tx=None, **changes):
     objective=losses.Objective(chunk=L),
     microbatches=microbatches,
   )
-  mesh = make_mesh(axes)
+  mesh = make_mesh(MESHES[axes])
 
   def call(state, batch, weight):
     return run(state, batch, gram_weight=weight)
@@ -315,7 +259,7 @@ def evaluation(axes, **changes):
     graphdef=decoder.graphdef(cfg),
     objective=losses.Objective(chunk=L),
   )
-  mesh = make_mesh(axes)
+  mesh = make_mesh(MESHES[axes])
   compiled = jax.jit(run)
 
   def call(params):

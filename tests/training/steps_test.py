@@ -5,13 +5,22 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
+from models import (
+  ALONE,
+  MESHES,
+  adamw,
+  make_mesh,
+  mesh_id,
+  on_mesh,
+  parameters,
+  tiny,
+)
 import numpy as np
 import optax
 import pytest
 from scipy import stats
 
 from analogjax.cache import batches, logit_cache, sampling, teacher_step
-from analogjax.config import train as train_lib
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.models import decoder
@@ -22,70 +31,10 @@ CHUNK = 4  # Does not divide L.
 SAMPLER = sampling.Threshold(tau=0.2)
 NUM_STEPS = 3
 
-STUDENT = decoder.DecoderConfig(
-  V=V,
-  D=16,
-  Y=2,
-  N=4,
-  G=2,
-  H=4,
-  F=32,
-  max_positions=L,
-  rope_theta=1e4,
-  rms_norm_eps=1e-5,
-  tie_embeddings=True,
-  attention_bias=True,
-  mlp_bias=False,
-)
-OPTIMIZER = optimizer.make_optimizer(
-  train_lib.OptimizerConfig(
-    name="adamw",
-    learning_rate=1e-2,
-    warmup_steps=1,
-    schedule="constant",
-    decay_steps=0,
-    final_fraction=1.0,
-    b1=0.9,
-    b2=0.99,
-    eps=1e-6,
-    muon_momentum=0.95,
-    momentum_dtype="float32",
-    weight_decay=0.1,
-    clip_norm=1.0,
-  ),
-  NUM_STEPS,
-)
-
-ALONE = dict(data=1)
-MESHES = (ALONE, dict(data=8), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2))
-
-
-def make_mesh(axes):
-  number = int(np.prod(list(axes.values()) or [1]))
-  return sharding.make_mesh(axes, jax.devices()[:number])
-
-
-def mesh_id(axes):
-  return "-".join(f"{axis}{size}" for axis, size in axes.items())
-
-
-@functools.cache
-def parameters(seed, sharpness=0.02):
-  """Random parameters, on the host; a sharp head makes a peaked teacher."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name = jax.tree_util.keystr(path)
-    scale = sharpness if "embed" in name else 0.2
-    values = scale * rng.normal(size=leaf.shape) + ("norm" in name)
-    return values.astype(leaf.dtype)
-
-  abstract = decoder.abstract_parameters(STUDENT)
-  return jax.tree_util.tree_map_with_path(draw, abstract)
-
-
-def teacher_params():
-  return parameters(1, 0.6)
+STUDENT = tiny(attention_bias=True)
+OPTIMIZER = optimizer.make_optimizer(adamw(eps=1e-6), NUM_STEPS)
+teacher_params = functools.partial(parameters, STUDENT, 1, embed=0.6)
+student_params = functools.partial(parameters, STUDENT, embed=0.02)
 
 
 @functools.cache
@@ -129,7 +78,7 @@ def keys(seed=0):
 @functools.cache
 def logprobs(model):
   """Dense log-probabilities [B, L, V] in float64, one device."""
-  params = teacher_params() if model == "teacher" else parameters(0)
+  params = teacher_params() if model == "teacher" else student_params()
   batch = make_batch()
   hidden = jax.jit(
     functools.partial(teacher_step.hidden, graphdef=decoder.graphdef(STUDENT))
@@ -143,7 +92,7 @@ def logprobs(model):
 
 def start(tx):
   """A train state before its first step, on the host."""
-  params = parameters(0)
+  params = student_params()
   opt_state = jax.tree.map(
     lambda leaf: np.zeros(leaf.shape, leaf.dtype),
     jax.eval_shape(tx.init, params),
@@ -267,16 +216,6 @@ def test_losses_are_means_over_the_tokens_of_the_whole_batch(index):
     assert abs(mean_of_means / mean - 1) > 1e-4
 
 
-def on_mesh(axes, fn, params, *rows):
-  """fn(params, *rows) with parameters and rows laid out over a mesh."""
-  mesh = make_mesh(axes)
-  with jax.set_mesh(mesh):
-    shardings = sharding.state_shardings(params, mesh)
-    params = jax.device_put(params, shardings)
-    out = jax.jit(fn)(params, *sharding.put_rows(rows, mesh))
-    return jax.device_get(out)
-
-
 DRAW = dict(capture=sampling.Capture(), num_replicas=2, temperature=1.0)
 
 
@@ -336,7 +275,7 @@ def test_eval_step_adds_up_what_train_step_divides():
     graphdef=decoder.graphdef(STUDENT),
     objective=losses.Objective(chunk=CHUNK),
   )
-  sums = on_mesh(ALONE, step, parameters(0), make_batch()).losses
+  sums = on_mesh(ALONE, step, student_params(), make_batch()).losses
   metrics = train(0)[1][0]
   assert sums.weight == metrics["label_tokens"]
   for name in ("hard", "teacher"):

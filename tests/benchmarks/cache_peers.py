@@ -24,8 +24,8 @@ import numpy as np
 from analogjax.data import rows as rows_lib
 from analogjax.interop.distillkit import codec as distillkit_codec
 
-_ROWS_AT_A_TIME = 8  # Of a Megatron-LM iteration.
-_MIN_RECORDS = 128  # Of an ArrayRecord file.
+_ROWS_AT_A_TIME = 8  # In a Megatron-LM iteration.
+_MIN_RECORDS = 128  # In an ArrayRecord file.
 
 
 class TopK(NamedTuple):

@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
 
 
 class Quality(NamedTuple):
-  """Of one format over one text."""
+  """Quality of one format over one text."""
 
   ids: float  # Per token.
   own_mass: float  # Of the ids with a value of their own.

@@ -44,7 +44,7 @@ from analogjax.workdir import ledger, store
 WAYS = ("write", "read", "grain", "grain by batch")
 
 _BATCH = 32  # Rows of a read, in random order.
-_ROWS = 64  # Of a cache that is timed; a text's rows are repeated up to that.
+_ROWS = 64  # Rows of a timed cache; a text's rows are repeated up to that.
 
 
 def throughput(

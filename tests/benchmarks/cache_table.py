@@ -19,7 +19,7 @@ TAUS = (0.01, 0.02, 0.04, 0.06, 0.1, 0.2, 0.5, 1.0)
 NUM_DRAWS = 50
 TOP_KS = (16, 50, 128)
 CAPTURED = 0.2  # Share of the positions.
-TOKENS = 1_000_000  # Of the cache that a fixed cost is divided by.
+TOKENS = 1_000_000  # A fixed cost is divided by so many.
 RS_KD = f"random, {NUM_DRAWS} draws"
 MATCHED = "threshold, variance of RS-KD-50"
 
@@ -118,7 +118,7 @@ def _draws(
 def manifest(
   draw: Draw, *, R: int, L: int, V: int, rows_per_object: int
 ) -> cache_format.Manifest:
-  """Of a cache of this text; digests of teacher and text are left out."""
+  """A manifest for this text; digests of teacher and text are left out."""
   sampler = draw.sampler
   return cache_format.Manifest(
     kind=sampler.kind,
@@ -325,7 +325,7 @@ def _peer(text: Text, top: Top, folder: Path, peer: peers.Peer) -> Line:
 
 
 def _judge(line: Line, text, top, ids_RLK, target_RLK, p_RLK) -> None:
-  """Of a format that draws nothing."""
+  """The line of a format that draws nothing."""
   line.bias2, line.variance = quality.moments(
     ids_RLK[None],
     target_RLK[None],

@@ -59,7 +59,7 @@ class Runs:
     )
 
   def arguments(self, workdir):
-    """Of the command line."""
+    """Arguments of the command line."""
     return self._pair.command(self._command, workdir, *self._more)
 
   def start(self, workdir, num_processes):
@@ -292,7 +292,7 @@ def make_pair(folder):
   import tiny_pair  # It imports jax, which the environment must have preceded.
 
   folder.mkdir(parents=True)
-  # Of the tests, where they run this: they have most of the programs.
+  # The folder of the tests, where they run this: it has most programs.
   compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "compiled")
   return tiny_pair.make_tiny(folder, Path(compiled))
 

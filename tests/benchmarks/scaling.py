@@ -56,7 +56,7 @@ def _mesh(data: int, fsdp: int, tensor: int) -> dict[str, int]:
   return dict(data=data, fsdp=fsdp, expert=1, tensor=tensor)
 
 
-# Of a training batch a few rows at a time, where the chips are few.
+# A training batch takes a few rows at a time where the chips are few.
 CASES = (
   Case(topology="gpu:h100:1", mesh=_mesh(1, 1, 1), microbatches=128),
   Case(topology="gpu:h100:8", mesh=_mesh(1, 1, 8), microbatches=128),

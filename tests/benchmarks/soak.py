@@ -43,7 +43,7 @@ ROWS, STEPS = 1024, 40  # Steps of a phase.
 
 
 def overrides(steps):
-  """Of the config: many short steps, checkpoints and records."""
+  """Overrides of the config: many short steps, checkpoints and records."""
   values = {"measure.batch_rows": 4}
   for phase in ("pretrain", "control", "distill"):
     values |= {

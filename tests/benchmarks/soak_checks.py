@@ -68,7 +68,7 @@ def unwanted(text):
 
 
 def largest_difference(found, wanted):
-  """Of two values of the same form: the largest |a - b| / max(|b|, 1).
+  """The largest |a - b| / max(|b|, 1) of two values of the same form.
 
   Raises:
     Damage: they differ in more than numbers; says where.

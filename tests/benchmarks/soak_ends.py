@@ -41,7 +41,7 @@ class Ender:
   """
 
   def __init__(self, runs, rng, last):
-    """Of durability.Runs; `last` is the last phase and its number of steps."""
+    """Keeps the Runs; `last` is the last phase and its number of steps."""
     self._runs, self._rng, self._last = runs, rng, last
     self.late_seconds = {}
 

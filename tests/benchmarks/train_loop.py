@@ -31,7 +31,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 # the share of the time of so many steps.
 STEP, SHARE, SAVE_EVERY = 1.15, 0.03, 100
 
-AXES = "fsdp", "data"  # Of the mesh of two devices, by turns.
+AXES = "fsdp", "data"  # The mesh of two devices splits them by turns.
 # One process with two devices, two with one each, these without the board.
 ONE, TWO, BARE = "one", "two", "bare"
 HANGS_SECONDS = 300.0
@@ -112,7 +112,7 @@ class Processes:
   spent: Mapping[str, Sequence[Spent]]  # ONE, TWO, BARE.
 
   def ratios(self, name: str, base: str) -> np.ndarray:
-    """Of each round."""
+    """Seconds of one arm over those of another, by round."""
     seconds = ([s.seconds for s in self.spent[arm]] for arm in (name, base))
     return np.divide(*seconds)
 
@@ -245,7 +245,7 @@ class Saves:
 
   @property
   def share(self) -> float:
-    """Of the time of the steps from one save to the next."""
+    """Share of the time of the steps from one save to the next."""
     return float(np.median(self.added)) / (SAVE_EVERY * self.step_seconds)
 
 

@@ -9,7 +9,7 @@ import pytest
 from analogjax import main
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_every_command_could_be_run(desk):
   checker = Checker(desk)
   for where, words in all_commands():
@@ -57,7 +57,7 @@ def test_a_wrong_command_is_found(desk, capsys, text, line, expected):
   assert expected in problem
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_wrong_arguments_of_a_script_are_found(desk):
   checker = Checker(desk)
   script = "python tests/benchmarks/durability.py --workdir=x"

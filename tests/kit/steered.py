@@ -17,7 +17,7 @@ from analogjax.distributed import sharding
 from analogjax.evaluation import models
 from analogjax.models import decoder
 
-# Of the analog and the teacher: random directions have little of any other.
+# Widths of analog and teacher: random directions are nearly orthogonal.
 D, W = 64, 96
 WITH, WITHOUT = range(2, 10), range(10, 18)
 FOR, AGAINST = range(18, 21), range(21, 24)
@@ -95,7 +95,7 @@ def make_study(kit, mesh, files, **changes):
   cfg = dataclasses.replace(kit.ANALOG, D=D)
   params, _ = with_direction(cfg, kit.trained_looking(cfg, 0))
   teacher_cfg, teacher_params, _ = kit.planted(cfg, params, W)
-  # Of the vector's own norm half: beyond it effects no longer grow with it.
+  # Half of the vector's own norm: beyond it, effects no longer grow.
   options = dict(behaviours=tuple(files), max_strength=0.5, random_vectors=16)
   made = kit.make_study(mesh, **(options | changes))
 

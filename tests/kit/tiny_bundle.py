@@ -323,7 +323,7 @@ def documented(files, facts, record_value=None):
     record_value = record.project(facts, "public")
   out = {**files, "record.json": record.to_text(record_value).encode()}
   if record.problem(record_value):
-    return out  # Of this no document can be made.
+    return out  # No document can be made from this.
   made = render.render(
     record_value,
     fidelity=json.loads(files["fidelity.json"]),

@@ -378,7 +378,7 @@ class Lab:
   }
 
   def arguments(self, command, workdir, *values):
-    """Of the command line; `values` are overrides."""
+    """Arguments of the command line; `values` are overrides."""
     own = [f"--config.{key}={value}" for key, value in self.values.items()]
     given = [f"--config.{value}" for value in values]
     config = self.folder / "lab.py"

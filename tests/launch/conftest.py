@@ -93,7 +93,7 @@ def probe(tmp_path):
   program = folder / "analogjax"
   program.write_text(_PROBE.format(python=sys.executable, folder=str(folder)))
   program.chmod(0o755)
-  # Of this Python a launcher takes the program that lies beside it.
+  # A launcher takes the program that lies beside this Python.
   (folder / "python").symlink_to(os.path.realpath(sys.executable))
   return Probe(folder)
 

@@ -184,7 +184,7 @@ def test_skypilot_loads_the_task_and_its_nodes_run_it(kit, probe, tmp_path):
 
 
 def test_a_pod_of_xpk_runs_the_line(kit, probe, tmp_path):
-  """Of the manifest that xpk's own dry run prints."""
+  """Containers of the manifest that xpk's own dry run prints."""
   program("xpk")
   options = ["--name=n", "--cluster=c", "--project=p", "--zone=us-east5-a"]
   options += ["--tpu-type=v5p-32", "--slices=2", "--image=i", "--xpk=--dry-run"]

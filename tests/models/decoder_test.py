@@ -257,7 +257,7 @@ def test_parameters_start_out_the_same_on_any_mesh():
   abstract = decoder.abstract_parameters(CFG)
   shardings = sharding.state_shardings(abstract, mesh)
 
-  def two(params):  # Of many: the compiler leaves out the others.
+  def two(params):  # The compiler leaves out the others.
     attention = params["blocks_Y"]["attention"]
     return [attention[name].get_value() for name in ("wq_DNH", "wo_NHD")]
 

@@ -90,7 +90,7 @@ def test_training_bytes():
   )
   assert one.params == one.gradients == 4 * params
   assert one.moments == 8 * params
-  assert one.logits == 3 * 4 * 2 * 50  # Of two tokens, however many rows.
+  assert one.logits == 3 * 4 * 2 * 50  # Two tokens, however many rows.
   parts = one.params + one.gradients + one.moments
   assert one.total == parts + one.activations + one.logits
   split = sizes.training_bytes(

@@ -190,7 +190,7 @@ def _compiled(cfg, length, mesh, rows=16):
     return lowered.compile()
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize("H", [64, 128])
 def test_a_decoder_compiles_for_a_tpu(H):
   """Ahead of time, for 16 chips that need not be there."""

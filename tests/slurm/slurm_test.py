@@ -42,6 +42,8 @@ _DYING = """#!{python}
 import os, pathlib, signal, sys, time
 from analogjax import main
 from analogjax.training import loop as trainer
+
+pytestmark = pytest.mark.slow
 take = trainer.Phase._next
 saved = pathlib.Path({workdir!r}, "train/distill/checkpoints/4")
 def dying(self, ahead, step):
@@ -122,7 +124,7 @@ def tiny(tmp_path_factory):
 
 
 def line_of(tiny, workdir):
-  """Of `analogjax run`: one phase, on two devices."""
+  """Arguments of `analogjax run`: one phase, on two devices."""
   _, *arguments = tiny.command(
     *("run", workdir, "--config.train.phases=distill"),
     *("--config.train.distill.init_from=", "--config.measure.phases=distill"),
@@ -170,13 +172,11 @@ def undisturbed(tiny, tmp_path_factory):
   return workdir
 
 
-@pytest.mark.slow
 def test_two_processes_by_the_local_launcher(undisturbed):
   curve = results(undisturbed)["curve"]
   assert {record["step"] for record in curve} == set(range(13))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("jobs")  # They are at work beside this one.
 def test_killed_and_requeued_it_ends_undisturbed(
   slurm, tiny, undisturbed, tmp_path

@@ -14,6 +14,8 @@ import tiny_pair
 from analogjax import main
 from analogjax.cache import damage, logit_cache, teacher_pass
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).parents[2]
 
 # Positions and weights of its own, so that no array is left out, and no two
@@ -184,7 +186,9 @@ def test_verify_lists_it_and_repair_computes_just_that(
   flip(object_path(workdir, "tokens", 0), row=3)
   flip(object_path(workdir, "values", 0), row=4)
   flip(object_path(workdir, "entropy", 0), row=6)
-  flip(object_path(workdir, "label_logprob", 2), row=5)  # Of the short one.
+  flip(
+    object_path(workdir, "label_logprob", 2), row=5
+  )  # A row of the short object.
   assert bench.run(workdir, "--verify") == 2
   lines = capfd.readouterr().err.splitlines()
   assert lines[0] == "analogjax cache: error: the cache is damaged:"
@@ -276,7 +280,6 @@ sys.exit(main.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
 def test_a_file_that_cannot_grow(bench, whole, tmp_path):
   workdir = tmp_path / "run"
   done = disk_bench(bench, _SMALL_FILES, *bench.arguments(workdir))
@@ -303,7 +306,6 @@ sys.exit(main.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
   not tiny_pair.can_mount(), reason="needs unshare -rm, to mount"
 )

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 _PATH = Path(__file__).parents[1] / "benchmarks" / "durability.py"
 _spec = importlib.util.spec_from_file_location("durability", _PATH)
 durability = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(durability)
 
 
-@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing(tiny, tmp_path):
   report = durability.run(tiny, tmp_path, kills=4, rows=512, seed=3)
   assert report["damage"] is None
@@ -29,7 +30,6 @@ def undisturbed(tiny, tmp_path):
   return workdir, durability.Undisturbed(workdir)
 
 
-@pytest.mark.slow
 def test_the_checks_see_what_they_are_for(undisturbed):
   workdir, wanted = undisturbed
   committed, half_done = wanted.check(workdir, {})

@@ -75,7 +75,7 @@ def differs(one, other):
 
 
 def tokens_spent(workdir):
-  """Of the ledger: each row counts once, whoever wrote it."""
+  """Tokens in the ledger: each row counts once, whoever wrote it."""
   entries = (workdir / "ledger.jsonl").read_text().splitlines()
   return sum(json.loads(entry)["tokens"] for entry in entries)
 

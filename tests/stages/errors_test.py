@@ -19,6 +19,8 @@ from analogjax import main
 from analogjax.cache import logit_cache
 from analogjax.workdir import metrics
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -451,7 +453,7 @@ def flip(path):
   path.write_bytes(data)
 
 
-# Of several reads that fail, orbax leaves all but one to the garbage collector.
+# Where several reads fail, orbax leaves all but one to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [cut, flip])
 def test_a_damaged_checkpoint_is_passed_over(

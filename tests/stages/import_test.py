@@ -12,6 +12,8 @@ from analogjax import main
 from analogjax.cache import logit_cache
 from analogjax.interop.distillkit import entries as distillkit, importer
 
+pytestmark = pytest.mark.medium
+
 V, L, K, BITS = 384, 32, 4, 9
 CODEC = dict(d=V, k=K, exact_k=K, delta_encoding=False, residual_bins=[])
 P = np.float32([0.5, 0.25, 0.125, 0.0625])

@@ -7,6 +7,8 @@ import tiny_pair
 
 from analogjax.workdir import metrics
 
+pytestmark = pytest.mark.medium
+
 PHASES = ("--config.train.phases=distill", "--config.measure.phases=distill")
 FRESH = "--config.train.distill.init_from="
 FEW = tuple(
@@ -27,7 +29,7 @@ ALL_IDS = ("--config.cache.kind=topk", "--config.cache.top_k=384")
 
 
 def records(workdir):
-  """Of each step: the values that were logged."""
+  """The values that were logged, by step."""
   found = metrics.read(workdir / "train/distill")
   return {r["step"]: r for r in found if "train/loss_nats" in r}
 
@@ -62,7 +64,6 @@ def assert_same_losses(found, wanted, rtol):
       assert found[step][name] == pytest.approx(values[name], rel=rtol)
 
 
-@pytest.mark.slow
 def test_a_cached_step_equals_one_with_the_teacher_in_the_loop(
   tiny, tmp_path, cached
 ):
@@ -79,7 +80,6 @@ def test_a_cached_step_equals_one_with_the_teacher_in_the_loop(
   )
 
 
-@pytest.mark.slow
 def test_without_records_nothing_is_cached_to_train_on(tiny, tmp_path):
   """The rows come from the pipeline; the teacher sits on its own devices."""
   workdir = tmp_path / "run"
@@ -104,7 +104,6 @@ def test_without_records_nothing_is_cached_to_train_on(tiny, tmp_path):
   tiny.run("run", workdir, *more, "--config.release.phase=distill", patch=four)
 
 
-@pytest.mark.slow
 def test_topk_records_and_any_divergence(tiny, tmp_path, cached):
   more = ("--config.cache.kind=topk", "--config.cache.top_k=8")
   name = "--config.train.distill.loss.divergence=jensen_shannon"

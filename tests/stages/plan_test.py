@@ -298,7 +298,7 @@ def test_the_picture_goes_where_it_is_asked_for(folder, tmp_path):
 
 
 def test_a_search_sets_the_mesh_that_is_reported(folder, capsys):
-  cfg = machines(folder, "mesh.fsdp=3")  # Of which there are none here.
+  cfg = machines(folder, "mesh.fsdp=3")  # There are none here.
   plan.run(cfg, None, topologies=("gpu:h100:2",), searches=True, as_json=True)
   (found,) = json.loads(capsys.readouterr().out)["topologies"]
   changes = found["search"]["best"]["changes"]

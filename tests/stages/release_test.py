@@ -17,6 +17,8 @@ import transformers
 from analogjax import main
 from analogjax.cache import logit_cache
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).parents[2]
 
 _RELEASE = (
@@ -114,7 +116,6 @@ def desk(released, tmp_path, monkeypatch, capsys):
   return Desk(released.tiny, tmp_path, workdir, capsys)
 
 
-@pytest.mark.slow
 def test_a_run_ends_with_a_bundle_that_verifies(desk):
   assert desk.verify("--deep", "--json") == 0
   found = json.loads(desk.capsys.readouterr().out)

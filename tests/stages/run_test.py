@@ -105,7 +105,7 @@ def cpu_seconds(pid):
   return times.user + times.system
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_the_whole_job_leaves_what_the_design_says(undisturbed):
   workdir, done, seconds = undisturbed
   assert "KL to teacher" in done.stdout
@@ -137,7 +137,7 @@ def test_the_whole_job_leaves_what_the_design_says(undisturbed):
   assert len(curve) == 3 and curve[-1] < curve[0] - 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_the_analog_loads_in_transformers_and_generates(undisturbed):
   workdir, *_ = undisturbed
   folder = workdir / "export"
@@ -151,7 +151,7 @@ def test_the_analog_loads_in_transformers_and_generates(undisturbed):
   assert model.num_parameters() == written
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_finished_run_does_nothing_when_run_again(tiny, undisturbed):
   workdir, *_ = undisturbed
   before = {
@@ -361,7 +361,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(
   assert results(workdir) == results(undisturbed[0])
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_stopped_where_an_evaluation_was_due_it_is_made_later(
   tiny, undisturbed, tmp_path
 ):

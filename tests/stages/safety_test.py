@@ -17,6 +17,8 @@ from analogjax.safety import canaries, document
 from analogjax.stages import safety
 from analogjax.workdir import ledger
 
+pytestmark = pytest.mark.medium
+
 MARK = "zebraquartz"  # In every prompt; nowhere else may it be.
 
 
@@ -70,7 +72,6 @@ def mesh(monkeypatch):
   )
 
 
-@pytest.mark.slow
 def test_it_leaves_a_document_and_goes_on_where_it_was(
   training, trained, prompt_files, mesh, tmp_path, capfd, caplog
 ):
@@ -102,7 +103,7 @@ def test_it_leaves_a_document_and_goes_on_where_it_was(
   written = (workdir / "safety.json").stat().st_mtime_ns
   safety.run(cfg, workdir)
   assert (workdir / "safety.json").stat().st_mtime_ns == written
-  # Of other inputs, all parts are measured anew: the teacher is left out.
+  # With other inputs all parts are measured again; the teacher is left out.
   safety.run(cfg, workdir, quick=True, only=("extraction",))
   quick = document.read(workdir / "safety.json")
   assert quick["quick"]

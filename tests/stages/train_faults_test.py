@@ -17,7 +17,7 @@ from analogjax.distributed import stopping
 from analogjax.training import loop
 from analogjax.workdir import checkpoints, metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.medium
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ if me == 1:
 
 
 def losses(training, workdir):
-  """Of each step, and of each evaluation."""
+  """Losses of each step and of each evaluation."""
   return {
     (record["step"], name): value
     for record in training.curve(workdir)

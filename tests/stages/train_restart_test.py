@@ -13,6 +13,8 @@ from analogjax.distributed import processes, sharding
 from analogjax.run.run import Run
 from analogjax.stages import train
 
+pytestmark = pytest.mark.medium
+
 # Devices, and the mesh over them.
 MESHES = {
   "fsdp4-tensor2": (8, "mesh.fsdp=4", "mesh.tensor=2"),
@@ -49,7 +51,6 @@ def assert_same(found, wanted):
   jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("source", ["cache", "stream"])
 def test_a_restart_is_bit_identical(
   training, straight, stopped, tmp_path, source
@@ -68,7 +69,7 @@ def test_a_restart_is_bit_identical(
 
 
 def losses(training, workdir):
-  """Of each step, and of each evaluation."""
+  """Losses of each step and of each evaluation."""
   return {
     (record["step"], name): value
     for record in training.curve(workdir)
@@ -77,7 +78,6 @@ def losses(training, workdir):
   }
 
 
-@pytest.mark.slow
 def test_a_phase_with_a_weight_says_how_far_the_grams_are(training, straight):
   """In training and on held-out rows; one without it, on the latter alone."""
   of_cache = losses(training, straight["cache"][0])
@@ -92,13 +92,14 @@ def test_a_phase_with_a_weight_says_how_far_the_grams_are(training, straight):
     for source in ("cache", "stream")
   }
   assert held_out["cache"][2] < held_out["cache"][0]
-  assert held_out["stream"][0] == held_out["cache"][0]  # Of the same student.
+  assert (
+    held_out["stream"][0] == held_out["cache"][0]
+  )  # The student is the same.
   assert not any(
     name == "train/gram" for _, name in losses(training, straight["stream"][0])
   )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_another_mesh_goes_on_with_the_same_rows(
   training, straight, stopped, tmp_path, mesh
@@ -159,7 +160,6 @@ def open_order(training):
   return open_order
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", PROCESSES)
 @pytest.mark.parametrize("source", ["cache", "stream"])
 def test_processes_feed_the_rows_that_one_feeds(

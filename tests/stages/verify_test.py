@@ -174,7 +174,7 @@ def test_a_terminal_shows_markup_as_it_stands(capsys):
   assert "\x1b" not in out and "\u202e" not in out
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_it_needs_no_network(made):
   unshare = shutil.which("unshare")
   if unshare is None:

@@ -265,7 +265,7 @@ def test_a_student_that_equals_the_teacher_is_stationary(divergence):
 @pytest.mark.parametrize("tail", [1e-7, 1e-12, 1e-30])
 @by_name
 def test_a_tail_of_almost_nothing(divergence, tail):
-  """Of the teacher and of the student: 1 - sum would have no digit left."""
+  """Teacher and student have tiny tails: 1 - sum would have no digit left."""
   x_BLD, head_VD, targets, _ = make()
   keep_BL = targets.teacher_weights_BL > 0
   p_BLK = targets.p_BLK / np.maximum(targets.p_BLK.sum(-1, keepdims=True), 1e-9)

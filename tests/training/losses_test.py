@@ -201,7 +201,7 @@ def test_a_teachers_weight_of_zero_leaves_the_hard_label():
   )
   jax.tree.map(np.testing.assert_array_equal, before, after)
   dx_BLD = np.asarray(before[1][0])
-  assert (dx_BLD[left_BL] != 0).all()  # Of the labels.
+  assert (dx_BLD[left_BL] != 0).all()  # From the labels.
   _, (dx_BLD, _) = value_and_grad(x_BLD, head_VD, targets, np.float32(1), 5)
   assert not np.asarray(dx_BLD)[left_BL].any()
 

@@ -44,7 +44,7 @@ def benchmark(name):
 
 students = benchmark("students")
 
-PARTS = 3  # Of a batch whose step is in parts.
+PARTS = 3  # A batch whose step is in parts has so many.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def compiled(name, sizes, axes, devices):
   with tempfile.TemporaryDirectory() as folder:
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     if mesh.devices.flat[0].platform == "cpu":
-      # Of the code that is made of the program, which nobody runs.
+      # About the code generated from the program, which nobody runs.
       options["xla_backend_optimization_level"] = 0
     log = Path(folder, "stderr")
     with stderr_in(log):
@@ -192,7 +192,7 @@ def arrays(one) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def sizes_in(shape) -> set[int]:
-  """Of dimensions, and of two that are next to each other."""
+  """The dimensions, and the products of two neighbours."""
   return {*shape, *(a * b for a, b in itertools.pairwise(shape))}
 
 
@@ -270,7 +270,7 @@ def traffic(program, axes):
   ("fsdp", "data"), [(1, (2, 8)), (2, (2, 4))], ids=["alone", "with_fsdp2"]
 )
 def test_traffic_does_not_grow_with_the_data_axis(fsdp, data):
-  """Of a training step, with as many rows for each device."""
+  """Traffic of a training step with this many rows for each device."""
   found = []
   for n in data:
     axes = dict(data=n, fsdp=fsdp)
@@ -302,7 +302,7 @@ def on_tpu(topology, name, axes, sizes=TPU):
   return compiled(name, sizes, axes, list(chips))
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["train in parts", "teacher", "compare"])
 @pytest.mark.parametrize(
   "axes", [dict(fsdp=64), dict(data=4, fsdp=4, tensor=4)], ids=program_id
@@ -313,7 +313,7 @@ def test_no_chip_gets_the_rows_of_all_or_logits(name, axes):
   assert "rematerialization" not in program.log, program.log
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_traffic_does_not_grow_with_the_number_of_chips():
   found = []
   for topology, n in (("v5p:2x2x1", 4), ("v5p:4x4x4", 64)):

@@ -32,7 +32,7 @@ MATRICES = {
   "blocks_Y/mlp/wdown_FD": (10, 8),
 }
 NUM_STEPS = 3
-RATES = (0.25, 0.5, 0.5)  # Of the steps, by CONFIG.
+RATES = (0.25, 0.5, 0.5)  # One for each step, by CONFIG.
 
 
 def draw(seed):

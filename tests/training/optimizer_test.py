@@ -232,7 +232,7 @@ def test_bytes_of_the_moments_by_hand():
 
 @functools.cache
 def losses(config):
-  """Of 200 steps on a regression that is learned from noisy gradients."""
+  """The loss after 200 steps of a regression with noisy gradients."""
   tx = optimizer.make_optimizer(config, 200)
   rng = np.random.default_rng(0)
   shapes = {"embed_VD": (12, 8), "blocks_Y": {"wup_DF": (2, 8, 10)}}

@@ -96,7 +96,7 @@ def test_rows_that_are_not_finite_are_told_apart():
   assert finite_rows(params, bad) == [False, True, True, False]
 
   x_BLW = np.zeros((B, L, 5), np.float32)
-  x_BLW[1, -1, -1] = -np.inf  # Of a teacher in the loop.
+  x_BLW[1, -1, -1] = -np.inf  # A teacher in the loop.
   assert finite_rows(params, batch, x_BLW) == [True, False, True, True]
 
   # A tail without mass is well; one that is not a number is not.

@@ -50,7 +50,7 @@ def without_codes():
 
 @functools.cache
 def records(index=0):
-  """Of the teacher, on a mesh."""
+  """The teacher's records, drawn on a mesh."""
   rows = make_rows()
   keys_B2 = sampling.row_keys(rows_lib.rows_digests(rows), SEED)
   step = functools.partial(
@@ -86,7 +86,7 @@ def dense_states(cfg, params, blocks):
 
 
 def cosines(x_ZBLD):
-  """Of each depth and row: cosines of its drawn tokens, float64 [n, n]."""
+  """Cosines of the drawn tokens by depth and row, float64 [n, n]."""
   sample = without_codes().gram
   out = []
   for x_BLD in x_ZBLD:
@@ -311,7 +311,7 @@ def test_the_gradient_is_that_of_finite_differences():
     dict(axes=1, remat="full"),
     dict(axes=3, microbatches=4),
     *(
-      pytest.param(dict(axes=i, **more), marks=pytest.mark.slow)
+      pytest.param(dict(axes=i, **more), marks=pytest.mark.medium)
       for i, more in ((0, dict(microbatches=4)), (2, dict(remat="dots")))
     ),
   ],

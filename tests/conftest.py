@@ -13,6 +13,10 @@ import shutil
 PLATFORM = os.environ.get("ANALOGJAX_TEST_PLATFORM", "cpu")
 os.environ["JAX_PLATFORMS"] = PLATFORM
 os.environ["HF_HUB_OFFLINE"] = "1"
+# libtpu compiles for TPUs that are not there: it need not look for one, and
+# each worker has a libtpu of its own.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 # Most of the time goes into compiling, and many tests and the processes that
 # they start need the same tiny programs. One folder serves all workers and is
@@ -49,7 +53,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("analogjax")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized():
   """Programs are compiled as users compile them."""
   jax.config.update("jax_disable_most_optimizations", False)

@@ -1,9 +1,10 @@
-"""Small logit caches."""
+"""Small logit caches, and a bucket."""
 
 import types
 
 import numpy as np
 import pytest
+from s3 import account, bucket, s3_server  # noqa: F401
 
 from analogjax.cache import cache_format, gram_codes, sampling
 from analogjax.data import rows as rows_lib

@@ -4,6 +4,7 @@ import functools
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
+from models import mesh_id
 import numpy as np
 import pytest
 
@@ -82,10 +83,6 @@ def check_same(V, sampler, axes, temperature=1.0):
       # NaN has no place here, so equal values are equal bits but for -0.
       np.testing.assert_array_equal(a, b, err_msg=name)
   assert 0 < np.count_nonzero(one.inclusion_BL) < B * L
-
-
-def mesh_id(axes):
-  return "-".join(f"{axis}{size}" for axis, size in axes.items())
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=mesh_id)

@@ -2,19 +2,16 @@
 
 import http.server
 import json
-import logging
 from pathlib import Path
 import re
 import socket
 import threading
 import urllib.parse
 
-import boto3
 import faulty_s3
-from moto import server as moto_server
 import numpy as np
 import pytest
-import tensorstore as ts
+from s3 import BUCKET, RETRIES, use_retries
 
 from analogjax import main
 from analogjax.cache import logit_cache
@@ -22,48 +19,6 @@ from analogjax.config import loading
 from analogjax.workdir import store
 
 ROOT = Path(__file__).parents[2]
-BUCKET = "bucket"
-RETRIES = {"max_retries": 20, "initial_delay": "2ms", "max_delay": "20ms"}
-
-
-@pytest.fixture(scope="session")
-def s3_server():
-  """A server that speaks S3, on loopback; its (host, port)."""
-  logging.getLogger("werkzeug").setLevel(logging.ERROR)
-  server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-  server.start()
-  yield server.get_host_and_port()
-  server.stop()
-
-
-@pytest.fixture
-def account(monkeypatch, tmp_path):
-  """Credentials, and nobody's home; retries that wait milliseconds."""
-  monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an id")
-  monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
-  monkeypatch.setenv("AWS_REGION", "us-east-1")
-  monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-  for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-    monkeypatch.setenv(name, str(tmp_path / name))
-  use_retries(monkeypatch, **RETRIES)
-
-
-def use_retries(monkeypatch, **retries):
-  spec = {"s3_request_retries": retries, "gcs_request_retries": retries}
-  # From the environment alone, or each store says what it did not find.
-  spec["aws_credentials"] = {"type": "environment"}
-  context = ts.Context(spec)
-  monkeypatch.setattr(store, "context", lambda: context)
-
-
-@pytest.fixture
-def bucket(s3_server, account):
-  """An empty bucket, seen past TensorStore and past any proxy."""
-  host, port = s3_server
-  s3 = boto3.resource("s3", endpoint_url=f"http://{host}:{port}")
-  bucket = s3.create_bucket(Bucket=BUCKET)
-  yield bucket
-  bucket.objects.all().delete()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
+from models import parameters, tiny
 import numpy as np
 import pytest
 
@@ -16,21 +17,7 @@ from analogjax.distributed import sharding
 from analogjax.models import decoder
 
 B, L, V, CHUNK = 8, 10, 64, 4
-CFG = decoder.DecoderConfig(
-  V=V,
-  D=16,
-  Y=2,
-  N=4,
-  G=2,
-  H=4,
-  F=32,
-  max_positions=128,
-  rope_theta=1e4,
-  rms_norm_eps=1e-5,
-  tie_embeddings=True,
-  attention_bias=False,
-  mlp_bias=False,
-)
+CFG = tiny(max_positions=128)
 SAMPLERS = (
   sampling.Threshold(tau=0.2),
   sampling.Random(num_draws=10),
@@ -50,20 +37,6 @@ def make_batch(length=L):
       weights_BL=(segments_BL > 0) * np.float32(1),
     )
   )
-
-
-@functools.cache
-def parameters(seed, sharpness):
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name = jax.tree_util.keystr(path)
-    scale = sharpness if "embed" in name else 0.2
-    values = scale * rng.normal(size=leaf.shape) + ("norm" in name)
-    return values.astype(leaf.dtype)
-
-  abstract = decoder.abstract_parameters(CFG)
-  return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
 def with_cap(cap):
@@ -90,7 +63,7 @@ def logits(params, batch):
 
 def test_the_teachers_logits_are_capped():
   """As if numpy had capped them; the temperature divides what is capped."""
-  cap, params, batch = 1.5, parameters(1, 0.6), make_batch()
+  cap, params, batch = 1.5, parameters(CFG, 1, embed=0.6), make_batch()
   keys_B2 = np.arange(2 * B, dtype=np.uint32).reshape(B, 2)
   some = options(SAMPLERS[2], temperature=2.0)
   step = functools.partial(
@@ -173,6 +146,7 @@ def test_the_other_kinds_hold_little_more(sampler):
   assert check_memory(mesh, sampler) < 2.6
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.kind)
 def test_a_step_compiles_for_a_tpu(sampler):

@@ -4,6 +4,7 @@ import dataclasses
 import types
 
 import jax
+from models import mesh_id
 import numpy as np
 import pytest
 
@@ -16,10 +17,6 @@ MESHES = (
   dict(expert=2, tensor=4),
   dict(tensor=8),
 )
-
-
-def mesh_id(axes):
-  return "-".join(f"{axis}{size}" for axis, size in axes.items())
 
 
 @pytest.fixture(params=MESHES, ids=mesh_id)

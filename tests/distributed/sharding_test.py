@@ -7,15 +7,15 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
+from models import tiny
 import numpy as np
 import pytest
 
 from analogjax.distributed import sharding
 from analogjax.models import decoder
 
-CFG = decoder.DecoderConfig(
-  **dict(V=32, D=8, Y=3, N=4, G=2, H=6, F=10, max_positions=64),
-  **dict(rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=False),
+CFG = tiny(
+  **dict(V=32, D=8, Y=3, H=6, F=10, tie_embeddings=False),
   **dict(attention_bias=True, mlp_bias=True),
 )
 

@@ -10,6 +10,7 @@ import dataclasses
 import sys
 
 import jax
+from models import tiny
 import numpy as np
 import pytest
 import tokenizers
@@ -20,21 +21,7 @@ from analogjax.distributed import sharding
 from analogjax.evaluation import models, study as study_lib
 from analogjax.models import decoder
 
-ANALOG = decoder.DecoderConfig(
-  V=96,
-  D=16,
-  Y=3,
-  N=4,
-  G=2,
-  H=4,
-  F=32,
-  max_positions=64,
-  rope_theta=1e4,
-  rms_norm_eps=1e-5,
-  tie_embeddings=False,
-  attention_bias=False,
-  mlp_bias=False,
-)
+ANALOG = tiny(V=96, Y=3, tie_embeddings=False)
 L = 32
 
 OPTIONS = measure.MeasureConfig(

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 import facts_example
+from models import tiny
 import numpy as np
 import synthetic_report
 import tokenizers
@@ -36,11 +37,7 @@ from analogjax.models import decoder, hf_export
 from analogjax.safety import document as safety_document
 from analogjax.workdir import costs
 
-CFG = decoder.DecoderConfig(
-  **dict(V=61, D=16, Y=2, N=4, G=2, H=4, F=24, max_positions=64),
-  **dict(rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=True),
-  **dict(attention_bias=False, mlp_bias=False),
-)
+CFG = tiny(V=61, F=24)
 R, L = 6, 24
 
 

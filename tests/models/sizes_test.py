@@ -6,15 +6,11 @@ import itertools
 from hypothesis import given, strategies as st
 import jax
 import jax.numpy as jnp
+from models import SMOLLM2
 import pytest
 
 from analogjax.models import decoder, sizes
 
-SMOLLM2 = decoder.DecoderConfig(
-  **dict(V=49152, D=576, Y=30, N=9, G=3, H=64, F=1536, max_positions=8192),
-  **dict(rope_theta=1e5, rms_norm_eps=1e-5, tie_embeddings=True),
-  **dict(attention_bias=False, mlp_bias=False),
-)
 TINY = dataclasses.replace(SMOLLM2, V=50, D=12, Y=3, N=4, G=2, H=6, F=20)
 
 

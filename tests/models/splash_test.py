@@ -190,6 +190,7 @@ def _compiled(cfg, length, mesh, rows=16):
     return lowered.compile()
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.medium
 @pytest.mark.parametrize("H", [64, 128])
 def test_a_decoder_compiles_for_a_tpu(H):

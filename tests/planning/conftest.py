@@ -4,11 +4,12 @@ import dataclasses
 import math
 from pathlib import Path
 
+from models import SMOLLM2, tiny
 import pytest
 
 from analogjax.config import loading, schema
 from analogjax.distributed import devices
-from analogjax.models import decoder, sizes
+from analogjax.models import sizes
 from analogjax.planning import program_cost, topologies
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
@@ -18,11 +19,7 @@ PHASES = ("pretrain", "control", "distill")
 @pytest.fixture(scope="session")
 def smollm():
   """The shape of SmolLM2-135M."""
-  return decoder.DecoderConfig(
-    **dict(V=49152, D=576, Y=30, N=9, G=3, H=64, F=1536, max_positions=8192),
-    **dict(rope_theta=1e5, rms_norm_eps=1e-5, tie_embeddings=True),
-    **dict(attention_bias=False, mlp_bias=False),
-  )
+  return SMOLLM2
 
 
 @pytest.fixture(scope="session")
@@ -112,10 +109,9 @@ def count_program(sections, teacher, topology, name):
 
 # A small pair, and machines that are counted in CPUs.
 
-TEACHER = decoder.DecoderConfig(
-  **dict(V=512, D=64, Y=3, N=4, G=2, H=16, F=128, max_positions=2048),
-  **dict(rope_theta=1e4, rms_norm_eps=1e-5, tie_embeddings=False),
-  **dict(attention_bias=False, mlp_bias=False),
+TEACHER = tiny(
+  **dict(V=512, D=64, Y=3, H=16, F=128, max_positions=2048),
+  tie_embeddings=False,
 )
 _SMALL = (
   *("student.V=512", "student.D=32", "student.Y=2", "student.F=64"),

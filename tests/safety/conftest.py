@@ -5,6 +5,8 @@ import functools
 import sys
 
 import jax
+import models as kit_models
+from models import tiny
 import numpy as np
 import pytest
 import tokenizers
@@ -16,21 +18,7 @@ from analogjax.evaluation import models
 from analogjax.models import decoder
 from analogjax.safety import evaluation
 
-CFG = decoder.DecoderConfig(
-  V=64,
-  D=32,
-  Y=2,
-  N=4,
-  G=2,
-  H=8,
-  F=64,
-  max_positions=64,
-  rope_theta=1e4,
-  rms_norm_eps=1e-5,
-  tie_embeddings=True,
-  attention_bias=False,
-  mlp_bias=False,
-)
+CFG = tiny(D=32, H=8, F=64)
 L = 24
 END = 63
 
@@ -87,19 +75,7 @@ def random_rows(R, seed):
   )
 
 
-@functools.cache
-def parameters(seed=0):
-  """Random parameters, on the host, with logits of some size."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name = jax.tree_util.keystr(path)
-    scale = 0.5 if "embed" in name else 0.3
-    values = scale * rng.normal(size=leaf.shape) + ("norm" in name)
-    return values.astype(leaf.dtype)
-
-  abstract = decoder.abstract_parameters(CFG)
-  return jax.tree_util.tree_map_with_path(draw, abstract)
+parameters = functools.partial(kit_models.parameters, CFG, others=0.3)
 
 
 def make_model(mesh, params, name="analog"):

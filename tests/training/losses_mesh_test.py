@@ -179,6 +179,7 @@ def test_memory_does_not_grow_with_the_logits(kind, axes):
   check_memory(sharding.make_mesh(axes, jax.devices()[:number]), kind)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.medium
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_on_a_tpu(kind):

@@ -302,6 +302,7 @@ def on_tpu(topology, name, axes, sizes=TPU):
   return compiled(name, sizes, axes, list(chips))
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.medium
 @pytest.mark.parametrize("name", ["train in parts", "teacher", "compare"])
 @pytest.mark.parametrize(
@@ -313,6 +314,7 @@ def test_no_chip_gets_the_rows_of_all_or_logits(name, axes):
   assert "rematerialization" not in program.log, program.log
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.medium
 def test_traffic_does_not_grow_with_the_number_of_chips():
   found = []

@@ -11,7 +11,7 @@ import operator
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from models import MESHES, make_mesh, on_mesh, parameters, tiny
+from models import ALONE, MESHES, make_mesh, on_mesh, parameters, tiny
 import numpy as np
 import optax
 import pytest
@@ -357,7 +357,7 @@ def test_a_teacher_in_the_loop_gives_the_same_codes_and_step():
     teacher_step.hidden_step, graphdef=decoder.graphdef(TEACHER), gram_layers=Z
   )
   batch, params = without_codes(), parameters(TEACHER, 1)
-  x_BLW, codes_BZP = on_mesh(0, run, params, batch)
+  x_BLW, codes_BZP = on_mesh(ALONE, run, params, batch)
   np.testing.assert_array_equal(codes_BZP, records().gram_BZP)
   student = parameters(STUDENT)
 
@@ -377,7 +377,7 @@ def test_a_teacher_in_the_loop_gives_the_same_codes_and_step():
     )
 
   state = start(student)
-  state, metrics = on_mesh(0, train, state, batch, x_BLW, codes_BZP)
+  state, metrics = on_mesh(ALONE, train, state, batch, x_BLW, codes_BZP)
   assert metrics["gram"] == pytest.approx(step()[1]["gram"], rel=1e-5)
   compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6)
   jax.tree.map(compare, state.opt_state, step()[0])

@@ -1,17 +1,14 @@
 """Tests for analogjax/workdir/checkpoint_store.py: checkpoints in a bucket."""
 
 import json
-import logging
 import shutil
 
-import boto3
 import faulty_s3
 import jax
 import jax.numpy as jnp
-from moto import server as moto_server
 import numpy as np
 import pytest
-import tensorstore as ts
+from s3 import RETRIES
 
 from analogjax.workdir import checkpoint_store, checkpoints, store
 
@@ -20,37 +17,9 @@ SHARDINGS = jax.tree.map(lambda x: x.sharding, STATE)
 ABSTRACT = jax.eval_shape(lambda: STATE)
 
 
-@pytest.fixture(scope="module")
-def s3_server():
-  logging.getLogger("werkzeug").setLevel(logging.ERROR)
-  server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-  server.start()
-  yield server.get_host_and_port()
-  server.stop()
-
-
-@pytest.fixture
-def account(monkeypatch, tmp_path):
-  monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an id")
-  monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
-  monkeypatch.setenv("AWS_REGION", "us-east-1")
-  monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-  for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-    monkeypatch.setenv(name, str(tmp_path / name))
-  retries = {"max_retries": 8, "initial_delay": "2ms", "max_delay": "10ms"}
-  spec = {"s3_request_retries": retries}
-  context = ts.Context(spec | {"aws_credentials": {"type": "environment"}})
-  monkeypatch.setattr(store, "context", lambda: context)
-  # So that files have several parts.
+@pytest.fixture(autouse=True)
+def several_parts(monkeypatch):
   monkeypatch.setattr(checkpoint_store, "PART_BYTES", 4000)
-
-
-@pytest.fixture
-def bucket(s3_server, account):
-  url = "http://{}:{}".format(*s3_server)
-  bucket = boto3.resource("s3", endpoint_url=url).create_bucket(Bucket="bucket")
-  yield bucket
-  bucket.objects.all().delete()
 
 
 @pytest.fixture
@@ -138,7 +107,7 @@ def test_a_store_that_is_down_does_not_end_the_run(
   text = [r.getMessage() for r in caplog.records if "NOT SAVED" in r.msg]
   assert len(text) == 1 and "s3://bucket/run/distill" in text[0]
   # A store that does not answer is not a damaged checkpoint.
-  faults = iter(["503"] * 9)  # As many as there are retries; then it is back.
+  faults = iter(["503"] * (1 + RETRIES["max_retries"]))  # Then it is back.
   monkeypatch.setattr(proxy, "pick_fault", lambda kind: next(faults, None))
   with pytest.raises(store.StoreError, match="cannot be read"):
     saved.restore_latest(ABSTRACT, SHARDINGS)

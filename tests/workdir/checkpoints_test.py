@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+from models import tiny
 import numpy as np
 import optax
 import pytest
@@ -16,21 +17,7 @@ from analogjax.models import decoder
 from analogjax.training import steps
 from analogjax.workdir import checkpoints
 
-CFG = decoder.DecoderConfig(
-  V=64,
-  D=16,
-  Y=2,
-  N=4,
-  G=2,
-  H=4,
-  F=32,
-  max_positions=64,
-  rope_theta=1e4,
-  rms_norm_eps=1e-5,
-  tie_embeddings=False,
-  attention_bias=False,
-  mlp_bias=False,
-)
+CFG = tiny(tie_embeddings=False)
 TX = optax.adamw(1e-3)
 
 

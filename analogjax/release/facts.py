@@ -1,9 +1,9 @@
-"""Opens a release: every fact of a config and its workdir, private ones too.
+"""Collects every fact of a release, private ones too.
 
-What of them is published is for release/record.py to say.
+bundle/record.py says which of them are published.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
@@ -14,119 +14,123 @@ import subprocess
 from typing import Any
 
 import analogjax
-from analogjax.bundle import folder as walk, safetensors_headers
-from analogjax.leaks import DIMENSIONS, Secrets, settings_of
-from analogjax.models import (
-  families,
-  sizes,
+from analogjax.bundle import (
+  commitments,
+  folder as walk,
+  licences,
+  safetensors_headers,
 )
+from analogjax.bundle.record_fields import CACHED, LIVE
+from analogjax.config import loading, window
+from analogjax.leaks import DIMENSIONS, Secrets, settings_of
+from analogjax.models import families, sizes
 from analogjax.planning import rates
+from analogjax.release.material import Material
 from analogjax.run import caches, identity
 from analogjax.run.run import Run
 from analogjax.workdir import costs, files as files_lib, ledger
 
-# Of a model's measurements, those that a record quotes.
+REGULATOR = "regulator"  # The folder beside the bundle.
+# The measurements of a model that a record quotes.
 _METRICS = (
-  *("cross_entropy_nats", "kl_to_teacher_nats", "jensen_shannon_nats"),
-  *("top1_agreement", "top5_agreement", "accuracy"),
+  "cross_entropy_nats",
+  "kl_to_teacher_nats",
+  "jensen_shannon_nats",
+  "top1_agreement",
+  "top5_agreement",
+  "accuracy",
   "expected_calibration_error",
+)
+# What the config says about the model and a record takes as it is.
+_ABOUT = (
+  "name",
+  "version",
+  "provider",
+  "contact",
+  "intended_use",
+  "out_of_scope",
+  "limitations",
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Export:
-  """The Hugging Face folder of the analog, as its receipt has it."""
-
-  folder: Path
-  receipt: Mapping[str, Any]
-
-  @property
-  def files(self) -> Mapping[str, str]:
-    return self.receipt["files"]
-
-
-def open_export(run: Run) -> Export:
-  """The export of this config's phase and teacher, every byte as it was.
-
-  Raises:
-    ValueError: there is none, or it is of something else, or it was changed.
-  """
-  folder, path = run.export_folder, run.workdir / "export.json"
-  again = "run 'analogjax export' with this config and workdir first."
-  if not path.is_file() or not folder.is_dir():
-    raise ValueError(f"{folder}: there is no export; {again}")
-  receipt = files_lib.read_json(path)
-  source, phase = receipt["source"], run.config.release.phase
-  wanted = {
-    "phase": phase,
-    "step": run.config.train.phase[phase].num_steps,
-    "teacher_digest": run.teacher.digest,
-    "dtype": run.config.release.dtype,
+def collect(material: Material) -> dict[str, Any]:
+  """Every fact of a release but how the gates were judged."""
+  run, published = material.run, material.published
+  model = _model(material)
+  frontier = _frontier(run, model["parameters"]["total"])
+  spent = _cost(run, model["weights_bytes"])
+  ours, theirs = pipelines(run)
+  tokenizer = material.files["tokenizer.json"]
+  facts = {
+    "model": model,
+    "frontier": frontier,
+    "pair": {
+      "same_family": frontier["family"] == model["family"],
+      "same_tokenizer": tokenizer == run.teacher.tokenizer_digest,
+      "same_data": theirs == ours if theirs else None,
+    },
+    "data": _data(run, tokenizer),
+    "distillation": _distillation(run),
+    "training": {"phases": _phases(run), "wall_seconds": _wall_seconds(run)},
+    "cost_in_full": spent,
+    "repro": _repro(material),
+    "mof": _openness(material),
+    "not_recorded": _gaps(spent),
   }
-  for name, value in wanted.items():
-    if source.get(name) != value:
-      raise ValueError(
-        f"{folder}: the export's {name} is {source.get(name)!r}, this config's"
-        f" is {value!r}; {again}"
-      )
-  names = {p.name for p in folder.iterdir()}
-  if names != set(receipt["files"]):
-    odd = sorted(names ^ set(receipt["files"]))[0]
-    raise ValueError(f"{folder / odd}: not as it was exported; {again}")
-  for name, digest in receipt["files"].items():
-    if files_lib.file_sha256(folder / name) != digest:
-      raise ValueError(f"{folder / name}: changed since its export; {again}")
-  return Export(folder=folder, receipt=receipt)
+  if "fidelity" in published:
+    facts["fidelity"] = _fidelity(published["fidelity"])
+  if "safety" in published:
+    facts["safety"] = _safety(published["safety"])
+  return facts
 
 
-def model_facts(run: Run, export: Export, released_on: str) -> dict[str, Any]:
-  """Of the analog: section `model` of a record, but for its licence."""
-  release, cfg = run.config.release, run.student
-  about, dtype = release.about, release.dtype
-  named = families.to_hf_config(cfg, dtype=dtype)
-  tree = walk.open_tree(export.folder)
+def pipelines(run: Run) -> tuple[str, str]:
+  """Fingerprints of the rows: of the analog, of the frontier model or ""."""
+  # The rows to train on, where they were cached.
+  manifest = run.cache(run.cache_names[0]).manifest
+  theirs = run.config.release.frontier.pipeline_fingerprint
+  return manifest.pipeline_fingerprint, theirs
+
+
+def _model(material: Material) -> dict[str, Any]:
+  run = material.run
+  release, cfg, folder = run.config.release, run.student, run.export_folder
+  about, licence = release.about, material.licence
+  tree = walk.open_tree(folder)
+  weights = [n for n in material.files if n.endswith(".safetensors")]
+  headers = [safetensors_headers.read(tree, name) for name in weights]
+  parameters = material.receipt["parameters"]
   return {
-    "name": about.name,
-    "version": about.version,
-    "provider": about.provider,
-    "contact": about.contact,
-    "released_on": released_on,
+    **{name: getattr(about, name) for name in _ABOUT},
     "languages": list(about.languages),
     "modalities": ["text"],
-    "intended_use": about.intended_use,
-    "out_of_scope": about.out_of_scope,
-    "limitations": about.limitations,
-    "family": named["model_type"],
-    "parameters": {
-      "total": export.receipt["parameters"],
-      "active": export.receipt["parameters"],  # Dense.
+    "released_on": material.released_on,
+    "licence": {
+      "spdx": licence.spdx,
+      "name": licence.name,
+      "category": licence.category,
+      "text_sha256": licence.text_sha256,
     },
-    "weights_bytes": sum(
-      (export.folder / name).stat().st_size
-      for name in export.files
-      if name.endswith(".safetensors")
-    ),
-    "dtype": dtype,
+    "family": families.to_hf_config(cfg, dtype=release.dtype)["model_type"],
+    "parameters": {"total": parameters, "active": parameters},  # Dense.
+    "weights_bytes": sum((folder / name).stat().st_size for name in weights),
+    "dtype": release.dtype,
     "vocabulary_size": cfg.V,
     "context_tokens": cfg.max_positions,
-    "tensors": sum(
-      len(safetensors_headers.read(tree, name).tensors)
-      for name in export.files
-      if name.endswith(".safetensors")
-    ),
-    "files": dict(sorted(export.files.items())),
+    "tensors": sum(len(header.tensors) for header in headers),
+    "files": dict(sorted(material.files.items())),
     "architecture": sizes.architecture(cfg),
   }
 
 
-def training_facts(run: Run) -> dict[str, Any]:
-  """Of the phases that went into the analog, without `wall_seconds`."""
+def _phases(run: Run) -> list[dict[str, Any]]:
+  """The phases that lead to the analog."""
   found = []
   for name in run.chain:
     phase = run.config.train.phase[name]
     teaches = "hard labels"
     if phase.loss.has_teacher:
-      teaches = f"{'live' if phase.runs_teacher else 'cached'} teacher"
+      teaches = LIVE if phase.runs_teacher else CACHED
     found.append(
       {
         "name": name,
@@ -139,13 +143,13 @@ def training_facts(run: Run) -> dict[str, Any]:
         "batch_rows": phase.batch_rows,
       }
     )
-  return {"phases": found}
+  return found
 
 
-def data_facts(run: Run, manifest: Any, export: Export) -> dict[str, Any]:
-  """Of the data: what the lab says of it, and what the run counted."""
+def _data(run: Run, tokenizer_sha256: str) -> dict[str, Any]:
+  """What the lab says about the data, and what the run counted."""
   release, L = run.config.release, run.config.data.L
-  tokens = sum(p["tokens"] for p in training_facts(run)["phases"])
+  tokens = sum(phase["tokens"] for phase in _phases(run))
   return {
     "sources": {name: dict(source) for name, source in release.sources.items()},
     "curation": release.about.curation,
@@ -155,13 +159,13 @@ def data_facts(run: Run, manifest: Any, export: Export) -> dict[str, Any]:
     "train_tokens": tokens,
     "held_out_rows": run.config.cache.held_out_rows,
     "shares_rows": release.shares_rows,
-    "tokenizer_sha256": export.files["tokenizer.json"],
-    "pipeline_sha256": _sha256(manifest.pipeline_fingerprint.encode()),
+    "tokenizer_sha256": tokenizer_sha256,
+    "pipeline_sha256": _sha256(pipelines(run)[0].encode()),
   }
 
 
-def distillation_facts(run: Run) -> dict[str, Any]:
-  """Of the cache that it learned from; `used` alone where there is none."""
+def _distillation(run: Run) -> dict[str, Any]:
+  """The cache that the analog learned from; `used` alone without one."""
   phases = [run.config.train.phase[name] for name in run.chain]
   taught = any(phase.loss.has_teacher for phase in phases)
   if not any(phase.reads_records or phase.reads_gram for phase in phases):
@@ -186,38 +190,48 @@ def distillation_facts(run: Run) -> dict[str, Any]:
   }
 
 
-def frontier_facts(run: Run, parameters: int) -> dict[str, Any]:
-  """Private facts of the frontier model.
+def _frontier(run: Run, parameters: int) -> dict[str, Any]:
+  """The frontier model, nearly all of it private.
 
   Args:
     run: with the teacher of the analog.
-    parameters: of the analog.
+    parameters: those of the analog.
   """
   stated, teacher = run.config.release.frontier, run.teacher
-  cfg = teacher.cfg
-  total = stated.parameters or cfg.num_parameters
+  total = stated.parameters or teacher.cfg.num_parameters
   active = stated.active_parameters or total
   outside = files_lib.read_json(teacher.folder / "config.json")
-  return {
+  committed = {
     "name": stated.name,
     "deployed_on": stated.deployed_on,
     "parameters": total,
     "active_parameters": active,
+  }
+  kept = run.workdir / REGULATOR / "openings.json"  # Of a release before.
+  made, openings = commitments.make(
+    {name: commitments.canonical(x) for name, x in committed.items()},
+    files_lib.read_json(kept) if kept.exists() else {},
+  )
+  return {
+    **committed,
     "family": stated.family or outside["model_type"],
     "teacher_digest": teacher.digest,
-    "architecture": sizes.architecture(cfg),
+    "architecture": sizes.architecture(teacher.cfg),
     "size_ratio": parameters / total,
     "active_ratio": parameters / active,
+    "window": window.RECORD,
+    "commitments": made,
+    "openings": openings,
   }
 
 
-def fidelity_facts(public: Mapping[str, Any], text: str) -> dict[str, Any]:
-  """Of the published fidelity.json and its bytes."""
+def _fidelity(public: Mapping[str, Any]) -> dict[str, Any]:
+  """The published fidelity.json."""
   analog = public["inputs"]["analog"]
   output = public.get("output")
   metrics = output["models"][analog]["metrics"] if output else {}
   return {
-    "sha256": _sha256(text.encode()),
+    "sha256": _sha256(loading.to_json(public).encode()),
     "quick": public["inputs"]["quick"],
     "analog": analog,
     "metrics": {name: metrics[name] for name in _METRICS if name in metrics},
@@ -228,44 +242,39 @@ def fidelity_facts(public: Mapping[str, Any], text: str) -> dict[str, Any]:
   }
 
 
-def safety_facts(public: Mapping[str, Any], text: str) -> dict[str, Any]:
-  """Of the published safety.json and its bytes."""
+def _safety(public: Mapping[str, Any]) -> dict[str, Any]:
+  """The published safety.json."""
   return {
-    "sha256": _sha256(text.encode()),
+    "sha256": _sha256(loading.to_json(public).encode()),
     **{name: public[name] for name in ("quick", "verdict", "tests")},
   }
 
 
-def repro_facts(
-  run: Run, public_config: str, quick: Collection[str]
-) -> dict[str, Any]:
-  """How it was made, and with what.
-
-  Args:
-    run: what is released.
-    public_config: the text of repro/config.json.
-    quick: stages that ran with --quick.
-  """
-  commit, dirty = _commit()
-  config = run.config
-  seeds = {"student": config.student.seed, "cache": config.cache.seed}
-  seeds |= {
-    f"train.{name}": config.train.phase[name].seed for name in run.chain
-  }
-  stages = ("cache", "train", "measure", "safety", "export", "release")
+def _repro(material: Material) -> dict[str, Any]:
+  """How the analog was made, and with what."""
+  run, published = material.run, material.published
+  config, (commit, dirty) = run.config, _commit()
+  options = {"release": " --key=KEY"}
+  if published.get("fidelity", {}).get("inputs", {}).get("quick"):
+    options["measure"] = " --quick"
+  if published.get("safety", {}).get("quick"):
+    options["safety"] = " --quick"
   return {
     "commit": commit,
     "dirty": dirty,
     "commands": [
       f"analogjax {stage} --config=CONFIG --workdir=WORKDIR"
-      + (" --quick" if stage in quick else "")
-      + (" --key=KEY" if stage == "release" else "")
-      for stage in stages
+      + options.get(stage, "")
+      for stage in ("cache", "train", "measure", "safety", "export", "release")
     ],
     "software": identity.software_versions(),
     "python": platform.python_version(),
-    "config_sha256": _sha256(public_config.encode()),
-    "seeds": seeds,
+    "config_sha256": _sha256(material.published_config.encode()),
+    "seeds": {
+      "student": config.student.seed,
+      "cache": config.cache.seed,
+      **{f"train.{n}": config.train.phase[n].seed for n in run.chain},
+    },
   }
 
 
@@ -303,9 +312,9 @@ def _sha256(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()
 
 
-def cost_facts(run: Run, weights_bytes: int) -> dict[str, Any]:
-  """All that the ledger says was spent; see release/costs.py."""
-  # Else each time that it is released would cost more than the time before.
+def _cost(run: Run, weights_bytes: int) -> dict[str, Any]:
+  """All that the ledger says was spent; see workdir/costs.py."""
+  # With its own entries a release would cost more each time it is made.
   entries = [e for e in ledger.entries(run.workdir) if e["stage"] != "release"]
   kinds = {entry["device_kind"] for entry in entries if "device_kind" in entry}
   train, plan = run.config.train, run.config.plan
@@ -334,8 +343,8 @@ def cost_facts(run: Run, weights_bytes: int) -> dict[str, Any]:
   )
 
 
-def wall_seconds(run: Run) -> float:
-  """Of the phases that went into the analog, over all restarts."""
+def _wall_seconds(run: Run) -> float:
+  """Seconds of the phases that lead to the analog, over all restarts."""
   stages = {f"train/{name}" for name in run.chain}
   found = [
     entry["seconds"]
@@ -343,6 +352,33 @@ def wall_seconds(run: Run) -> float:
     if entry["stage"] in stages
   ]
   return round(math.fsum(found), 1)
+
+
+def _openness(material: Material) -> str:
+  """Which components of the Model Openness Framework a bundle has.
+
+  Source: White et al., "The Model Openness Framework" (arXiv:2403.13784).
+  """
+  if material.licence.category != licences.IS_PERMISSIVE:
+    return "none of its classes: the licence is not a permissive one"
+  # Of seven: architecture, parameters, evaluation results, model card, data
+  # card. Technical report and sample outputs are not there.
+  shares = material.run.config.release.shares_rows
+  return (
+    "five of the seven components of Class III (no technical report, no sample"
+    " outputs); of Class II training code"
+    f"{' and evaluation data' if shares else ''}"
+  )
+
+
+def _gaps(spent: Mapping[str, Any]) -> list[str]:
+  """What is not known, without what would tell more than that."""
+  gaps = ["Personal data and copyright in the data were not examined here."]
+  if spent["missing"]:
+    gaps.append("Some costs are not known; the regulator's record lists them.")
+  if costs.METERED not in spent["energy"]["method"]:
+    gaps.append("Energy was estimated, not measured.")
+  return gaps
 
 
 def secrets(

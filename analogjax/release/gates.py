@@ -1,9 +1,9 @@
-"""The gates of a release: what has to hold, on which evidence.
+"""The gates of a release: what has to hold, and on which evidence.
 
-Each has a public evidence, which never says how large the frontier model is,
-when it was deployed or what it is called, and a private one for a regulator,
-which does. A gate that does not pass can be waived for a reason, and the reason
-is printed; it is not made to pass by that.
+Each gate has public evidence, which never says how large the frontier model is,
+when it was deployed or what it is called, and private evidence for a regulator,
+which does. A gate that does not pass can be waived for a reason. The reason is
+printed; the gate does not pass by it.
 
 Source of the rules: "Require Frontier AI Labs To Release Small Analog Models",
 section 3; docs/gates.md has its words beside them.
@@ -11,86 +11,66 @@ section 3; docs/gates.md has its words beside them.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from analogjax.bundle import licences, window
 from analogjax.config.release import GATES
 from analogjax.fidelity import claims as claims_lib
+from analogjax.leaks import Leak
 from analogjax.models import sizes
 from analogjax.release import family
 
 PASSED, FAILED, WAIVED, WARNING = "passed", "failed", "waived", "warning"
 
-TITLES: Mapping[str, str] = {
-  "size": "Between 0.5 % and 5 % of the frontier model's parameters",
-  "window": "Released 1 to 3 months after the frontier model's deployment",
-  "family": "Of the frontier model's architecture family",
-  "data": "Trained on the frontier model's data",
-  "licence": "Under a permissive licence",
-  "documents": "Documented completely",
-  "safety": "Evaluated for safety, and under the thresholds",
-  "fidelity": "Measured against the frontier model",
-  "leaks": "Gives nothing of the frontier model away",
-}
-
-# What a safety evaluation is made of; one that lacks some is flagged.
+# Parts of a safety evaluation; one that lacks some is flagged.
 SAFETY_FAMILIES = ("extraction", "canaries", "membership", "refusal")
 
 
-class Leak(Protocol):
-  """A finding of the leak linter."""
-
-  @property
-  def rule(self) -> str: ...
-  @property
-  def file(self) -> str: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Student:
+class Checkpoint(NamedTuple):
   """The checkpoint that goes out, as fidelity.json and safety.json name it."""
 
   phase: str
   step: int
-  fingerprint: str  # Of `inputs.students.<phase>` there.
+  fingerprint: str  # Of the student: `inputs.students.<phase>` has it.
+  teacher_digest: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evidence:
-  """What the gates are judged on."""
+  """What the gates judge; a pair is (of the analog, of the frontier model)."""
 
-  parameters: int  # Of the analog, counted from its safetensors headers.
-  active_parameters: int  # Of these, what a token goes through.
-  frontier_parameters: int
-  frontier_active_parameters: int
-  deployed_on: str  # The frontier model, YYYY-MM-DD.
-  released_on: str
-  config: Mapping[str, Any]  # config.json of the analog.
-  frontier_config: Mapping[str, Any]
-  tokenizer_sha256: str
-  frontier_tokenizer_sha256: str
-  pipeline_fingerprint: str  # Of the rows that the analog was trained on.
-  frontier_pipeline_fingerprint: str  # "": not stated.
+  parameters: tuple[int, int]  # The analog's by its safetensors headers.
+  active_parameters: tuple[int, int]  # Those that a token goes through.
+  released_on: str  # YYYY-MM-DD.
+  deployed_on: str  # The frontier model.
+  configs: tuple[Mapping[str, Any], Mapping[str, Any]]  # config.json.
+  tokenizers: tuple[str, str]  # SHA-256.
+  pipelines: tuple[str, str]  # Fingerprints of the rows; "": not stated.
   licence: licences.Licence
-  missing: Sequence[str]  # "path: what to run", of record.missing.
-  student: Student
-  teacher_digest: str
+  missing: Sequence[str]  # "path: what to do", from record.missing.
+  demos: Sequence[str]  # Fields of the config that hold the demo's texts.
+  checkpoint: Checkpoint
   fidelity: Mapping[str, Any] | None  # fidelity.json; None: there is none.
   safety: Mapping[str, Any] | None
   leaks: Sequence[Leak] | None  # None: the linter did not run.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Finding:
+class _Finding(NamedTuple):
   verdict: str  # PASSED, FAILED or WARNING.
   public: str
   private: str = ""
 
 
+class _Gate(NamedTuple):
+  title: str
+  judge: Callable[[Evidence], _Finding]
+  remedy: str  # What to do when it fails.
+
+
 def judge(
   evidence: Evidence, waivers: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-  """Every gate, in the order of GATES.
+  """Judges every gate, in the order of GATES.
 
   Args:
     evidence: what to judge.
@@ -98,34 +78,34 @@ def judge(
 
   Returns:
     Dicts of `id`, `title`, `verdict` (PASSED, FAILED, WAIVED or WARNING),
-    `evidence`, `private_evidence` and `waiver` (the reason, or None). One that
-    would fail or warn and has a waiver is WAIVED. A release is stopped by a
-    FAILED one alone.
+    `evidence`, `private_evidence` and `waiver` (the reason, or None). A gate
+    that would fail or warn and has a waiver is WAIVED. Only a FAILED gate stops
+    a release.
 
   Raises:
-    ValueError: a day that is none, or a waiver of no gate.
+    ValueError: a text that is not a day, or a waiver of an unknown gate.
   """
   if unknown := [gate for gate in waivers if gate not in GATES]:
     raise ValueError(
       f"release.waivers: expected gates ({', '.join(GATES)}), found"
-      f" {unknown[0]!r}."
+      f" {unknown[0]!r}; correct or remove it."
     )
   found = []
-  for gate in GATES:
-    finding = _JUDGES[gate](evidence)
-    verdict, public = finding.verdict, finding.public
-    reason = waivers.get(gate)
+  for name in GATES:
+    gate = _GATES[name]
+    verdict, public, private = gate.judge(evidence)
+    reason = waivers.get(name)
     if reason is not None and verdict == PASSED:
       public += " The waiver of this gate was not used."
     elif reason is not None:
       verdict = WAIVED
     found.append(
       {
-        "id": gate,
-        "title": TITLES[gate],
+        "id": name,
+        "title": gate.title,
         "verdict": verdict,
         "evidence": public,
-        "private_evidence": finding.private,
+        "private_evidence": private,
         "waiver": reason if verdict == WAIVED else None,
       }
     )
@@ -137,28 +117,22 @@ def failed(gates: Sequence[Mapping[str, Any]]) -> list[str]:
   return [
     f"release gate {gate['id']}: {gate['evidence']}"
     + (f" ({gate['private_evidence']})" if gate["private_evidence"] else "")
-    + f" {_REMEDIES[gate['id']]}, or set release.waivers.{gate['id']} to the"
-    " reason why it need not pass."
+    + f" {_GATES[gate['id']].remedy}, or set release.waivers.{gate['id']} to"
+    " the reason why it need not pass."
     for gate in gates
     if gate["verdict"] == FAILED
   ]
 
 
 def _size(evidence: Evidence) -> _Finding:
-  pairs = {
-    "all": (evidence.parameters, evidence.frontier_parameters),
-    "active": (
-      evidence.active_parameters,
-      evidence.frontier_active_parameters,
-    ),
-  }
   found = {
-    what: sizes.size_window_verdict(*numbers) for what, numbers in pairs.items()
+    "all": sizes.size_window_verdict(*evidence.parameters),
+    "active": sizes.size_window_verdict(*evidence.active_parameters),
   }
   wrong = [what for what, verdict in found.items() if not verdict.inside]
   counted = (
-    f"{evidence.parameters:,} parameters, counted from the safetensors headers,"
-    f" {evidence.active_parameters:,} of them active"
+    f"{evidence.parameters[0]:,} parameters, counted from the safetensors"
+    f" headers, {evidence.active_parameters[0]:,} of them active"
   )
   private = "; ".join(
     f"{what}: {verdict.student:,} of {verdict.teacher:,},"
@@ -172,52 +146,52 @@ def _size(evidence: Evidence) -> _Finding:
 
 
 def _window(evidence: Evidence) -> _Finding:
-  verdict = window.verdict(evidence.deployed_on, evidence.released_on)
+  found = window.verdict(evidence.deployed_on, evidence.released_on)
   private = (
-    f"deployed on {verdict.deployed_on}, so the window is {verdict.first} to"
-    f" {verdict.last}"
+    f"deployed on {found.deployed_on}, so the window is {found.first} to"
+    f" {found.last}"
   )
-  day = f"Released on {verdict.released_on}"
-  if verdict.where == window.WITHIN:
-    return _Finding(PASSED, f"{day}, within the window.", private)
-  if verdict.where == window.EARLY:
-    public = f"{day}, earlier than a month after the deployment."
-    return _Finding(WARNING, public, private)
-  public = f"{day}, later than three months after the deployment."
-  return _Finding(FAILED, public, private)
+  verdict, where = {
+    window.WITHIN: (PASSED, "within the window"),
+    window.EARLY: (WARNING, "earlier than a month after the deployment"),
+    window.LATE: (FAILED, "later than three months after the deployment"),
+  }[found.where]
+  public = f"Released on {found.released_on}, {where}."
+  return _Finding(verdict, public, private)
 
 
 def _family(evidence: Evidence) -> _Finding:
-  found = family.compare(evidence.config, evidence.frontier_config)
+  found = family.compare(*evidence.configs)
   same, different = list(found.same), list(found.different)
-  is_same = (
-    bool(evidence.tokenizer_sha256)
-    and evidence.tokenizer_sha256 == evidence.frontier_tokenizer_sha256
-  )
-  (same if is_same else different).append("tokenizer")
-  parts = [f"The same: {', '.join(same)}."] if same else []
-  if different:
-    parts.append(f"Different: {', '.join(different)}.")
-  if found.unknown:
-    parts.append(f"Not stated by both: {', '.join(found.unknown)}.")
+  ours, theirs = evidence.tokenizers
+  has_tokenizer = bool(ours) and ours == theirs
+  (same if has_tokenizer else different).append("tokenizer")
+  parts = [
+    f"{what}: {', '.join(names)}."
+    for what, names in (
+      ("The same", same),
+      ("Different", different),
+      ("Not stated by both", found.unknown),
+    )
+    if names
+  ]
   private = "; ".join(
     f"{name}: {ours or 'not stated'} and {theirs or 'not stated'}"
     for name, (ours, theirs) in found.values.items()
     if ours != theirs
   )
-  passes = found.is_one_family and is_same
+  passes = found.is_one_family and has_tokenizer
   return _Finding(PASSED if passes else FAILED, " ".join(parts), private)
 
 
 def _data(evidence: Evidence) -> _Finding:
-  ours = evidence.pipeline_fingerprint
-  theirs = evidence.frontier_pipeline_fingerprint
+  ours, theirs = evidence.pipelines
   private = f"the analog's rows are of pipeline {ours or 'not stated'}"
   if not ours or not theirs:
     public = "Not stated: there is no digest of the frontier model's pipeline."
     return _Finding(FAILED, public, private)
   if ours != theirs:
-    public = "The digests of the two pipelines of data differ."
+    public = "The digests of the two data pipelines differ."
     return _Finding(FAILED, public, f"{private}, the frontier's of {theirs}")
   return _Finding(PASSED, "The digests of the two pipelines agree.", private)
 
@@ -228,18 +202,23 @@ def _licence(evidence: Evidence) -> _Finding:
     return _Finding(PASSED, f"{found.name} ({found.spdx}), a permissive one.")
   return _Finding(
     WARNING,
-    f"{found.name}: not one of the permissive licences that are known here, so"
-    " taken for one with limited safeguards; not open by the Model Openness"
-    " Framework. That it leaves core research free is declared, not checked.",
+    f"{found.name}: not one of the permissive licences known here, so it counts"
+    " as one with limited safeguards and is not open by the Model Openness"
+    " Framework. That it does not obstruct core research is declared, not"
+    " checked.",
   )
 
 
 def _documents(evidence: Evidence) -> _Finding:
-  if not evidence.missing:
-    return _Finding(PASSED, "Every fact that the documents need is there.")
-  number = len(evidence.missing)
-  facts = "1 fact is missing" if number == 1 else f"{number} facts are missing"
-  return _Finding(FAILED, f"{facts}.", "; ".join(evidence.missing))
+  wrong, private = [], "; ".join(evidence.missing)
+  if number := len(evidence.missing):
+    wrong.append(f"{number} fact{' is' if number == 1 else 's are'} missing.")
+  if evidence.demos:
+    names = ", ".join(evidence.demos)
+    wrong.append(f"Still the texts of the demo's config: {names}.")
+  if wrong:
+    return _Finding(FAILED, " ".join(wrong), private)
+  return _Finding(PASSED, "Every fact that the documents need is there.")
 
 
 def _safety(evidence: Evidence) -> _Finding:
@@ -249,16 +228,16 @@ def _safety(evidence: Evidence) -> _Finding:
   if wrong := _of_another(document, evidence):
     return _Finding(FAILED, f"The safety evaluation is {wrong}.")
   tests = document["tests"]
-  failed_ones = sorted(t["id"] for t in tests if t["verdict"] == FAILED)
-  number = len(tests)
-  if failed_ones or document["verdict"] != PASSED:
-    names = ", ".join(failed_ones) or "as a whole"
-    return _Finding(FAILED, f"Over a threshold of {number} tests: {names}.")
-  judged = [test for test in tests if test["verdict"] == PASSED]
-  public = f"{len(judged)} of {number} tests have a threshold and keep to it."
+  over = sorted(t["id"] for t in tests if t["verdict"] == FAILED)
+  if over or document["verdict"] != PASSED:
+    names = ", ".join(over) or "the evaluation as a whole"
+    public = f"Of {len(tests)} results, outside of a threshold: {names}."
+    return _Finding(FAILED, public)
+  held = sum(test["verdict"] == PASSED for test in tests)
+  public = f"{held} of {len(tests)} results have a threshold; these held."
   flags = _quick(document)
-  if not judged:
-    flags.append("no test has a threshold that it was held to")
+  if not held:
+    flags.append("no result has a threshold that it was held to")
   done = {test["family"] for test in tests}
   if lacks := [name for name in SAFETY_FAMILIES if name not in done]:
     flags.append(f"not tested: {', '.join(lacks)}")
@@ -295,16 +274,15 @@ def _leaks(evidence: Evidence) -> _Finding:
 
 
 def _of_another(document: Mapping[str, Any], evidence: Evidence) -> str:
-  """How a document is not of this pair; "" if it is."""
-  inputs, student = document["inputs"], evidence.student
-  if inputs.get("analog") != student.phase:
+  """How a document is not about this pair; "" if it is."""
+  inputs, ours = document["inputs"], evidence.checkpoint
+  if inputs.get("analog") != ours.phase:
     return "of another phase than the one that goes out"
-  about = inputs.get("students", {}).get(student.phase, {})
-  if about.get("step") != student.step or (
-    about.get("fingerprint") != student.fingerprint
-  ):
+  about = inputs.get("students", {}).get(ours.phase, {})
+  found = about.get("step"), about.get("fingerprint")
+  if found != (ours.step, ours.fingerprint):
     return "of another checkpoint than the one that goes out"
-  if inputs.get("teacher_digest") not in (None, evidence.teacher_digest):
+  if inputs.get("teacher_digest") not in (None, ours.teacher_digest):
     return "against another teacher"
   return ""
 
@@ -320,29 +298,49 @@ def _flagged(public: str, flags: Sequence[str]) -> _Finding:
   return _Finding(WARNING, f"{public} Flagged: {'; '.join(flags)}.")
 
 
-_JUDGES: Mapping[str, Callable[[Evidence], _Finding]] = {
-  "size": _size,
-  "window": _window,
-  "family": _family,
-  "data": _data,
-  "licence": _licence,
-  "documents": _documents,
-  "safety": _safety,
-  "fidelity": _fidelity,
-  "leaks": _leaks,
-}
-
-_REMEDIES: Mapping[str, str] = {
-  "size": "Train a student of another size",
-  "window": "Set release.date and release.frontier.deployed_on right",
-  "family": "Train a student of the teacher's family",
-  "data": (
-    "Set release.frontier.pipeline_fingerprint to what its manifest has, or"
-    " train on the frontier run's rows"
+_GATES: Mapping[str, _Gate] = {
+  "size": _Gate(
+    "Between 0.5 % and 5 % of the frontier model's parameters",
+    _size,
+    "Train a student of another size",
   ),
-  "licence": "Set release.licence",
-  "documents": "Run or set what is named",
-  "safety": "Run 'analogjax safety' on this analog, or tune it",
-  "fidelity": "Run 'analogjax measure' on this analog",
-  "leaks": "Take out what was found",
+  "window": _Gate(
+    "Released 1 to 3 months after the frontier model's deployment",
+    _window,
+    "Correct release.date or release.frontier.deployed_on",
+  ),
+  "family": _Gate(
+    "Of the frontier model's architecture family",
+    _family,
+    "Train a student of the teacher's family, with its tokenizer",
+  ),
+  "data": _Gate(
+    "Trained on the frontier model's data",
+    _data,
+    "Set release.frontier.pipeline_fingerprint to what the manifest of its"
+    " cache has, or train on the frontier run's rows",
+  ),
+  "licence": _Gate(
+    "Under a permissive licence", _licence, "Set release.licence"
+  ),
+  "documents": _Gate(
+    "Documented completely",
+    _documents,
+    "Run or set what is named, and write about your own data and model",
+  ),
+  "safety": _Gate(
+    "Evaluated for safety, and under the thresholds",
+    _safety,
+    "Run 'analogjax safety' on this analog, or tune it",
+  ),
+  "fidelity": _Gate(
+    "Measured against the frontier model",
+    _fidelity,
+    "Run 'analogjax measure' on this analog",
+  ),
+  "leaks": _Gate(
+    "Gives nothing of the frontier model away",
+    _leaks,
+    "Take out what was found (docs/leaks.md)",
+  ),
 }

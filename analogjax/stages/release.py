@@ -20,8 +20,9 @@ from analogjax.data import rows as rows_lib
 from analogjax.distributed import processes
 from analogjax.evaluation import sources
 from analogjax.leaks import Leak
-from analogjax.release import contents, gates
-from analogjax.release.contents import BUNDLE, REGULATOR
+from analogjax.release import contents, gates, material
+from analogjax.release.contents import BUNDLE
+from analogjax.release.facts import REGULATOR
 from analogjax.run.run import Run
 from analogjax.workdir import ledger
 
@@ -90,7 +91,8 @@ def _release(
 ) -> None:
   workdir = run.workdir
   spent = ledger.Ledger(workdir, "release")
-  release = contents.Contents(json.loads(json.dumps(cfg.to_dict())), run, rows)
+  resolved = json.loads(json.dumps(cfg.to_dict()))
+  release = contents.Contents(material.read(run, resolved, rows))
   leaks: list[Leak] = []
   # The public evidence of a gate is in the documents that are linted. So first
   # as if nothing were found; if something is, and that is waived, once more.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from typing import NamedTuple
 
 import hypothesis
 from hypothesis import strategies as st
@@ -12,6 +11,7 @@ import synthetic_report
 from analogjax.bundle import licences
 from analogjax.config import release
 from analogjax.fidelity import claims as claims_lib
+from analogjax.leaks import Leak
 from analogjax.release import family, gates
 
 CONFIG = dict(
@@ -25,7 +25,7 @@ FRONTIER = dict(
   **dict(num_attention_heads=97, num_key_value_heads=31, hidden_size=12_416),
   **dict(rope_theta=5e5, num_hidden_layers=83),
 )
-STUDENT = gates.Student(phase="distill", step=160, fingerprint="f" * 64)
+CHECKPOINT = gates.Checkpoint("distill", 160, "f" * 64, "d" * 64)
 INPUTS = dict(
   analog="distill",
   teacher_digest="d" * 64,
@@ -34,13 +34,6 @@ INPUTS = dict(
     control=dict(step=160, fingerprint="e" * 64),
   ),
 )
-
-
-class Leak(NamedTuple):
-  rule: str
-  file: str
-  where: str
-  what: str
 
 
 def test_of(name, verdict="passed"):
@@ -64,22 +57,17 @@ def fidelity(quick=False, **inputs):
 
 LICENCE = licences.find("MIT", holder="A Lab", year=2026)
 GOOD = gates.Evidence(
-  parameters=50_000_000,
-  active_parameters=50_000_000,
-  frontier_parameters=2_345_678_901,
-  frontier_active_parameters=1_234_567_891,
-  deployed_on="2026-08-17",
+  parameters=(50_000_000, 2_345_678_901),
+  active_parameters=(50_000_000, 1_234_567_891),
   released_on="2026-11-01",
-  config=CONFIG,
-  frontier_config=FRONTIER,
-  tokenizer_sha256="a" * 64,
-  frontier_tokenizer_sha256="a" * 64,
-  pipeline_fingerprint="b" * 64,
-  frontier_pipeline_fingerprint="b" * 64,
+  deployed_on="2026-08-17",
+  configs=(CONFIG, FRONTIER),
+  tokenizers=("a" * 64, "a" * 64),
+  pipelines=("b" * 64, "b" * 64),
   licence=LICENCE,
   missing=(),
-  student=STUDENT,
-  teacher_digest="d" * 64,
+  demos=(),
+  checkpoint=CHECKPOINT,
   fidelity=fidelity(),
   safety=safety(),
   leaks=(),
@@ -123,12 +111,9 @@ def test_a_good_release_passes_every_gate():
 def test_the_ends_of_the_window_are_exact_in_all_and_in_active(
   ours, theirs, verdict
 ):
-  inside = dict(parameters=10**16, frontier_parameters=10**18)
-  inside |= {f"{k.removesuffix('parameters')}active_parameters": v
-             for k, v in inside.items()}  # fmt: skip
-  for field in ("parameters", "active_parameters"):
-    changed = {field: ours, f"frontier_{field}": theirs}
-    found = judged(**(inside | changed))
+  inside = dict.fromkeys(("parameters", "active_parameters"), (10**16, 10**18))
+  for field in inside:
+    found = judged(**(inside | {field: (ours, theirs)}))
     assert verdicts(found) == ALL_PASS | {"size": verdict}
     assert f"{ours:,}" in found["size"]["private_evidence"]
     wrong = {"parameters": "all", "active_parameters": "active"}[field]
@@ -170,7 +155,7 @@ def test_too_early_is_flagged_and_too_late_fails(deployed, released, verdict):
   ),
 )
 def test_another_family_is_told_by_what_differs(changes, name):
-  found = judged(frontier_config=FRONTIER | changes)
+  found = judged(configs=(CONFIG, FRONTIER | changes))
   assert verdicts(found) == ALL_PASS | {"family": "failed"}
   assert f"Different: {name}." in found["family"]["evidence"]
   assert name in found["family"]["private_evidence"]
@@ -184,18 +169,16 @@ def test_sizes_make_no_other_family():
 
 def test_what_is_not_stated_is_said_to_be_and_a_model_type_is_needed():
   without = {k: v for k, v in CONFIG.items() if k != "hidden_act"}
-  found = judged(config=without)
+  found = judged(configs=(without, FRONTIER))
   assert found["family"]["verdict"] == "passed"
   assert "Not stated by both: activation." in found["family"]["evidence"]
   nameless = {k: v for k, v in CONFIG.items() if k != "model_type"}
-  assert judged(config=nameless)["family"]["verdict"] == "failed"
+  assert judged(configs=(nameless, FRONTIER))["family"]["verdict"] == "failed"
 
 
 def test_another_tokenizer_is_another_family():
   for digests in (("a" * 64, "c" * 64), ("", "")):
-    found = judged(
-      tokenizer_sha256=digests[0], frontier_tokenizer_sha256=digests[1]
-    )
+    found = judged(tokenizers=digests)
     assert verdicts(found) == ALL_PASS | {"family": "failed"}
     assert "Different: tokenizer." in found["family"]["evidence"]
 
@@ -203,8 +186,8 @@ def test_another_tokenizer_is_another_family():
 @pytest.mark.parametrize(
   ("changes", "gate", "verdict", "says"),
   (
-    (dict(frontier_pipeline_fingerprint=""), "data", "failed", "Not stated"),
-    (dict(frontier_pipeline_fingerprint="c"), "data", "failed", "differ"),
+    (dict(pipelines=("b", "")), "data", "failed", "Not stated"),
+    (dict(pipelines=("b", "c")), "data", "failed", "differ"),
     (
       dict(
         licence=licences.find("other", holder="", year=1, name="R", text="x")
@@ -212,6 +195,10 @@ def test_another_tokenizer_is_another_family():
       *("licence", "warning", "limited safeguards"),
     ),
     (dict(missing=["a.b: run x"]), "documents", "failed", "1 fact is"),
+    (
+      dict(demos=["release.sources", "safety.template"]),
+      *("documents", "failed", "the demo's config: release.sources, safety"),
+    ),
     (dict(safety=None), "safety", "failed", "no safety evaluation"),
     (dict(safety=safety(quick=True)), "safety", "warning", "quick"),
     (
@@ -220,11 +207,11 @@ def test_another_tokenizer_is_another_family():
     ),
     (
       dict(safety=safety(test_of("canaries", "no threshold"))),
-      *("safety", "warning", "no test has a threshold"),
+      *("safety", "warning", "no result has a threshold"),
     ),
     (
       dict(safety=safety(test_of("canaries", "failed"), verdict="failed")),
-      *("safety", "failed", "of 1 tests: canaries"),
+      *("safety", "failed", "Of 1 results, outside of a threshold: canaries"),
     ),
     # A document that contradicts itself does not pass.
     (
@@ -271,11 +258,8 @@ def test_each_gate_by_what_it_asks_for(changes, gate, verdict, says):
 
 
 def test_a_checkpoint_of_another_step_is_another_one():
-  for student in (
-    dataclasses.replace(STUDENT, step=120),
-    dataclasses.replace(STUDENT, fingerprint="0" * 64),
-  ):
-    found = verdicts(judged(student=student))
+  for changes in (dict(step=120), dict(fingerprint="0" * 64)):
+    found = verdicts(judged(checkpoint=CHECKPOINT._replace(**changes)))
     assert found == ALL_PASS | {"safety": "failed", "fidelity": "failed"}
 
 
@@ -284,7 +268,7 @@ def test_a_waiver_gives_its_reason_and_one_that_is_not_needed_is_reported():
     "data": "The frontier run predates the manifests.",
     "size": "Nobody needs this one.",
   }
-  found = judged(waivers, frontier_pipeline_fingerprint="")
+  found = judged(waivers, pipelines=("b", ""))
   assert verdicts(found) == ALL_PASS | {"data": "waived"}
   assert found["data"]["waiver"] == waivers["data"]
   assert "Not stated" in found["data"]["evidence"]  # Not made to pass.
@@ -306,13 +290,12 @@ def test_public_evidence_says_nothing_of_the_frontier_model(
 ):
   hypothesis.assume(day.year < 9990)
   found = judged(
-    frontier_parameters=frontier,
-    frontier_active_parameters=active,
+    parameters=(50_000_000, frontier),
+    active_parameters=(50_000_000, active),
     deployed_on=str(day),
     leaks=[Leak("width", "COST.md", "line 3", "12416")],
   )
   again = judged(
-    frontier_parameters=GOOD.frontier_parameters,
     leaks=[Leak("layers", "record.json", "line 4", "83")],
   )
   # But for the verdicts, it is the same whatever the frontier model is.
@@ -344,8 +327,9 @@ def test_a_measurement_as_the_stage_makes_it_is_read():
   held = sum(c["verdict"] == claims_lib.TRANSFERS for c in made["claims"])
   found = judged(
     fidelity=made,
-    student=dataclasses.replace(STUDENT, phase=analog),
-    teacher_digest=inputs["teacher_digest"],
+    checkpoint=CHECKPOINT._replace(
+      phase=analog, teacher_digest=inputs["teacher_digest"]
+    ),
     safety=None,
   )["fidelity"]
   assert found["verdict"] == "passed" and held > 0

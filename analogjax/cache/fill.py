@@ -34,11 +34,11 @@ _KEPT_POSITIONS = 8
 class _Job:
   """One object to write."""
 
-  rows: range  # Of the object.
-  wanted: np.ndarray  # The rows of it to compute; the others are kept.
-  kept: Callable[[], logit_cache.Stored] | None = None  # The others, in order.
+  rows: range  # All rows of the object.
+  wanted: np.ndarray  # Those to compute; the others are kept.
+  kept: Callable[[], logit_cache.Stored] | None = None  # Reads the others.
   read: Rows | None = None  # The wanted rows.
-  position: dict[str, Any] | None = None  # Of a stream, after them.
+  position: dict[str, Any] | None = None  # State of a stream after them.
   pieces: list[sampling.Records] = dataclasses.field(default_factory=list)
 
 
@@ -52,6 +52,7 @@ class Filler:
     self._write_ahead = write_ahead
     self._board = processes.Board(teaching.mesh, 1)
     self._name = cache.location.name
+    self._title = "cache" if self._name == "cache" else f"cache {self._name}"
     self._positions = workdir / f"{self._name}_position.json"
     self._ledger: ledger.Ledger = spent
     L = cache.manifest.sequence_length
@@ -59,21 +60,22 @@ class Filler:
     # Since the last entry in the ledger, by this process.
     self._committed_rows, self._written = 0, store.bytes_written()
     self._failure: Exception | None = None
+    self._stop = False  # Whether a process was asked to stop.
 
   def fill(self) -> None:
-    """Writes every object that is not committed."""
+    """Writes every object that has rows that are not committed."""
     while True:
       processes.wait("about to look for holes")
       jobs = self._holes()
       if not jobs:
-        progress.say(f"cache {self._name}: complete.")
+        progress.say(f"{self._title}: complete.")
         return
       end = self._go_through(jobs)
       if end is not None:
         self._cut_short(end)
 
   def repair(self) -> None:
-    """Writes damaged objects again: their damaged rows anew, the rest kept."""
+    """Computes damaged rows again; keeps the other rows of their objects."""
     processes.wait("about to look for damage")
     jobs = processes.together(self._damaged)
     processes.together(lambda: self._remove_partial(jobs))
@@ -98,15 +100,16 @@ class Filler:
         job.kept = lambda stored=stored: stored
       jobs.append(job)
       progress.say(
-        f"cache {self._name}: of rows {part.start} to {part.stop - 1},"
+        f"{self._title}: of rows {part.start} to {part.stop - 1},"
         f" {len(damage)} damaged; computing them again."
       )
     return jobs
 
   def _remove_partial(self, jobs: Sequence[_Job]) -> None:
-    """Removes the object at the end if it is not full: writes would amend it.
+    """Removes a damaged last object that is not full.
 
-    To amend it the store reads it, which fails where its index is damaged.
+    A write would amend it: the store then reads it, which fails if its index is
+    damaged.
     """
     size = self._cache.manifest.rows_per_object
     for job in jobs:
@@ -114,7 +117,7 @@ class Filler:
         self._cache.remove(job.rows)
 
   def _holes(self) -> list[_Job]:
-    """Objects with rows that are missing; a run that was stopped left some."""
+    """Objects with missing rows."""
 
     def committed():
       if jax.process_index() == 0:
@@ -135,84 +138,91 @@ class Filler:
     return jobs
 
   def _go_through(self, jobs: Sequence[_Job]) -> int | None:
-    """Writes the objects; returns the number of rows if they end before.
-
-    Every process takes part in every teacher step, with rows of its group's
-    own object; one that has none left feeds copies.
-    """
+    """Writes the objects; returns the number of rows if the rows end before."""
     if not jobs:
       return None
     self._go_to(jobs[0].rows.start)
-    self._failure = None
-    total, L = len(self._cache), self._cache.manifest.sequence_length
+    with progress.Activity(f"{self._title}: loading the teacher"):
+      self._recorder.load()
+    self._failure, self._stop = None, False
+    total = len(self._cache)
     done = total - sum(len(job.wanted) for job in jobs)
-    title = f"cache {self._name}"
-    group, B = self._recorder.group, self._recorder.batch_rows
-    # What the device was asked for and the host has not looked at yet.
-    pending, stop, mine = collections.deque(), False, None
     with (
       cache_writer.CacheWriter(self._cache, depth=self._write_ahead) as writer,
-      progress.Progress(title, total=total, unit="rows", done=done) as bar,
+      progress.Progress(
+        self._title, total=total, unit="rows", done=done
+      ) as bar,
     ):
-      end = -1
-      for first in range(0, len(jobs), group.count):
-        turn = jobs[first : first + group.count]
-        mine = turn[group.index] if group.index < len(turn) else None
-        end, failed = self._agree(self._attempt(self._read, mine))
-        if end >= 0 or failed or stop:
-          break
-        for start in range(0, max(len(job.wanted) for job in turn), B):
-          if self._failure is not None and jax.process_count() == 1:
-            break  # Several processes go on, or one would wait for another.
-          part = slice(start, start + B)
-          pending.append(self._start(mine, part))
-          # The device works on this step while the one before is stored.
-          if len(pending) > 1:
-            stop |= self._finish(pending.popleft(), writer)
-          count = sum(len(job.wanted[part]) for job in turn)
-          bar.advance(count, tokens=count * L)
-          stop |= jax.process_count() == 1 and stopping.asked()
-          if stop:
-            break
-        if stop:
-          break
-      # Also after a failure: what was computed before it is kept.
-      while pending:
-        self._finish(pending.popleft(), writer)
-      if stop and mine is not None:
-        self._attempt(self._submit_part, mine, writer)
+      end = self._compute(jobs, writer, bar)
       self._attempt(writer.finish)
       _, failed = self._agree(None)
     if self._failure is not None:
       raise self._failure
     if failed:
       raise processes.FailedElsewhere(failed[0], "cache: ")
-    if stop:
-      raise stopping.Stopped(f"cache {self._name}: in the middle")
-    return end if end >= 0 else None
+    if self._stop:
+      raise stopping.Stopped(f"{self._title}: in the middle")
+    return end
 
-  def _finish(self, step, writer) -> bool:
-    """Takes a teacher step off the device; returns whether to stop."""
+  def _compute(self, jobs, writer, bar) -> int | None:
+    """Computes the objects until the rows end, or something fails or stops it.
+
+    Every process takes part in every teacher step, with rows of its group's
+    own object; a process without rows feeds copies. What was computed is
+    written, also after a failure.
+    """
+    group, B = self._recorder.group, self._recorder.batch_rows
+    alone, L = jax.process_count() == 1, self._cache.manifest.sequence_length
+    # Steps that were dispatched and whose records are still on the device.
+    pending, mine, end = collections.deque(), None, None
+    for first in range(0, len(jobs), group.count):
+      turn = jobs[first : first + group.count]
+      mine = turn[group.index] if group.index < len(turn) else None
+      end, failed = self._agree(self._attempt(self._read, mine))
+      if end is not None or failed:
+        break
+      for start in range(0, max(len(job.wanted) for job in turn), B):
+        # Several processes continue, or one would wait for another.
+        if self._stop or (self._failure is not None and alone):
+          break
+        part = slice(start, start + B)
+        pending.append(self._start(mine, part))
+        # The device works on this step while the one before is stored.
+        if len(pending) > 1:
+          self._finish(pending.popleft(), writer)
+        count = sum(len(job.wanted[part]) for job in turn)
+        bar.advance(count, tokens=count * L)
+        self._stop |= alone and stopping.asked()
+      if self._stop:
+        break
+    while pending:
+      self._finish(pending.popleft(), writer)
+    if self._stop and mine is not None:
+      self._attempt(self._submit_part, mine, writer)
+    return end
+
+  def _finish(self, step, writer) -> None:
+    """Takes a teacher step off the device; hears who was asked to stop."""
     *work, shown = step
     self._attempt(self._collect, *work, writer)
-    return bool(self._board.read(shown).any())
+    self._stop |= bool(self._board.read(shown).any())
 
   def _attempt(self, call, *args):
-    """call(*args); an error waits until all processes have heard of it."""
+    """Calls; keeps an error until all processes have heard of it."""
     try:
       return call(*args)
     except Exception as error:
       self._failure = self._failure or error
       return None
 
-  def _agree(self, end: int | None) -> tuple[int, list[int]]:
-    """Hears from every process, and enters what was spent since the last time.
+  def _agree(self, end: int | None) -> tuple[int | None, list[int]]:
+    """Hears from every process, and enters in the ledger what was spent.
 
     Args:
-      end: how many rows there are, if this process found that out.
+      end: number of rows, if this process found their end.
 
     Returns:
-      The same, if any process did, else -1; and which processes have failed.
+      The same if any process found it; and the processes that have failed.
     """
     written = store.bytes_written()
     mine = (
@@ -231,10 +241,10 @@ class Filler:
         bytes=int(written.sum()),
       )
     ended = [int(end) for end in ends if end >= 0]
-    return min(ended, default=-1), np.flatnonzero(failed).tolist()
+    return min(ended, default=None), np.flatnonzero(failed).tolist()
 
   def _read(self, job: _Job | None) -> int | None:
-    """Reads the rows of a job; returns how many there are if not all."""
+    """Reads the rows of a job; returns the number of rows if they end."""
     if job is None:
       return None
     wanted = job.wanted
@@ -273,20 +283,15 @@ class Filler:
     teacher_pass.check_finite(records, job.wanted[part])
     job.pieces.append(records)
     if part.stop >= len(job.wanted) and self._recorder.group.is_leader:
-      writer.submit(
-        job.rows.start,
-        lambda: self._assemble(job),
-        lambda: self._was_committed(job),
-      )
+      self._submit(job, writer)
 
   def _submit_part(self, job: _Job, writer) -> None:
-    """Writes what was computed of an object, if its first rows are there."""
+    """Writes the computed rows of an object, if they are its next ones."""
     count = sum(len(piece.entropy_BL) for piece in job.pieces)
-    is_prefix = len(job.wanted) and job.rows.stop - job.wanted[0] == len(
-      job.wanted
-    )
+    left = len(job.wanted)
+    is_prefix = left and job.rows.stop - job.wanted[0] == left
     is_leader = self._recorder.group.is_leader
-    if not (0 < count < len(job.wanted) and is_prefix and is_leader):
+    if not (0 < count < left and is_prefix and is_leader):
       return
     assert job.read is not None
     done = dataclasses.replace(
@@ -294,16 +299,19 @@ class Filler:
       rows=range(job.rows.start, int(job.wanted[count])),
       wanted=job.wanted[:count],
       read=Rows(*(field[:count] for field in job.read)),
-      position=None,  # That is after all of it.
+      position=None,  # Known only after the whole object.
     )
+    self._submit(done, writer)
+
+  def _submit(self, job: _Job, writer) -> None:
     writer.submit(
-      done.rows.start,
-      lambda: self._assemble(done),
-      lambda: self._was_committed(done),
+      job.rows.start,
+      lambda: self._assemble(job),
+      lambda: self._was_committed(job),
     )
 
   def _assemble(self, job: _Job) -> logit_cache.Stored:
-    """What is stored of a whole object; runs beside the main thread."""
+    """Encodes a whole object; runs in the writer's thread."""
     assert job.read is not None
     records = jax.tree.map(lambda *p: np.concatenate(p), *job.pieces)
     stored = self._cache.encode(job.read, records)
@@ -337,7 +345,7 @@ class Filler:
     self._cache = logit_cache.open_cache(self._cache.location)
 
   def _go_to(self, row: int) -> None:
-    """Takes a stream near this row, from the nearest position that is kept."""
+    """Restores a stream to the nearest kept position before this row."""
     if self._rows.random_access:
       return
     known = [{"row": 0, "state": self._rows.state(0)}]

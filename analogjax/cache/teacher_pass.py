@@ -1,4 +1,4 @@
-"""The teacher at work: rows in, records out, on a mesh.
+"""Runs the teacher on a mesh: rows in, records out.
 
 Letters: B rows of a teacher step, L positions, V vocabulary.
 """
@@ -17,7 +17,7 @@ from analogjax.models import hf_import, teacher as teacher_lib
 
 
 class Recorder:
-  """Runs teacher steps; the weights are read when the first one needs them."""
+  """Runs teacher steps; reads the weights for the first of them."""
 
   def __init__(
     self, options: CacheConfig, mesh: Mesh, teacher: teacher_lib.Teacher
@@ -28,13 +28,17 @@ class Recorder:
     self.cfg, self._teacher = teacher.cfg, teacher
     self._chunk = options.chunk
 
+  def load(self) -> None:
+    """Reads the weights, unless they are there."""
+    self._params  # noqa: B018 (a cached property)
+
   def record(self, rows: Rows, manifest: cache_format.Manifest):
-    """Starts a teacher step; `hosts.fetch_rows` gets the records.
+    """Starts a teacher step; `processes.fetch_rows` gets the records.
 
     Args:
-      rows: at most batch_rows, this group's; filled up with copies of the last,
-        so that one program serves all.
-      manifest: of the cache that the records are for.
+      rows: at most batch_rows rows of this group; copies of the last row fill
+        the batch, so that all steps share one program.
+      manifest: manifest of the cache that the records are for.
     """
     rows = Rows(*(_fill_up(field, self.batch_rows) for field in rows))
     keys_B2 = sampling.row_keys(rows_digests(rows), manifest.seed)
@@ -55,9 +59,9 @@ class Recorder:
     return records
 
   def id_order(self, rows: Rows) -> np.ndarray:
-    """All ids, those first that the teacher expects most often in these rows.
+    """All ids, int64 [V], by falling expected count in these rows.
 
-    Ids of equal mass keep their order; int64 [V].
+    Ids of equal mass keep their order.
     """
     rows = Rows(*(_fill_up(field, self.batch_rows) for field in rows))
     batch = batches.from_rows(rows)
@@ -67,7 +71,7 @@ class Recorder:
     )
     with jax.set_mesh(self.mesh):
       mass_V = np.asarray(step(self._params, on_mesh))
-    # NaN, of a broken teacher, sorts last; the records then say which row.
+    # NaN of a broken teacher sorts last; `check_finite` then names the row.
     return np.argsort(-mass_V, kind="stable")
 
   @functools.cached_property
@@ -92,7 +96,7 @@ class Recorder:
 
 
 def check_finite(records: sampling.Records, row_indices: np.ndarray) -> None:
-  """Refuses records of logits that are NaN or infinite; names the row."""
+  """Refuses records of NaN or infinite logits; names the row."""
   finite_B = np.isfinite(records.entropy_BL).all(axis=-1)
   if not finite_B.all():
     raise ValueError(

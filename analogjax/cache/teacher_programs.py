@@ -1,4 +1,4 @@
-"""TODO."""
+"""The teacher's steps, jitted for a mesh: the stages and a plan share them."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The teacher of a run, as the stages pass it on."""
 
 import dataclasses
 from pathlib import Path

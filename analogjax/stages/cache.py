@@ -1,4 +1,4 @@
-"""cache: the teacher over the rows, into the logit cache.
+"""cache: runs the teacher over the rows and writes the logit cache.
 
 Letters: B rows of a teacher step, L positions.
 """
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from analogjax.cache import cache_format, fill, logit_cache, teacher_pass
+from analogjax.cli import progress
 from analogjax.config import schema
 from analogjax.data import pipeline
 from analogjax.data.rows import Rows
@@ -22,15 +23,15 @@ from analogjax.workdir import ledger, store
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:
-  """Fills the cache (to train on) and the held-out one (to measure on).
+  """Fills the training cache and the held-out cache.
 
-  Objects that are committed already are left alone, so a run that was killed
-  goes on where it was, with any number of processes.
+  Committed objects are kept, so a run that was killed continues where it was,
+  with any number of processes.
   """
   run = Run(schema.to_sections(cfg), workdir)
   run.check_domains()
   _check_batch_rows(run)
-  # One clock for all caches, or each would count what the others took.
+  # One clock for all caches, or each would count the time of the others.
   spent = ledger.Ledger(workdir, "cache")
   _import(run, spent)
   for each in _fillers(run, spent):
@@ -38,7 +39,7 @@ def run(cfg: ConfigDict, workdir: Path) -> None:
 
 
 def repair(cfg: ConfigDict, workdir: Path) -> None:
-  """Computes again what is damaged, rows and records, and fills the holes."""
+  """Computes damaged rows and records again, and fills the holes."""
   run = Run(schema.to_sections(cfg), workdir)
   _check_batch_rows(run)
   for each in _fillers(run, ledger.Ledger(workdir, "cache")):
@@ -77,7 +78,7 @@ def _fillers(run: Run, spent: ledger.Ledger) -> list[fill.Filler]:
 
 
 def _import(run: Run, spent: ledger.Ledger) -> None:
-  """Fills the cache to train on from another tool's, if the config says so."""
+  """Imports the training cache from another tool, if the config says so."""
   section, L = run.config.cache, run.config.data.L
   if not section.import_path or not run.config.reads_cache:
     return
@@ -124,13 +125,15 @@ def _import(run: Run, spent: ledger.Ledger) -> None:
 
 
 def _create(where, wanted, rows, teaching) -> logit_cache.LogitCache:
-  """The cache, made by process 0 and opened by all."""
+  """Makes the cache on process 0 unless it exists; opens it on all."""
   exists = cache_format.read_group(where) is not None
   order_V = np.zeros(0)
   if not processes.from_first(np.asarray(exists)):
-    order_V = teaching.id_order(
-      processes.together(lambda: _first_rows(rows, wanted.num_rows, teaching))
+    first = processes.together(
+      lambda: _first_rows(rows, wanted.num_rows, teaching)
     )
+    with progress.Activity("cache: loading the teacher, compiling"):
+      order_V = teaching.id_order(first)
 
   def create():
     if jax.process_index() == 0:
@@ -141,7 +144,7 @@ def _create(where, wanted, rows, teaching) -> logit_cache.LogitCache:
 
 
 def _first_rows(rows, num_rows: int, teaching) -> Rows:
-  """This group's part of the first batch, the same for any processes."""
+  """This group's part of the first batch, the same for any process count."""
   group = teaching.group
   batch_rows = teaching.batch_rows // len(group.ways) * group.num_ways
   try:

@@ -84,7 +84,7 @@ def test_two_processes_write_what_one_writes(lab, one, tmp_path):
   said = lab.run(tmp_path / "run")
   assert differs(tmp_path / "run", one) == []
   # One of them speaks.
-  assert "cache cache: complete." in said[0][0]
+  assert "cache: complete." in said[0][0]
   assert "cache" not in said[1][0]
   assert tokens_spent(tmp_path / "run") == (46 + 8) * 32
 

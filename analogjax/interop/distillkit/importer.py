@@ -33,7 +33,7 @@ def fill(
   if not holes:
     return
   done = len(cache) - sum(map(len, holes))
-  title = f"cache {cache.location.name}, imported"
+  title = "cache, imported"
   counts = distillkit.Counts()
   with (
     cache_writer.CacheWriter(cache, depth=write_ahead) as writer,

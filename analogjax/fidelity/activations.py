@@ -23,6 +23,9 @@ from analogjax.evaluation.models import Model
 from analogjax.evaluation.study import Study
 from analogjax.models import decoder
 
+# Activations at points, [P, B, M, D] on the mesh, and which rows they are of.
+Batch = tuple[jax.Array, slice]
+
 
 def draw_points(
   rows: rows_lib.Rows, num_points: int, rng: np.random.Generator
@@ -74,7 +77,7 @@ def stream(
   rows: rows_lib.Rows,
   positions_RM: np.ndarray,
   depths: Sequence[float],
-) -> Iterator[tuple[jax.Array, slice]]:
+) -> Iterator[Batch]:
   """resid_post at the points, float32 [P, B, M, D], batch by batch.
 
   Yields:
@@ -136,6 +139,20 @@ def make_points_step(
       jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
     ),
   )
+
+
+@functools.cache
+def make_beginning(cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh):
+  """(params, batch, block) -> the stream after that block, [B, L, D]."""
+
+  def beginning(params, batch, block):
+    model = nnx.merge(decoder.graphdef(cfg), params)
+    return model.run_blocks(
+      model.embed(batch.tokens_BL), *batch[1:3], first=0, last=block
+    )
+
+  rows = jax.sharding.NamedSharding(mesh, sharding.ROWS)
+  return jax.jit(beginning, out_shardings=rows)
 
 
 def take_points(x_BLD: jax.Array, positions_BM: jax.Array) -> jax.Array:

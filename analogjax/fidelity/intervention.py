@@ -24,6 +24,7 @@ from analogjax.fidelity import (
   behaviours,
   least_squares,
   mappers,
+  steering_response,
   steering_vectors,
   transfer,
 )
@@ -252,18 +253,24 @@ def answer(
     )
     length = float(np.linalg.norm(vector_AD))
     random_AD = steering_vectors.matched(list(random_AD), length)
-    own = steering_vectors.respond(study, model, part, depth, vector_AD)
-    random = steering_vectors.respond(study, model, part, depth, random_AD)
+    own, random = steering_response.respond(
+      study,
+      model,
+      part.test,
+      part.words,
+      depth,
+      np.concatenate([vector_AD, random_AD]),
+    ).split([1, len(random_AD)])
     rng = study.rng("intervene", behaviour.name, key)
     effect = transfer.effect(
       own.curve, resamples=study.options.resamples, rng=rng
     )
-    by_chance = steering_vectors.area(random.scores_ASR)
+    by_chance = random.areas_A
     effects[key] = effect, float(np.abs(by_chance).max())
     out[key] = {
       "effect": effect.to_json(),
       "random_effects": by_chance.tolist(),
-      "strengths": steering_vectors.strengths(study).tolist(),
+      "strengths": steering_response.strengths(study).tolist(),
       **_curves(own, ""),
       **_curves(random, "random_"),
     }
@@ -272,14 +279,11 @@ def answer(
 
 
 def _curves(
-  response: steering_vectors.Response, prefix: str
+  response: steering_response.Response, prefix: str
 ) -> dict[str, list[float]]:
-  nats_AS = response.nats_AS
-  middle = nats_AS.shape[1] // 2
-  increase_S = (nats_AS - nats_AS[:, [middle]]).mean(0)
   return {
     f"{prefix}score": response.scores_ASR.mean((0, 2)).tolist(),
-    f"{prefix}perplexity_ratio": np.exp(np.minimum(increase_S, 700)).tolist(),
+    f"{prefix}perplexity_ratio": response.perplexity_ratio_S.tolist(),
   }
 
 

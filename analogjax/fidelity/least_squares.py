@@ -7,22 +7,24 @@ Shape letters: P depths of the student, Q depths of the teacher, D width of the
 student, W width of the teacher, N points.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analogjax.data import rows as rows_lib
-from analogjax.evaluation.models import Model, everywhere
+from analogjax.evaluation.models import everywhere
 from analogjax.evaluation.study import Study
-from analogjax.fidelity import activations
+from analogjax.fidelity.activations import Batch
 
-# Of a fit, for each input of the map: the error is greater than that of the
-# best map by about one part in as many.
+# With so many points per input of a map, its error exceeds that of the best map
+# by about one part in as many.
 POINTS_PER_INPUT = 40
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @jax.tree_util.register_dataclass
@@ -46,80 +48,49 @@ class Moments:
   yy_Q: np.ndarray  # Sums of squares.
 
 
-def moments(
+def of_several(
   study: Study,
-  student: Model,
-  student_depths: Sequence[float],
-  teacher_depths: Sequence[float],
-  rows: rows_lib.Rows,
-  positions_RM: np.ndarray,
-  *,
-  shuffled: bool = False,
-) -> Moments:
-  """Of both models' activations at the same points.
+  of_students: Mapping[str, Iterable[Batch]],
+  of_teacher: Iterable[Batch],
+  wanted: Mapping[Key, tuple[str, slice, slice]],
+) -> dict[Key, Moments]:
+  """Moments of several students with the teacher; each stream runs once.
 
   Args:
-    study: with the teacher.
-    student: the other model.
-    student_depths: P.
-    teacher_depths: Q.
-    rows: that both see.
-    positions_RM: points of each row, from `streams.draw_points`.
-    shuffled: pairs each point with another one of its batch: a map fitted on
-      that knows both models and nothing of how they correspond.
+    study: whose mesh the streams are on.
+    of_students: streams by student, [P, B, M, D].
+    of_teacher: the same points of the teacher, [Q, B, M, W].
+    wanted: key -> student, and which depths of its stream and the teacher's.
   """
-  return moments_of_all(
-    study,
-    [(student, student_depths)],
-    teacher_depths,
-    rows,
-    positions_RM,
-    shuffled=shuffled,
-  )[student.name]
-
-
-def moments_of_all(
-  study: Study,
-  students: Sequence[tuple[Model, Sequence[float]]],
-  teacher_depths: Sequence[float],
-  rows: rows_lib.Rows,
-  positions_RM: np.ndarray,
-  *,
-  shuffled: bool = False,
-) -> dict[str, Moments]:
-  """Of several students and their depths, by name; the teacher runs once."""
-
-  def stream(model, depths):
-    return activations.stream(study, model, rows, positions_RM, depths)
-
-  of_students = zip(*(stream(*pair) for pair in students), strict=True)
-  of_teacher = stream(study.teacher, teacher_depths)
-  names = [model.name for model, _ in students]
-  rngs = {name: study.rng("shuffled", name) for name in names}
-  totals: dict[str, Moments] = {}
-  for xs, (y_QBMW, here) in zip(of_students, of_teacher, strict=True):
-    for name, (x_PBMD, _) in zip(names, xs, strict=True):
-      rng = rngs[name] if shuffled else None
-      part = of_batch(study, x_PBMD, y_QBMW, here, rng)
-      totals[name] = added(totals[name], part) if name in totals else part
+  totals: dict[Key, Moments] = {}
+  batches = zip(of_teacher, *of_students.values(), strict=True)
+  for (y_QBMW, here), *students in batches:
+    x_of = {
+      name: x_PBMD
+      for name, (x_PBMD, _) in zip(of_students, students, strict=True)
+    }
+    for key, (name, p, q) in wanted.items():
+      part = of_batch(study, x_of[name][p], y_QBMW[q], here)
+      totals[key] = added(totals[key], part) if key in totals else part
   return totals
 
 
 def of_streams(
   study: Study,
-  of_student: Iterable[tuple[jax.Array, slice]],
-  of_teacher: Iterable[tuple[jax.Array, slice]],
+  of_student: Iterable[Batch],
+  of_teacher: Iterable[Batch],
   rng: np.random.Generator | None = None,
   *,
   weights: Sequence[np.ndarray] | None = None,
 ) -> Moments:
-  """Of activations that `streams.stream` yields, or has yielded.
+  """Moments of two streams, which may have run before.
 
   Args:
-    study: whose mesh they are on.
+    study: whose mesh the streams are on.
     of_student: [P, B, M, D].
     of_teacher: [Q, B, M, W] at the same points.
-    rng: shuffles the pairs; None: they stay.
+    rng: pairs each point with another one of its batch. A map that is fitted
+      on such pairs knows both models and nothing of how they correspond.
     weights: of each batch, [B, M], 1 or 0; None: all points count.
   """
   total: Moments | None = None
@@ -141,16 +112,7 @@ def of_batch(
   *,
   weights_BM: np.ndarray | None = None,
 ) -> Moments:
-  """Of one batch of points; arguments as in `of_streams`.
-
-  Args:
-    study: whose mesh they are on.
-    x_PBMD: of the student.
-    y_QBMW: of the teacher.
-    here: rows that there are; the batch may hold more, which do not count.
-    rng: shuffles the pairs; None: they stay.
-    weights_BM: 1 or 0; None: all points count.
-  """
+  """Moments of one batch; `here` are its rows, and the rest is padding."""
   B, M = x_PBMD.shape[1:3]
   rows_here = here.stop - here.start
   order = np.arange(B * M)
@@ -188,6 +150,7 @@ def _make_products(mesh):
 
 
 def added(a: Moments, b: Moments) -> Moments:
+  """The moments of both sets of points."""
   fields = [f.name for f in dataclasses.fields(Moments)]
   return Moments(*(getattr(a, f) + getattr(b, f) for f in fields))
 
@@ -195,11 +158,7 @@ def added(a: Moments, b: Moments) -> Moments:
 def solve(m: Moments, p: int, q: int, *, ridge: float = 1e-6) -> Affine:
   """The least-squares map from student depth p to teacher depth q.
 
-  Args:
-    m: of the rows that it is fitted on.
-    p: index of the student's depth.
-    q: index of the teacher's.
-    ridge: added to the variances, in parts of their mean.
+  `ridge` is added to the variances, as a part of their mean.
   """
   mean_D, mean_W = m.x_PD[p] / m.n, m.y_QW[q] / m.n
   xx_DD = m.xx_PDD[p] / m.n - np.outer(mean_D, mean_D)
@@ -213,12 +172,8 @@ def solve(m: Moments, p: int, q: int, *, ridge: float = 1e-6) -> Affine:
 def unexplained(map_: Affine, m: Moments, p: int, q: int) -> float:
   """Fraction of variance unexplained: squared errors over the variance.
 
-  Args:
-    map_: from `solve`, of other rows than these: fitted on the same ones it
-      would flatter itself (0.5 on noise; reference: n = 2 d).
-    m: of the rows that it is tested on.
-    p: index of the student's depth.
-    q: index of the teacher's.
+  `m` has to be of other rows than the map was fitted on: on the same ones the
+  map would look too good (0.5 on noise; reference: n = 2 d).
   """
   w_DW, b_W = map_.w_DW.astype(np.float64), map_.b_W.astype(np.float64)
   mean_W = m.y_QW[q] / m.n

@@ -27,8 +27,7 @@ from analogjax.models import decoder
 
 MAPPERS = ("embedding", "affine", "autoencoder")
 
-# Activations at points, [P, B, M, D] on the mesh, and which rows they are of.
-Kept = list[tuple[jax.Array, slice]]
+Kept = list[activations.Batch]  # A stream that has run, at one depth.
 
 _HELD_OUT = 10  # Of the vocabulary, one id in so many.
 _POINTS_PER_WIDTH = 20  # Points that a map is fitted on, by the student's D.

@@ -23,7 +23,7 @@ from analogjax.cli import progress
 from analogjax.distributed import processes
 from analogjax.evaluation.models import Model, everywhere
 from analogjax.evaluation.study import Study
-from analogjax.fidelity import activations, held_out_maps, kernels, permutation
+from analogjax.fidelity import activations, kernels, least_squares, permutation
 from analogjax.models import decoder
 
 # Metric -> the statistic that compares what `_reduce` makes for it.
@@ -34,8 +34,9 @@ METRICS: Mapping[str, Callable[..., np.ndarray]] = {
 }
 # Fewer rows have too few orders, fewer tokens too few pairs.
 LEAST_ROWS, LEAST_TOKENS = 8, 64
-# Of activations that are held at a time.
-_BYTES = 1 << 30
+_BYTES = 1 << 30  # Of one model's activations that are held at a time.
+
+Streams = dict[str, list[activations.Batch]]  # By model, all of its depths.
 
 
 def measure(study: Study) -> dict[str, Any]:
@@ -61,10 +62,11 @@ def measure(study: Study) -> dict[str, Any]:
   orders_CR = permutation.draw_orders(
     R, study.options.permutations, study.rng("similarity", "orders")
   )
-  teacher, kept = represent(study, study.teacher, points_RM)
+  streams: Streams = {}
+  teacher, kept = represent(study, study.teacher, points_RM, streams)
   kept_of, found = {"teacher": kept}, {}
   for name, student in study.students.items():
-    own, kept_of[name] = represent(study, student, points_RM)
+    own, kept_of[name] = represent(study, student, points_RM, streams)
     found[name] = {
       metric: _between(study, student, metric, own, teacher, orders_CR)
       for metric in METRICS
@@ -78,18 +80,22 @@ def measure(study: Study) -> dict[str, Any]:
     "models": found,
     "variance_in_components": kept_of,
     "embeddings": _embeddings(study),
-    "maps": held_out_maps.measure(study, points_RM),
+    "maps": _maps(study, points_RM, streams),
   }
 
 
 def represent(
-  study: Study, model: Model, points_RM: np.ndarray
+  study: Study,
+  model: Model,
+  points_RM: np.ndarray,
+  streams: Streams | None = None,
 ) -> tuple[dict[str, np.ndarray], list[float]]:
-  """What each metric compares of a model, for every depth of it.
+  """The representations of a model that the metrics compare, at each depth.
 
   Activations are held for as many depths at a time as fit into 1 GiB over all
   devices, one at least; what is left of a depth is two kernels of [N, N] and
-  [N, COMPONENTS], on the host.
+  [N, COMPONENTS], on the host. If all depths fit at once they stay in
+  `streams`, so that the model need not run again.
 
   Returns:
     By metric, [P, N, ...]; and the part of the variance in the components.
@@ -103,7 +109,9 @@ def represent(
   found: list[dict[str, np.ndarray]] = []
   kept: list[float] = []
   for some in _groups(depths, at_a_time):
-    stream = activations.stream(study, model, study.test, points_RM, some)
+    stream = list(activations.stream(study, model, study.test, points_RM, some))
+    if streams is not None and len(some) == len(depths):
+      streams[model.name] = stream
     parts = tuple(x_PBMD for x_PBMD, _ in stream)
     for i, depth in enumerate(some):
       with jax.set_mesh(study.mesh):
@@ -247,3 +255,68 @@ def _make_cosines(cfg: decoder.DecoderConfig, mesh: Mesh):
     return kernels.cosines(jnp.take(head_VD, tokens_N, axis=0))
 
   return jax.jit(step, out_shardings=everywhere(mesh))
+
+
+def nearest(mine: Sequence[float], theirs: Sequence[float]) -> list[int]:
+  """For each depth the index of the nearest of the others, of two the first."""
+  theirs_Q = np.asarray(theirs)
+  # Rounded: 1/2 is as far from 1/3 as from 2/3.
+  return [int(np.abs(theirs_Q - depth).round(6).argmin()) for depth in mine]
+
+
+def _maps(
+  study: Study, points_RM: np.ndarray, streams: Streams
+) -> dict[str, list[dict[str, Any]]]:
+  """By student, the variance that an affine map leaves unexplained.
+
+  Maps go from each depth of the student to the same depth of the teacher, or
+  the nearest one: nothing is chosen by its result. They are fitted on the rows
+  `fit` and tested on the rows `test`.
+
+  Args:
+    study: with the rows.
+    points_RM: points of the test rows.
+    streams: activations there, of the models for which they were kept.
+
+  Raises:
+    ValueError: a row of training data that has no tokens to fit on.
+  """
+  special = activations.special_tokens(study.tokenizer)
+  fit = activations.ordinary(study.fit, special)
+  shortest = int(np.min(np.sum(fit.segments_BL > 0, axis=1)))
+  D = max(student.cfg.D for student in study.students.values())
+  wanted = -(-least_squares.POINTS_PER_INPUT * D // len(fit.tokens_BL))
+  fit_points_RM = activations.draw_points(
+    fit, max(1, min(wanted, shortest)), study.rng("maps", "points")
+  )
+  theirs = study.depths(study.teacher)
+  pairs = {
+    (name, i): (name, slice(i, i + 1), slice(q, q + 1))
+    for name, student in study.students.items()
+    for i, q in enumerate(nearest(study.depths(student), theirs))
+  }
+
+  def moments(rows, positions_RM, kept):
+    def stream(model):
+      return kept.get(model.name) or activations.stream(
+        study, model, rows, positions_RM, study.depths(model)
+      )
+
+    students = {name: stream(model) for name, model in study.students.items()}
+    return least_squares.of_several(
+      study, students, stream(study.teacher), pairs
+    )
+
+  of_fit = moments(study.fit, fit_points_RM, {})
+  of_test = moments(study.test, points_RM, streams)
+  found: dict[str, list[dict[str, Any]]] = {}
+  for (name, i), (_, _, q) in pairs.items():
+    map_ = least_squares.solve(of_fit[name, i], 0, 0)
+    found.setdefault(name, []).append(
+      {
+        "student_depth": study.depths(study.students[name])[i],
+        "teacher_depth": theirs[q.start],
+        "unexplained": least_squares.unexplained(map_, of_test[name, i], 0, 0),
+      }
+    )
+  return found

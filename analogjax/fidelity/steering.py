@@ -20,6 +20,7 @@ from analogjax.evaluation.study import Study
 from analogjax.fidelity import (
   behaviours,
   maps as maps_lib,
+  steering_response,
   steering_vectors,
   transfer,
 )
@@ -149,16 +150,16 @@ def _steer(study, part, own, maps, wrong_W) -> dict[str, Any]:
   """One behaviour: what the report has of it."""
   name, native = part.behaviour.name, own[study.teacher.name]
   arms = _make_arms(study, name, own, maps, wrong_W)
-  responses = [
-    steering_vectors.respond(
-      study, study.teacher, part, native.depth, arm.vectors_AW
-    )
-    for arm in arms
-  ]
+  responses = steering_response.respond(
+    study,
+    study.teacher,
+    part.test,
+    part.words,
+    native.depth,
+    np.concatenate([arm.vectors_AW for arm in arms]),
+  ).split([len(arm.vectors_AW) for arm in arms])
   curves = [response.curve for response in responses]
-  why = transfer.why_undefined(
-    native.effect, steering_vectors.area(responses[1].scores_ASR), name
-  )
+  why = transfer.why_undefined(native.effect, responses[1].areas_A, name)
   ratios = []
   for arm, curve in zip(arms[2:], curves[2:], strict=True):
     for way in MATCHED:
@@ -199,9 +200,9 @@ def _steer(study, part, own, maps, wrong_W) -> dict[str, Any]:
 
 
 def _arm_json(
-  study, name, arm: Arm, response: steering_vectors.Response
+  study, name, arm: Arm, response: steering_response.Response
 ) -> dict[str, Any]:
-  scores_ASR, nats_AS = response
+  scores_ASR = response.scores_ASR
   S = scores_ASR.shape[1]
   if len(scores_ASR) > 1:  # The spread of the vectors says more.
     each_AS = scores_ASR.mean(-1)
@@ -219,16 +220,15 @@ def _arm_json(
       for i in range(S)
     ]
     low, high = ([getattr(b, side) for b in bounds] for side in ("low", "high"))
-  increase_S = (nats_AS - nats_AS[:, [S // 2]]).mean(0)
   return {
     "name": arm.name,
     "kind": arm.kind,
     "model": arm.model,
     "mapper": arm.mapper,
     "vectors": len(scores_ASR),
-    "strengths": steering_vectors.strengths(study).tolist(),
+    "strengths": steering_response.strengths(study).tolist(),
     "score": scores_ASR.mean((0, 2)).tolist(),
     "score_low": list(map(float, low)),
     "score_high": list(map(float, high)),
-    "perplexity_ratio": np.exp(np.minimum(increase_S, 700)).tolist(),
+    "perplexity_ratio": response.perplexity_ratio_S.tolist(),
   }

@@ -1,17 +1,17 @@
-"""A vector added to a model's residual stream, and what the model says then.
+"""How a model responds to vectors that are added to its residual stream.
 
-It is added after one block, at every position from the first on. Block, vector
-and strength are traced: a model has one program for prompts and one for text,
-whatever is added where.
+A vector is added after one block, at every position. The blocks up to there see
+no difference, so they run once for all vectors and strengths. Block, vector and
+strength are traced: a model has one program for prompts and one for text.
 
 Shape letters: R prompts, B rows of a step, L positions, D width of the model,
-K words, S pushes.
+K words, A vectors, N strengths above 0, S all strengths with 0.
 """
 
-from collections.abc import Iterator, Sequence
-import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import math
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -24,22 +24,66 @@ from analogjax.data import rows as rows_lib
 from analogjax.distributed import processes, sharding
 from analogjax.evaluation.models import Model, everywhere
 from analogjax.evaluation.study import Study
-from analogjax.fidelity import behaviours
+from analogjax.fidelity import activations, behaviours, transfer
 from analogjax.models import decoder
 from analogjax.training import losses
 
 _TEXT_POSITIONS = 64  # Of each row whose perplexity is taken.
 _CHUNK = 1024  # Tokens of a device whose logits exist at a time.
-_WORDS = 32  # Words are filled up to a multiple of it: one program for most.
+_WORDS = 32  # Words are padded to a multiple of it: one program for most.
 
 
-@dataclasses.dataclass(frozen=True)
-class Push:
-  """What is added after a block: strength x vector."""
+class Response(NamedTuple):
+  """Scores and cost of vectors, from the most negative strength on."""
 
-  block: int
-  vector_D: np.ndarray  # float32.
-  strength: float
+  scores_ASR: np.ndarray
+  nats_AS: np.ndarray
+
+  @property
+  def curve(self) -> transfer.Curve:
+    effects = transfer.odd(np.moveaxis(self.scores_ASR, 1, 0))
+    costs = transfer.even(self.nats_AS.T)
+    return transfer.Curve(effects.mean(1), costs.mean(1))
+
+  @property
+  def areas_A(self) -> np.ndarray:
+    """Mean effect of each vector over strengths and prompts."""
+    effect_NAR = transfer.odd(np.moveaxis(self.scores_ASR, 1, 0))
+    w_N = transfer.norm_weights(len(effect_NAR))
+    return np.einsum("N,NAR->AR", w_N, effect_NAR).mean(-1)
+
+  @property
+  def perplexity_ratio_S(self) -> np.ndarray:
+    """Perplexity over that without a push, a geometric mean of the vectors."""
+    middle = self.nats_AS.shape[1] // 2
+    increase_S = (self.nats_AS - self.nats_AS[:, [middle]]).mean(0)
+    return np.exp(np.minimum(increase_S, 700))
+
+  def split(self, numbers: Sequence[int]) -> list["Response"]:
+    """The responses to the first vectors, the next ones, and so on."""
+    ends = np.cumsum(numbers)[:-1]
+    pairs = zip(*(np.split(a, ends) for a in self), strict=True)
+    return [Response(*pair) for pair in pairs]
+
+
+def strengths(study: Study) -> np.ndarray:
+  """All strengths, rising; 0 is in the middle."""
+  return transfer.signed(study.options.max_strength, study.options.strengths)
+
+
+def respond(
+  study: Study,
+  model: Model,
+  texts: behaviours.Texts,
+  words: behaviours.Words,
+  depth: float,
+  vectors_AD: np.ndarray,
+) -> Response:
+  """Scores after prompts, and cost on held-out text, at all strengths."""
+  return Response(
+    scores(study, model, texts, words, depth, vectors_AD),
+    nats_per_token(study, model, depth, vectors_AD),
+  )
 
 
 def scores(
@@ -47,76 +91,112 @@ def scores(
   model: Model,
   texts: behaviours.Texts,
   words: behaviours.Words,
-  pushes: Sequence[Push],
+  depth: float,
+  vectors_AD: np.ndarray,
 ) -> np.ndarray:
-  """The behaviour's score after each prompt under each push, [pushes, R].
+  """The behaviour's score after each prompt, [A, S, R].
 
   The score is the logarithm of the odds that the next token begins a word for
   the behaviour rather than one against it, in nats.
   """
   step = _make_score_step(model.cfg, study.mesh)
-  ids_K, sides_2K = _fill_up(words)
+  ids_K, sides_2K = _pad_words(words)
   R, L = texts.rows.tokens_BL.shape
   size = _rows_per_step(study, L, R)
   found = []
   for part, here in _parts(texts.rows, size):
-    batch = sharding.put_rows(batches.from_rows(part), study.mesh)
     last_R = np.resize(texts.last_R[here], size)
     last_B = sharding.put_rows(last_R, study.mesh)
-    scores_SB = []
-    with jax.set_mesh(study.mesh):
-      for i, push in enumerate(pushes):
-        progress.doing(f"{model.name}: push {i + 1} of {len(pushes)}, prompts")
-        scores_SB.append(
-          step(model.params, batch, last_B, ids_K, sides_2K, *_traced(push))
-        )
-      scores_SB = np.asarray(jax.device_get(scores_SB), np.float64)
-    found.append(scores_SB[:, : here.stop - here.start])
-    study.count(model, len(pushes) * (here.stop - here.start) * L)
-  processes.stop_if_asked("measure: what was measured in full is kept")
-  return np.concatenate(found, axis=1)
+    scores_ASB = _sweep(
+      study,
+      model,
+      part,
+      depth,
+      vectors_AD,
+      lambda *push, last_B=last_B: step(
+        model.params, last_B, ids_K, sides_2K, *push
+      ),
+      tokens=(here.stop - here.start) * L,
+      what="prompts",
+    )
+    found.append(scores_ASB[..., : here.stop - here.start])
+  return np.concatenate(found, axis=-1)
 
 
 def nats_per_token(
-  study: Study, model: Model, pushes: Sequence[Push]
+  study: Study, model: Model, depth: float, vectors_AD: np.ndarray
 ) -> np.ndarray:
-  """Cross-entropy on held-out text under each push, nats per token.
+  """Cross-entropy on held-out text, nats per token, [A, S].
 
-  The text is the beginning of as many held-out rows as a step has: always the
-  same, so that differences between pushes are of the pushes.
+  The text is the beginning of as many held-out rows as a step has. It is always
+  the same, so that only the pushes differ.
   """
   number = study.options.batch_rows
   rows = rows_lib.Rows(
     *(field[:number, :_TEXT_POSITIONS] for field in study.test)
   )
   ((part, here),) = _parts(rows, number)
-  batch = sharding.put_rows(batches.from_rows(part), study.mesh)
   step = _make_text_step(model.cfg, study.mesh)
-  with jax.set_mesh(study.mesh):
-    sums = []
-    for i, push in enumerate(pushes):
-      progress.doing(f"{model.name}: push {i + 1} of {len(pushes)}, text")
-      sums.append(step(model.params, batch, *_traced(push)))
-    sums = np.asarray(jax.device_get(sums), np.float64)
-  study.count(model, len(pushes) * rows.tokens_BL[here].size)
-  processes.stop_if_asked("measure: what was measured in full is kept")
-  return sums[:, 0] / sums[:, 1]
-
-
-def no_push(model: Model) -> Push:
-  return Push(0, np.zeros(model.cfg.D, np.float32), 0.0)
-
-
-def _traced(push: Push):
-  """As arrays: a Python number could become a part of the program."""
-  return (
-    np.int32(push.block),
-    np.asarray(push.vector_D, np.float32),
-    np.float32(push.strength),
+  sums_AS2 = _sweep(
+    study,
+    model,
+    part,
+    depth,
+    vectors_AD,
+    lambda *push: step(model.params, *push),
+    tokens=rows.tokens_BL[here].size,
+    what="text",
   )
+  return sums_AS2[..., 0] / sums_AS2[..., 1]
 
 
-def _fill_up(words: behaviours.Words) -> tuple[np.ndarray, np.ndarray]:
+def _sweep(
+  study: Study,
+  model: Model,
+  rows: rows_lib.Rows,
+  depth: float,
+  vectors_AD: np.ndarray,
+  step: Callable[..., jax.Array],
+  *,
+  tokens: int,
+  what: str,
+) -> np.ndarray:
+  """Results of a step on one batch for all vectors and strengths, [A, S, ...].
+
+  Args:
+    study: with the strengths.
+    model: whose stream is changed.
+    rows: one batch.
+    depth: where the vectors are added.
+    vectors_AD: what is added; without a push all of them are one.
+    step: (stream, batch, block, vector, strength) -> array.
+    tokens: of the batch, without padding rows.
+    what: the rows, for people who watch.
+  """
+  batch = sharding.put_rows(batches.from_rows(rows), study.mesh)
+  block = np.int32(model.block(depth))
+  pushes = [(np.zeros(model.cfg.D), 0.0)]
+  pushes += [(v_D, s) for v_D in vectors_AD for s in strengths(study) if s]
+  with jax.set_mesh(study.mesh):
+    begin = activations.make_beginning(model.cfg, study.mesh)
+    x_BLD = begin(model.params, batch, block)
+    results = []
+    for i, (vector_D, strength) in enumerate(pushes):
+      progress.doing(f"{model.name}: push {i + 1} of {len(pushes)}, {what}")
+      # Arrays: a Python number could become a part of the program.
+      push = np.asarray(vector_D, np.float32), np.float32(strength)
+      results.append(step(x_BLD, batch, block, *push))
+    found = np.asarray(jax.device_get(results), np.float64)
+  study.count(model, len(pushes) * tokens)
+  processes.stop_if_asked("measure: what was measured in full is kept")
+  A = len(vectors_AD)
+  each = found[1:].reshape(A, -1, *found.shape[1:])
+  middle = np.broadcast_to(found[0], (A, 1, *found.shape[1:]))
+  N = each.shape[1] // 2
+  return np.concatenate([each[:, :N], middle, each[:, N:]], axis=1)
+
+
+def _pad_words(words: behaviours.Words) -> tuple[np.ndarray, np.ndarray]:
   """ids_K, and [2, K]: 0 for the words of a side, -inf for all others."""
   number = len(words.for_K) + len(words.against_K)
   K = -(-number // _WORDS) * _WORDS
@@ -140,7 +220,7 @@ def _rows_per_step(study: Study, L: int, R: int) -> int:
 def _parts(
   rows: rows_lib.Rows, size: int
 ) -> Iterator[tuple[rows_lib.Rows, slice]]:
-  """Rows by `size`; the last part is filled up with rows of weight 0."""
+  """Rows in parts of `size`; the last part is padded with rows of weight 0."""
   R = len(rows.tokens_BL)
   for start in range(0, R, size):
     wanted = start + np.arange(size)
@@ -150,24 +230,30 @@ def _parts(
     yield part._replace(weights_BL=weights_BL), here
 
 
-def _run(cfg, params, batch, block, vector_D, strength):
-  """Final hidden states of the model under a push."""
+def _finish(
+  cfg: decoder.DecoderConfig,
+  params: Any,
+  x_BLD,
+  batch,
+  block,
+  vector_D,
+  strength,
+):
+  """The model, and its final hidden states after a push at `block`."""
   model = nnx.merge(decoder.graphdef(cfg), params)
-  x_BLD, _ = model(
-    batch.tokens_BL,
-    batch.segments_BL,
-    batch.positions_BL,
-    edit=decoder.adding(block, vector_D, strength),
+  pushed_BLD = x_BLD.astype(jnp.float32) + strength * vector_D[None, None]
+  x_BLD = model.run_blocks(
+    pushed_BLD.astype(x_BLD.dtype), *batch[1:3], first=block + 1, last=cfg.Y
   )
-  return model, x_BLD
+  return model, model.final_norm(x_BLD)
 
 
 @functools.cache
 def _make_score_step(cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh):
-  """(params, batch, last_B, ids_K, sides_2K, push ...) -> float32 [B]."""
+  """(params, last_B, ids_K, sides_2K, stream, batch, push ...) -> [B]."""
 
-  def step(params, batch, last_B, ids_K, sides_2K, block, vector_D, strength):
-    model, x_BLD = _run(cfg, params, batch, block, vector_D, strength)
+  def step(params, last_B, ids_K, sides_2K, *push):
+    model, x_BLD = _finish(cfg, params, *push)
     x_BD = jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)[:, 0]
     # The words alone are unembedded, not the vocabulary.
     head_KD = jnp.take(model.head_VD, ids_K, axis=0).astype(x_BD.dtype)
@@ -183,11 +269,11 @@ def _make_score_step(cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh):
 
 @functools.cache
 def _make_text_step(cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh):
-  """(params, batch, push ...) -> sums of nats and of weights."""
+  """(params, stream, batch, push ...) -> sums of nats and of weights."""
   objective = losses.Objective(softcap=cfg.logit_softcap, chunk=_CHUNK)
 
-  def step(params, batch, block, vector_D, strength):
-    model, x_BLD = _run(cfg, params, batch, block, vector_D, strength)
+  def step(params, x_BLD, batch, *push):
+    model, x_BLD = _finish(cfg, params, x_BLD, batch, *push)
     _, sums = losses.distillation_loss(
       x_BLD, model.head_VD, batch.targets, 0.0, objective
     )

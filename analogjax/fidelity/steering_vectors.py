@@ -1,4 +1,4 @@
-"""A model's own vectors of a behaviour, and what vectors do to a model.
+"""A model's own vector for a behaviour, and the vectors it is compared with.
 
 Shape letters: D width, P depths, R prompts, A vectors, N strengths above 0, S
 all of them with 0.
@@ -46,25 +46,12 @@ class Contrast(NamedTuple):
 
 
 class Own(NamedTuple):
-  """What a model has of a behaviour by itself."""
+  """A model's own vector for a behaviour, and its effect on that model."""
 
-  depth: float  # Where its own vector does most, on the prompts for that.
-  contrast: Contrast  # There.
-  effect: estimates.Estimate  # Of the vector there, on the others.
+  depth: float  # Where the vector does most, on the prompts `fit`.
+  contrast: Contrast  # At that depth.
+  effect: estimates.Estimate  # Of the vector at that depth, on `test`.
   everywhere: Mapping[float, Contrast]
-
-
-class Response(NamedTuple):
-  """What an arm does to the teacher."""
-
-  scores_ASR: np.ndarray
-  nats_AS: np.ndarray
-
-  @property
-  def curve(self) -> transfer.Curve:
-    effects = transfer.odd(np.moveaxis(self.scores_ASR, 1, 0))
-    costs = transfer.even(self.nats_AS.T)
-    return transfer.Curve(effects.mean(1), costs.mean(1))
 
 
 def prepare(study: Study, behaviour: behaviours.Behaviour) -> Prepared:
@@ -143,81 +130,24 @@ def find_own(study: Study, model: Model, part: Prepared) -> Own:
   areas = {}
   for depth, contrast in found.items():
     vectors = contrast.vector_D[None]
-    scores_ASR = _scores(study, model, part.fit, part.words, depth, vectors)
-    nats_AS = _nats(study, model, depth, vectors)
-    cost_N = transfer.even(nats_AS[0])
-    effect_N = transfer.odd(scores_ASR[0]).mean(-1)
+    response = steering_response.respond(
+      study, model, part.fit, part.words, depth, vectors
+    )
+    cost_N = transfer.even(response.nats_AS[0])
+    effect_N = transfer.odd(response.scores_ASR[0]).mean(-1)
     areas[depth] = transfer.area_within(effect_N, cost_N)
   depth = max(areas, key=lambda d: areas[d])
   vectors = found[depth].vector_D[None]
-  scores_ASR = _scores(study, model, part.test, part.words, depth, vectors)
-  curve = transfer.Curve(transfer.odd(scores_ASR[0]), np.zeros(0))
+  (scores_SR,) = steering_response.scores(
+    study, model, part.test, part.words, depth, vectors
+  )
   name = part.behaviour.name
   effect = transfer.effect(
-    curve,
+    transfer.Curve(transfer.odd(scores_SR), np.zeros(0)),
     resamples=study.options.resamples,
     rng=study.rng("steering", name, model.name),
   )
   return Own(depth, found[depth], effect, found)
-
-
-def respond(
-  study: Study,
-  model: Model,
-  part: Prepared,
-  depth: float,
-  vectors_AD: np.ndarray,
-) -> Response:
-  """Scores and cost of vectors in a model, at all strengths."""
-  return Response(
-    _scores(study, model, part.test, part.words, depth, vectors_AD),
-    _nats(study, model, depth, vectors_AD),
-  )
-
-
-def _nats(study, model, depth, vectors_AD) -> np.ndarray:
-  """[A, S]."""
-  pushes = _pushes(study, model, depth, vectors_AD)
-  found = steering_response.nats_per_token(study, model, pushes)
-  return _with_middle(found, len(vectors_AD))
-
-
-def strengths(study: Study) -> np.ndarray:
-  options = study.options
-  return transfer.signed(options.max_strength, options.strengths)
-
-
-def _scores(study, model, texts, words, depth, vectors_AD) -> np.ndarray:
-  """[A, S, R]; without a push all vectors are one."""
-  pushes = _pushes(study, model, depth, vectors_AD)
-  found = steering_response.scores(study, model, texts, words, pushes)
-  return _with_middle(found, len(vectors_AD))
-
-
-def _pushes(study, model, depth, vectors_AD) -> list[steering_response.Push]:
-  """None, then all strengths but 0 of each vector."""
-  block = model.block(depth)
-  return [steering_response.no_push(model)] + [
-    steering_response.Push(block, vector_D, float(strength))
-    for vector_D in vectors_AD
-    for strength in strengths(study)
-    if strength
-  ]
-
-
-def _with_middle(found: np.ndarray, A: int) -> np.ndarray:
-  """What `_pushes` gave, [A, S, ...]."""
-  each = found[1:].reshape(A, -1, *found.shape[1:])
-  middle = np.broadcast_to(found[0], (A, 1, *found.shape[1:]))
-  N = each.shape[1] // 2
-  return np.concatenate([each[:, :N], middle, each[:, N:]], axis=1)
-
-
-def area(scores_ASR: np.ndarray) -> np.ndarray:
-  """Mean effect over strengths and prompts, [A]."""
-  effect_NAR = transfer.odd(np.moveaxis(scores_ASR, 1, 0))
-  w_N = transfer.norm_weights(len(effect_NAR))
-  return np.einsum("N,NAR->AR", w_N, effect_NAR).mean(-1)
 
 
 def matched(vectors: Sequence[np.ndarray], norm: float) -> np.ndarray:

@@ -66,15 +66,19 @@ def measure(study: Study) -> dict[str, Any]:
   used = tuple(
     sorted({s.teacher_depth for some in stitches.values() for s in some})
   )
-  fitted = least_squares.moments_of_all(
+  points_RM = _points(study, study.fit)
+
+  def stream(model, depths):
+    return activations.stream(study, model, study.fit, points_RM, depths)
+
+  fitted = least_squares.of_several(
     study,
-    [
-      (study.students[name], [s.student_depth for s in some])
+    {
+      name: stream(study.students[name], [s.student_depth for s in some])
       for name, some in stitches.items()
-    ],
-    used,
-    study.fit,
-    _points(study, study.fit),
+    },
+    stream(study.teacher, used),
+    {name: (name, slice(None), slice(None)) for name in stitches},
   )
   teacher_R = cross_entropy(study, study.teacher, None, used[0], used[0])
   first = fitted[study.analog.name]
@@ -137,26 +141,29 @@ def cross_entropy(
   student_depth: float,
   teacher_depth: float,
 ) -> np.ndarray:
-  """Of the held-out rows, weighted sums in nats, float64 [R].
+  """Weighted sums over the held-out rows, in nats, float64 [R].
 
   Args:
     study: with the teacher and the rows.
-    model: whose first blocks are run.
-    map_: to the teacher's stream; None: it is that, as of the teacher itself.
+    model: its first blocks are run.
+    map_: to the teacher's stream; None if the model is the teacher.
     student_depth: where the first blocks end.
-    teacher_depth: after which the teacher goes on.
+    teacher_depth: where the teacher goes on.
 
   Raises:
     ValueError: a loss that is not finite.
   """
-  begin = make_beginning(model.cfg, study.mesh)
+  begin = activations.make_beginning(model.cfg, study.mesh)
+  apply = make_apply(study.teacher.cfg, study.mesh)
   end = make_end(study.teacher.cfg, study.mesh)
   p, q = model.block(student_depth), study.teacher.block(teacher_depth)
   found = []
   for batch, here in study.batches(study.test, model, study.teacher):
     with jax.set_mesh(study.mesh):
       x_BLD = begin(model.params, batch, p)
-      losses_B = end(study.teacher.params, map_, x_BLD, batch, q)
+      if map_ is not None:
+        x_BLD = apply(map_, x_BLD)
+      losses_B = end(study.teacher.params, x_BLD, batch, q)
     whole_B = np.asarray(losses_B, np.float64)
     found.append(whole_B[: here.stop - here.start])
   loss_R = np.concatenate(found)
@@ -190,7 +197,7 @@ def train(
     start: from `affine.solve`.
     moments: of the student at its first depth.
   """
-  begin = make_beginning(model.cfg, study.mesh)
+  begin = activations.make_beginning(model.cfg, study.mesh)
   step, init = make_training(
     study.teacher.cfg, study.mesh, study.options.stitch_steps
   )
@@ -218,22 +225,19 @@ def _again_and_again(study: Study, model: Model):
 
 
 @functools.cache
-def make_beginning(cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh):
-  """(params, batch, block) -> the stream after that block, [B, L, D]."""
+def make_apply(cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh):
+  """(map, stream) -> the stream in the teacher, [B, L, W].
 
-  def beginning(params, batch, block):
-    model = nnx.merge(decoder.graphdef(cfg), params)
-    return model.run_blocks(
-      model.embed(batch.tokens_BL), *batch[1:3], first=0, last=block
-    )
-
+  A program of its own, so that the teacher's end is compiled once, for streams
+  that are mapped and for the teacher's.
+  """
   rows = jax.sharding.NamedSharding(mesh, sharding.ROWS)
-  return jax.jit(beginning, out_shardings=rows)
+  return jax.jit(functools.partial(_apply, cfg=cfg), out_shardings=rows)
 
 
 @functools.cache
 def make_end(cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh):
-  """(params, map or None, stream, batch, block) -> cross-entropies [B]."""
+  """(params, stream, batch, block) -> cross-entropies [B]."""
   return jax.jit(
     functools.partial(_end, cfg=cfg), out_shardings=everywhere(mesh)
   )
@@ -254,7 +258,8 @@ def make_training(
 
     def loss(free):
       map_ = _of_whitened(free, whitening)
-      losses_B = _end(params, map_, x_BLD, batch, block, cfg=cfg)
+      x_BLW = _apply(map_, x_BLD, cfg=cfg)
+      losses_B = _end(params, x_BLW, batch, block, cfg=cfg)
       return losses_B.sum() / jnp.maximum(batch.targets.weights_BL.sum(), 1)
 
     updates, moments = tx.update(jax.grad(loss)(free), moments)
@@ -264,10 +269,22 @@ def make_training(
   return jax.jit(step, out_shardings=everywhere(mesh)), init
 
 
+def _apply(
+  map_: least_squares.Affine, x_BLD: jax.Array, *, cfg: decoder.DecoderConfig
+) -> jax.Array:
+  """The mapped stream, [B, L, W] in the teacher's compute dtype."""
+  x_BLW = jnp.einsum(
+    "BLD,DW->BLW",
+    x_BLD.astype(jnp.float32),
+    map_.w_DW,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return (x_BLW + map_.b_W[None, None]).astype(cfg.dtype)
+
+
 def _end(
   params: nnx.State,
-  map_: least_squares.Affine | None,
-  x_BLD: jax.Array,
+  x_BLW: jax.Array,
   batch: batches.Batch,
   block: jax.Array,
   *,
@@ -275,15 +292,7 @@ def _end(
 ) -> jax.Array:
   """The teacher's blocks after `block`, and its cross-entropies by row [B]."""
   model = nnx.merge(decoder.graphdef(cfg), params)
-  if map_ is not None:
-    x_BLW = jnp.einsum(
-      "BLD,DW->BLW",
-      x_BLD.astype(jnp.float32),
-      map_.w_DW,
-      precision=jax.lax.Precision.HIGHEST,
-    )
-    x_BLD = (x_BLW + map_.b_W[None, None]).astype(cfg.dtype)
-  x_BLW = sharding.constrain(x_BLD, "BLD")
+  x_BLW = sharding.constrain(x_BLW, "BLD")
   x_BLW = model.run_blocks(x_BLW, *batch[1:3], first=block + 1, last=cfg.Y)
   x_BLW = model.final_norm(x_BLW)
   L = x_BLW.shape[1]

@@ -1,4 +1,4 @@
-"""Tests for analogjax/fidelity/study.py, streams.py and affine.py."""
+"""Tests for analogjax/fidelity/activations.py and least_squares.py."""
 
 import dataclasses
 
@@ -18,12 +18,14 @@ def fitted(pair, kit):
   return moments(pair, pair.fit), moments(pair, pair.test)
 
 
-def moments(study, rows, student="analog", **more):
+def moments(study, rows, student="analog", rng=None):
   points = activations.draw_points(rows, 8, study.rng("points"))
   model = study.students[student]
-  return least_squares.moments(
-    study, model, DEPTHS, DEPTHS, rows, points, **more
+  streams = (
+    activations.stream(study, model, rows, points, DEPTHS)
+    for model in (model, study.teacher)
   )
+  return least_squares.of_streams(study, *streams, rng)
 
 
 def test_the_planted_pair_is_one(pair, kit):
@@ -108,7 +110,9 @@ def test_unexplained_is_what_a_second_pass_would_find(pair, fitted):
 
 def test_shuffled_pairs_and_another_model_are_not_mapped(pair, fitted):
   _, test = fitted
-  shuffled = least_squares.solve(moments(pair, pair.fit, shuffled=True), 1, 1)
+  shuffled = least_squares.solve(
+    moments(pair, pair.fit, rng=pair.rng("shuffled")), 1, 1
+  )
   assert least_squares.unexplained(shuffled, test, 1, 1) > 0.9
   of_random = moments(pair, pair.test, "random")
   random = least_squares.solve(moments(pair, pair.fit, "random"), 1, 1)

@@ -1,4 +1,4 @@
-"""Tests for similarity.py and held_out_maps.py, and what they leave out.
+"""Tests for similarity.py, and what they leave out.
 
 What is planted is known: a turned copy is 1, independent Gaussians are nothing.
 """
@@ -13,7 +13,6 @@ import pytest
 
 from analogjax.fidelity import (
   activations,
-  held_out_maps,
   permutation,
   similarity,
 )
@@ -98,11 +97,11 @@ def test_the_section_can_be_published(found):
 
 
 def test_the_nearest_depth_of_two_is_the_first():
-  assert held_out_maps.nearest((0.5, 0.9), (1 / 3, 2 / 3, 1.0)) == [0, 2]
+  assert similarity.nearest((0.5, 0.9), (1 / 3, 2 / 3, 1.0)) == [0, 2]
 
 
 def test_a_mesh_changes_nothing(found, kit, many_devices):
-  """Of maps, affine_test.py says the same."""
+  """Of maps, least_squares_test.py says the same."""
   study = kit.make_study(many_devices)
   study = dataclasses.replace(study, students={"analog": study.analog})
   points_RM = activations.draw_points(

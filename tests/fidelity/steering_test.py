@@ -1,4 +1,4 @@
-"""Tests for analogjax/fidelity/steering.py, vectors.py, injection.py, maps.py.
+"""Tests for analogjax/fidelity/steering*.py and maps.py.
 
 What pushes do is known on the pair of steered.py: the teacher is the analog,
 turned, so that what works in one works in the other.
@@ -105,7 +105,9 @@ def test_a_mesh_changes_nothing(kit, many_devices, files, planted, part):
   study = steered.make_study(kit, many_devices, files)
   contrast = steering_vectors.find_own(planted, planted.teacher, part).contrast
   own, same = (
-    steering_vectors.respond(s, s.teacher, part, 1 / 3, contrast.vector_D[None])
+    steering_response.respond(
+      s, s.teacher, part.test, part.words, 1 / 3, contrast.vector_D[None]
+    )
     for s in (planted, study)
   )
   np.testing.assert_allclose(own.scores_ASR, same.scores_ASR, atol=5e-3)
@@ -134,14 +136,14 @@ def by_hand(model, rows, push_D):
 
 def test_scores_and_nats_are_what_is_found_by_hand(planted, part):
   model, rng = planted.teacher, np.random.default_rng(0)
-  push = steering_response.Push(1, rng.normal(size=model.cfg.D), 1.5)
-  pushes = [steering_response.no_push(model), push]
-  scores = steering_response.scores(
-    planted, model, part.test, part.words, pushes
-  )
-  nats = steering_response.nats_per_token(planted, model, pushes)
+  vector_D = np.float32(rng.normal(size=model.cfg.D))
+  at = 2 / 3, 3 * vector_D[None]  # After the second block; strength 0.5.
+  scores = steering_response.scores(planted, model, part.test, part.words, *at)[
+    0, [2, -1]
+  ]
+  nats = steering_response.nats_per_token(planted, model, *at)[0, [2, -1]]
   text = type(planted.test)(*(field[:8] for field in planted.test))
-  for i, push_D in enumerate((np.zeros(model.cfg.D), 1.5 * push.vector_D)):
+  for i, push_D in enumerate((np.zeros(model.cfg.D), 1.5 * vector_D)):
     logits = by_hand(model, part.test.rows, push_D)
     logits = logits[np.arange(len(logits)), part.test.last_R]
     odds = [
@@ -163,11 +165,11 @@ def test_one_program_serves_every_push_and_depth(planted, part):
   model = planted.teacher
   step = steering_response._make_score_step(model.cfg, planted.mesh)
   before = step._cache_size()
-  for block in range(3):
-    pushes = [
-      steering_response.Push(block, np.full(model.cfg.D, 0.1), 0.5 * block)
-    ]
-    steering_response.scores(planted, model, part.test, part.words, pushes)
+  for depth in (1 / 3, 2 / 3, 1.0):
+    vectors = np.full((1, model.cfg.D), 0.1 * depth)
+    steering_response.scores(
+      planted, model, part.test, part.words, depth, vectors
+    )
   assert step._cache_size() == before > 0
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax.fidelity import least_squares as affine, stitching
+from analogjax.fidelity import activations, least_squares as affine, stitching
 from analogjax.fidelity.stitching import Stitch
 
 DEPTH = 1 / 3
@@ -127,12 +127,20 @@ def test_the_planted_pair_recovers_all_and_random_parameters_do_not(measured):
   assert max(x["value"] for x in least_squares) < 0.6
 
 
+def moments(study, model, points):
+  return affine.of_streams(
+    study,
+    *(
+      activations.stream(study, m, study.fit, points, (DEPTH,))
+      for m in (model, study.teacher)
+    ),
+  )
+
+
 def test_the_mean_alone_recovers_nothing(study, measured):
   """The map of `_mean` gives the loss that is called mean-ablated."""
   points = stitching._points(study, study.fit)
-  m = affine.moments(
-    study, study.students["random"], (DEPTH,), (DEPTH,), study.fit, points
-  )
+  m = moments(study, study.students["random"], points)
   constant = stitching._mean(m, 0)
   ablated = stitching.cross_entropy(study, study.analog, constant, *STITCH)
   weight = stitching._weights(study.test).sum()
@@ -151,7 +159,7 @@ def test_training_lowers_the_loss_of_the_rows_it_is_trained_on(study):
   study = dataclasses.replace(study, test=study.fit)
   model = study.students["random"]
   points = stitching._points(study, study.fit)
-  m = affine.moments(study, model, (DEPTH,), (DEPTH,), study.fit, points)
+  m = moments(study, model, points)
   start = affine.solve(m, 0, 0)
   trained = stitching.train(study, model, STITCH, start, m)
   before, after = (

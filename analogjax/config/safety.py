@@ -143,13 +143,14 @@ class SafetyConfig(Section):
   ] = 32
   template: Annotated[
     str,
-    "refusal: what the models see, with {prompt} in it",
+    "refusal: text around {prompt}; empty: the chat template of the teacher's"
+    " tokenizer",
     Bound(
-      lambda text: text.count("{prompt}") == 1,
-      "a text with {{prompt}} in it, once",
+      lambda text: not text or text.count("{prompt}") == 1,
+      "a text with {{prompt}} in it, once, or ''",
     ),
     Private("may be part of a chat that the lab does not publish"),
-  ] = "{prompt}"
+  ] = ""
   phrases: Annotated[
     tuple[str, ...],
     "refusal: further phrases that refuse, beside ours",

@@ -49,9 +49,7 @@ class Study:
 
   def rng(self, *names: str) -> np.random.Generator:
     """Random numbers that depend on the seed and these names alone."""
-    digest = hashlib.blake2b("/".join(names).encode(), digest_size=8).digest()
-    words = np.frombuffer(digest, "<u4").tolist()
-    return np.random.default_rng([self.options.seed, *words])
+    return named_rng(self.options.seed, *names)
 
   def batches(
     self, rows: rows_lib.Rows, *models: Model
@@ -85,3 +83,10 @@ class Study:
   def count(self, model: Model, tokens: int) -> None:
     """Adds tokens that went through a model, for the ledger."""
     self.tokens[model.name] = self.tokens.get(model.name, 0) + tokens
+
+
+def named_rng(seed: int, *names: str) -> np.random.Generator:
+  """Random numbers that depend on the seed and these names alone."""
+  digest = hashlib.blake2b("/".join(names).encode(), digest_size=8).digest()
+  words = np.frombuffer(digest, "<u4").tolist()
+  return np.random.default_rng([seed, *words])

@@ -1,8 +1,8 @@
-"""Behaviours that are steered: what they are, checked, and as tokens.
+"""Behaviours that are steered: their files, the checks, and their tokens.
 
-A behaviour is a JSON file: pairs of texts with it and without it, which give
-the vector; prompts, after which it can show; and words that show it, or its
-absence, as the first thing that is said.
+A behaviour is a JSON file with three lists: pairs of texts with and without the
+behaviour, which give the vector; prompts, after which the behaviour can show;
+and words whose appearance as the first token shows it, or its absence.
 
 Shape letters: R texts, L positions.
 """
@@ -23,26 +23,26 @@ from analogjax.data import rows as rows_lib
 FORMAT = "analogjax.behaviour"
 FORMAT_VERSION = 1
 BUILT_IN = ("sentiment", "refusal")
-LEAST = 8  # Pairs, and prompts: of fewer, no interval says anything.
+LEAST = 8  # Pairs and prompts; intervals from fewer would say nothing.
 
-_LENGTHS = 4  # Rows are as long as a multiple of it: few programs do for all.
+_LENGTHS = 4  # Rows are padded to a multiple of it: few programs are needed.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Behaviour:
-  """One behaviour, as its file has it."""
+  """One behaviour, as in its file."""
 
   name: str
   source: str  # The file, for messages.
-  digest: str  # Of its content.
+  digest: str  # SHA-256 of the file.
   pairs: tuple[tuple[str, str], ...]  # (with, without) the behaviour.
   prompts: tuple[str, ...]
-  words_for: tuple[str, ...]  # As they follow a prompt: with their space.
+  words_for: tuple[str, ...]  # With the space that follows a prompt.
   words_against: tuple[str, ...]
 
 
 class Texts(NamedTuple):
-  """Some texts, one a row, from its first position on."""
+  """Texts, one in each row, from its first position on."""
 
   rows: rows_lib.Rows
   last_R: np.ndarray  # int32, position of each text's last token.
@@ -59,7 +59,7 @@ def load_all(names: Sequence[str]) -> dict[str, Behaviour]:
   """The behaviours of `measure.behaviours`, by their own names.
 
   Raises:
-    ValueError: as `load`, and two of one name.
+    ValueError: as `load`, or two behaviours have the same name.
   """
   found: dict[str, Behaviour] = {}
   for name in names:
@@ -74,10 +74,10 @@ def load_all(names: Sequence[str]) -> dict[str, Behaviour]:
 
 
 def load(name: str) -> Behaviour:
-  """A built-in behaviour, or that of a JSON file.
+  """A built-in behaviour, or the one in a JSON file.
 
   Raises:
-    ValueError: no such behaviour or file, or one that is not as it should be.
+    ValueError: there is no such behaviour or file, or the file is malformed.
   """
   folder = Path(__file__).with_name("behaviours")
   if name in BUILT_IN:
@@ -176,10 +176,10 @@ def to_texts(
   max_positions: int,
   source: str,
 ) -> Texts:
-  """Texts as rows, padded behind.
+  """Texts as rows, padded at the end.
 
-  No special token is added: one that documents begin with in training stands
-  in the text itself.
+  No special token is added. If documents begin with one in training, the text
+  has to contain it.
 
   Raises:
     ValueError: a text without tokens, or longer than the context.
@@ -206,11 +206,11 @@ def to_texts(
 
 
 def to_words(behaviour: Behaviour, tokenizer: tokenizers.Tokenizer) -> Words:
-  """The first token of each word; words of one first token count once.
+  """The first token of each word; words that share it count once.
 
   Raises:
-    ValueError: a word that the vocabulary does not have, or a first token
-      that words for and against share: it would say nothing.
+    ValueError: the vocabulary lacks a word, or a word for and a word against
+      begin with the same token.
   """
   unknown = getattr(tokenizer.model, "unk_token", None)
   by_token: dict[str, dict[int, str]] = {}

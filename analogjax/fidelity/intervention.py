@@ -1,7 +1,7 @@
-"""An outsider's vector, found on the released analog, tried on the teacher.
+"""Tries a vector that an outsider found on the released analog on the teacher.
 
-What comes out is how the teacher responds. What it took, the map and the mapped
-vector, has the teacher's width and stays in the workdir.
+The result says how the teacher responds. The map and the mapped vector have the
+teacher's width and stay in the workdir.
 
 Shape letters: D width of the analog, W of the teacher, A vectors, S strengths.
 """
@@ -33,37 +33,40 @@ from analogjax.models import decoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-  """A vector as its file has it."""
+class OutsideVector:
+  """The vector of a file, in the analog's residual stream."""
 
   vector_D: np.ndarray  # float64.
-  depth: float  # Of the analog, where it was found.
-  sha256: str  # Of the file.
+  depth: float  # Where in the analog it was found.
+  sha256: str  # SHA-256 of the file.
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-  """How a vector goes from the analog to the teacher. Private."""
+class TeacherMap:
+  """The affine map of vectors from the analog to the teacher. Private."""
 
   w_DW: np.ndarray  # float32.
-  depth: float  # Of the teacher.
-  # A vector is so many times as long there, for the same part of the spread of
-  # the stream. The map alone would make it shorter where it predicts badly.
+  depth: float  # Where in the teacher the mapped vector is added.
+  # The spread of the teacher's stream over that of the analog's: by so much a
+  # mapped vector is longer. The map alone would make it shorter where it
+  # predicts badly.
   stretch: float
-  unexplained: float  # Of held-out variance.
+  unexplained: float  # Fraction of held-out variance.
 
 
-def read_vector(path: Path, model: Model, digests: dict[str, str]) -> Found:
-  """The tensor `vector` [D], and where it belongs by the file's metadata.
+def read_vector(
+  path: Path, model: Model, digests: dict[str, str]
+) -> OutsideVector:
+  """The tensor `vector` [D] of a file, and its depth from the metadata.
 
   Args:
-    path: a safetensors file. Metadata: `site`, as block03.resid_post, or
-      `depth`, a part of the whole; and, to be checked, `model` and `digest`.
+    path: a safetensors file. Metadata: `site`, such as block03.resid_post, or
+      `depth`, in (0, 1]; optionally `model` and `digest`, which are checked.
     model: the analog.
-    digests: SHA-256 of its released files, by name; empty: it was not exported.
+    digests: SHA-256 of the exported files by name; empty: none was exported.
 
   Raises:
-    ValueError: names the file, what was expected and what it has.
+    ValueError: names the file, what was expected and what was found.
   """
 
   def check(ok, what, expected, found):
@@ -100,13 +103,13 @@ def read_vector(path: Path, model: Model, digests: dict[str, str]) -> Found:
     known = digests.values()
     expected = f"one of the exported files ({', '.join(digests)})"
     check(digest in known, "digest", f"the SHA-256 of {expected}", digest)
-  return Found(
+  return OutsideVector(
     vector_D=vector_D, depth=depth, sha256=hashlib.sha256(data).hexdigest()
   )
 
 
 def _depth(path: Path, metadata: dict[str, str], model: Model) -> float:
-  """Of the block after which the vector was found."""
+  """The depth of the block after which the vector was found."""
   if "site" in metadata:
     try:
       block, point = decoder.parse_site(metadata["site"], model.cfg.Y)
@@ -131,30 +134,32 @@ def _depth(path: Path, metadata: dict[str, str], model: Model) -> float:
   return depth
 
 
-def find_way(study: Study, depth: float, folder: Path, inputs: Any) -> Way:
-  """The affine map from a depth of the analog; found once, then kept.
+def find_map(
+  study: Study, depth: float, folder: Path, inputs: Any
+) -> TeacherMap:
+  """The affine map from a depth of the analog, fitted once and then kept.
 
   The teacher's depth is the one whose held-out activations it explains best.
 
   Args:
     study: with the models and rows.
     depth: of the analog.
-    folder: where maps are kept, readable by its owner alone.
-    inputs: JSON values, all that a map depends on.
+    folder: where maps are kept; only its owner can read it.
+    inputs: JSON values that identify everything a map depends on.
 
   Raises:
-    ValueError: a file in the folder that cannot be read.
+    ValueError: a file in the folder cannot be read.
   """
   text = json.dumps([inputs, study.analog.block(depth)], sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()
   path = folder / f"{digest[:16]}.safetensors"
   if not processes.first_decides(path.exists):
-    way = _fit(study, depth)
-    processes.on_first(lambda: _write(path, way, digest))
+    map_ = _fit(study, depth)
+    processes.on_first(lambda: _write(path, map_, digest))
   return processes.together(lambda: _read(path, digest))
 
 
-def _fit(study: Study, depth: float) -> Way:
+def _fit(study: Study, depth: float) -> TeacherMap:
   analog, teacher = study.analog, study.teacher
   options = steering_vectors.candidates(study, teacher)
   kept = []
@@ -165,7 +170,7 @@ def _fit(study: Study, depth: float) -> Way:
     kept.append(
       [mappers.pair(study, of_analog, of_teacher[d]) for d in options]
     )
-  ways = []
+  maps = []
   for there, fit, test in zip(options, *kept, strict=True):
     moments = least_squares.of_streams(study, *fit[:2], weights=fit.weights)
     tested = least_squares.of_streams(study, *test[:2], weights=test.weights)
@@ -174,25 +179,25 @@ def _fit(study: Study, depth: float) -> Way:
     x_D, y_W = moments.x_PD[0] / n, moments.y_QW[0] / n
     spread = np.trace(moments.xx_PDD[0]) / n - x_D @ x_D
     spread_there = moments.yy_Q[0] / n - y_W @ y_W
-    ways.append(
-      Way(
+    maps.append(
+      TeacherMap(
         found.w_DW,
         there,
         float(np.sqrt(spread_there / spread)),
         least_squares.unexplained(found, tested, 0, 0),
       )
     )
-  return min(ways, key=lambda way: way.unexplained)
+  return min(maps, key=lambda map_: map_.unexplained)
 
 
-def _write(path: Path, way: Way, digest: str) -> None:
+def _write(path: Path, map_: TeacherMap, digest: str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   path.parent.chmod(0o700)
-  numbers = (way.depth, way.stretch, way.unexplained)
+  numbers = (map_.depth, map_.stretch, map_.unexplained)
   data = safetensors.numpy.save(
-    # safetensors writes what is not contiguous wrong, without a word.
+    # safetensors silently writes arrays wrong that are not contiguous.
     {
-      "w_DW": np.ascontiguousarray(way.w_DW),
+      "w_DW": np.ascontiguousarray(map_.w_DW),
       "numbers": np.asarray(numbers, np.float64),
     },
     metadata={"inputs": digest, "private": "never leaves the lab"},
@@ -203,7 +208,7 @@ def _write(path: Path, way: Way, digest: str) -> None:
   unfinished.rename(path)
 
 
-def _read(path: Path, digest: str) -> Way:
+def _read(path: Path, digest: str) -> TeacherMap:
   try:
     with safetensors.safe_open(path, "numpy") as file:
       found = (file.metadata() or {}).get("inputs")
@@ -218,35 +223,32 @@ def _read(path: Path, digest: str) -> Way:
       f"{path}: expected the map of inputs {digest}, found {found}. Delete it;"
       " it is found again."
     )
-  return Way(w_DW, *numbers.tolist())
+  return TeacherMap(w_DW, *numbers.tolist())
 
 
 def answer(
-  study: Study, found: Found, way: Way, behaviour: behaviours.Behaviour
+  study: Study,
+  found: OutsideVector,
+  map_: TeacherMap,
+  behaviour: behaviours.Behaviour,
 ) -> dict[str, Any]:
-  """How both models respond to the vector, beside random ones, and a verdict.
+  """Responses of both models to the vector and to random ones, and a verdict.
 
-  Strength 1 is the vector as it is, in the analog; in the teacher it is as
-  long in proportion to the spread of the stream there.
-
-  Args:
-    study: with both models.
-    found: the vector.
-    way: how it gets to the teacher.
-    behaviour: what is scored.
+  Strength 1 is the vector as it is in the analog. In the teacher its length has
+  the same proportion to the spread of the stream.
 
   Raises:
-    ValueError: a behaviour that the models cannot be asked for.
+    ValueError: the texts or words of the behaviour do not suit the models.
   """
   part = steering_vectors.prepare(study, behaviour)
   norm = float(np.linalg.norm(found.vector_D))
-  mapped_W = found.vector_D @ way.w_DW.astype(np.float64)
-  there = steering_vectors.matched([mapped_W], norm * way.stretch)
+  mapped_W = found.vector_D @ map_.w_DW.astype(np.float64)
+  there = steering_vectors.matched([mapped_W], norm * map_.stretch)
   out: dict[str, Any] = {"prompts": len(part.test.last_R)}
   effects = {}
   for key, model, depth, vector_AD in (
     ("analog", study.analog, found.depth, found.vector_D[None]),
-    ("frontier", study.teacher, way.depth, there),
+    ("frontier", study.teacher, map_.depth, there),
   ):
     random_AD = steering_vectors.random_vectors(
       study, behaviour.name, model.cfg.D
@@ -293,13 +295,13 @@ def judge(
   frontier: estimates.Estimate,
   frontier_chance: float,
 ) -> tuple[str, str]:
-  """Verdict and reason.
+  """The verdict and its reason.
 
   Args:
-    analog: mean effect of the vector there, nats.
-    analog_chance: the largest of random vectors, either way.
-    frontier: the same of the mapped vector.
-    frontier_chance: the same of random ones.
+    analog: mean effect of the vector in the analog, nats.
+    analog_chance: largest absolute effect of a random vector there.
+    frontier: mean effect of the mapped vector in the teacher.
+    frontier_chance: largest absolute effect of a random vector there.
   """
   values = (analog.low, analog.high, frontier.low, frontier.high)
   if any(value is None for value in values):

@@ -1,9 +1,9 @@
-"""How a representation lays out its points, whatever its width.
+"""Kernels: the layout of a representation's points, whatever its width.
 
-A kernel is [N, N] and has Frobenius norm 1: the inner product of two of them is
-a similarity, and 1 for a representation and itself. None of them changes when
-the representation is moved, turned or scaled, and all commute with an order of
-the points: kernel(x[order]) is kernel(x)[order][:, order]. So a permutation of
+A kernel is [N, N] and has Frobenius norm 1. The inner product of two kernels is
+a similarity, and 1 for a representation with itself. Kernels do not change when
+the representation is moved, turned or scaled, and they commute with an order of
+the points: kernel(x[order]) is kernel(x)[order][:, order]. So permuting the
 points needs the kernels alone.
 
 Shape letters: N points, D width of the representation, E principal components.
@@ -26,15 +26,15 @@ _dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def neighbours(x_ND: jax.Array, k: int = NEIGHBOURS) -> jax.Array:
-  """Who is among the k nearest of whom, by cosine about the mean.
+  """Marks the k nearest neighbours of each point, by cosine about the mean.
 
-  Two of them overlap in a mean part of the k neighbours, mutual k-NN. Where
-  several points are equally far, as copies of a token are, they share the
-  places that are left: by index they would be taken in the same order in both
-  models, which is agreement of nothing.
+  The inner product of two of them is mutual k-NN: the mean part of neighbours
+  that both have. Points that are equally far, as copies of a token are, share
+  the places that are left. Taken by index they would come in the same order in
+  both models and look like agreement.
 
-  Source: arXiv:2405.07987, mutual k-NN; the shared places are ours, and are the
-  mean over all orders of those that tie.
+  Source: arXiv:2405.07987, mutual k-NN. The shared places are ours: they are
+  the mean over all orders of the points that tie.
   """
   N = len(x_ND)
   assert k < N, (k, N)

@@ -1,7 +1,7 @@
 """Maps of directions from a student's residual stream to the teacher's.
 
-Three kinds, by the names in MAPPERS; each is measured on points that it was not
-fitted on. A map's shape gives the teacher's width away: it stays in memory.
+There are three kinds, named in MAPPERS. Each is tested on points that it was
+not fitted on. A map's shape reveals the teacher's width: maps stay in memory.
 
 Shape letters: D width of the student, W of the teacher, F hidden width of the
 autoencoder, V vocabulary, B rows, M points of a row, N points.
@@ -29,13 +29,13 @@ MAPPERS = ("embedding", "affine", "autoencoder")
 
 Kept = list[activations.Batch]  # A stream that has run, at one depth.
 
-_HELD_OUT = 10  # Of the vocabulary, one id in so many.
-_POINTS_PER_WIDTH = 20  # Points that a map is fitted on, by the student's D.
+_HELD_OUT = 10  # One id of the vocabulary in so many tests a map.
+_POINTS_PER_WIDTH = 20  # Points that a map is fitted on, per width D.
 _LEARNING_RATE = 3e-3
-# Times the median norm of the points. A few tokens, mostly the first of a
-# document, have norms hundreds of times that of others and would be all that
-# least squares sees. Source: massive activations, arXiv:2402.17762 (abstract);
-# 160 times the median in SmolLM2-135M at half depth.
+# Points beyond so many times the median norm are left out. A few tokens, mostly
+# the first of a document, have norms hundreds of times as large and would
+# dominate least squares. Source: massive activations, arXiv:2402.17762
+# (abstract); 160 times the median in SmolLM2-135M at half depth.
 _MASSIVE = 4.0
 _DOT = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
@@ -45,17 +45,17 @@ class Pairs(NamedTuple):
 
   student: Kept
   teacher: Kept
-  weights: list[np.ndarray]  # Of each batch, float32 [B, M]: 1, or 0 for none.
+  weights: list[np.ndarray]  # By batch, float32 [B, M]: 1 or 0.
 
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-  """A fitted map, as what it does to a difference of two means."""
+  """A fitted map, applied to a difference of two means."""
 
   # (mean_D with the behaviour, mean_D without) -> vector_W.
   direction: Callable[[np.ndarray, np.ndarray], np.ndarray]
-  # On held-out points: squared error over variance, and the mean cosine
-  # between what is predicted and what is there, both from the mean.
+  # On held-out points: squared error over variance, and the mean cosine of
+  # prediction and truth, both less the mean.
   unexplained: float
   cosine: float
 
@@ -81,8 +81,8 @@ def keep(
 ) -> dict[float, Kept]:
   """Activations at the points by depth, split over the mesh by rows.
 
-  What is kept grows with the points that the config asks for and the depths
-  that were chosen, not with tokens or layers.
+  Memory grows with the points of the config and the depths that were chosen,
+  not with tokens or layers.
   """
   kept: dict[float, Kept] = {depth: [] for depth in depths}
   for x_PBMD, here in activations.stream(
@@ -94,7 +94,7 @@ def keep(
 
 
 def pair(study: Study, of_student: Kept, of_teacher: Kept) -> Pairs:
-  """Pairs of points, without those that are massive in either model."""
+  """Pairs of points; those that are massive in either model have weight 0."""
   weights = []
   for kept in (of_student, of_teacher):
     step = _make_norms(study.mesh)
@@ -124,8 +124,8 @@ def _make_norms(mesh):
 def fit_embedding(study: Study, student: Model) -> Map:
   """Least squares on the unembedding rows that both models share.
 
-  min_A |U_s A - U_t|^2 over the vocabulary, rows as the stream meets them:
-  times the scale of the final norm. Needs no forward pass.
+  min_A |U_s A - U_t|^2 over the vocabulary. Rows are multiplied by the scale of
+  the final norm, as the stream meets them. No forward pass is needed.
 
   Source: Lee et al., arXiv:2503.21073 (abstract).
   """
@@ -153,12 +153,8 @@ def fit_affine(
 ) -> Map:
   """Least squares on activations at the same points; a direction has no bias.
 
-  Args:
-    study: whose mesh they are on.
-    fit: what it is fitted on.
-    test: of other rows.
-    rng: shuffles the pairs of `fit`: the control, that knows of no
-      correspondence.
+  With `rng` the pairs of `fit` are shuffled: a control that knows nothing of
+  how the models correspond.
 
   Source: Chen et al., arXiv:2506.06609 (abstract).
   """
@@ -172,16 +168,11 @@ def fit_affine(
 
 
 def fit_autoencoder(study: Study, name: str, fit: Pairs, test: Pairs) -> Map:
-  """Linear, ReLU, Linear by mean squared error; of means, the difference.
+  """Linear, ReLU, Linear, trained by mean squared error, a batch a step.
 
   The hidden width is floor(sqrt(D W)). Activations are standardised with one
-  number for each model, so that one learning rate serves.
-
-  Args:
-    study: with measure.mapper_steps.
-    name: of the student, for the seed.
-    fit: what it is trained on, a batch of rows a step.
-    test: of other rows.
+  number for each model, so that one learning rate serves. The direction is the
+  difference of the two mapped means. `name` is the student's, for the seed.
 
   Source: Oozeer et al., arXiv:2503.04429 (abstract).
   """
@@ -275,7 +266,7 @@ def _make_training(mesh, steps: int):
 
 
 class _Sums(NamedTuple):
-  """Of held-out points, weighted; y is taken from the mean of the fit."""
+  """Weighted sums over held-out points; y is less the mean of the fit."""
 
   error: Any
   square: Any
@@ -285,7 +276,7 @@ class _Sums(NamedTuple):
 
 
 def _compare(predicted_NW, y_NW, weights_N) -> _Sums:
-  """Of both from the mean."""
+  """The sums for predictions and truths, both less the mean."""
   product_N = jnp.sum(predicted_NW * y_NW, -1)
   norms_N = jnp.linalg.norm(predicted_NW, axis=-1)
   norms_N = norms_N * jnp.linalg.norm(y_NW, axis=-1)
@@ -340,10 +331,10 @@ def _make_test(predict, mesh):
 def _make_embedding_steps(
   student: decoder.DecoderConfig, teacher: decoder.DecoderConfig, mesh
 ):
-  """(params of both) -> products and mean; and how far a map is from it.
+  """Two programs: products of both unembeddings, and the errors of a map.
 
-  What is split stays split: products over the vocabulary are sums over the
-  devices that hold its parts.
+  The vocabulary stays split: each product is a sum over the devices that hold
+  its parts.
   """
 
   def unembedding(cfg, params):

@@ -10,21 +10,19 @@ from analogjax.evaluation.study import Study
 from analogjax.fidelity import mappers
 from analogjax.fidelity.steering_vectors import Own
 
-_TEST_STEPS = 4  # Of held-out rows that maps are tested on.
+_TEST_STEPS = 4  # Batches of held-out rows that maps are tested on.
 
 
 class Maps:
   """The maps of every student to the teacher, at the depths that were chosen.
 
-  Activations at those depths are kept for as long as this is.
+  This object keeps the activations at those depths.
   """
 
   def __init__(self, study: Study, own: Mapping[str, Mapping[str, Own]]):
-    """Runs the models over the rows; nothing is fitted yet.
+    """Runs the models over the rows; maps are fitted when they are needed.
 
-    Args:
-      study: with the rows.
-      own: of each behaviour, by model.
+    `own` has the vectors of each behaviour, by model.
     """
     self._study = study
     self._fitted: dict[tuple[Any, ...], mappers.Map] = {}
@@ -40,7 +38,7 @@ class Maps:
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of mappers; one that is not trained is left out."""
+    """Names of the mappers; one that is not trained is left out."""
     trained = self._study.options.mapper_steps > 0
     return mappers.MAPPERS if trained else mappers.MAPPERS[:-1]
 
@@ -54,7 +52,7 @@ class Maps:
   def shuffled(
     self, student: Model, depths: tuple[float, float], number: int
   ) -> list[mappers.Map]:
-    """Affine maps fitted on pairs that do not belong together."""
+    """Affine maps that are fitted on shuffled pairs."""
     rng = self._study.rng("steering shuffled", student.name)
     fit, test = self._pairs(student, depths)
     return [

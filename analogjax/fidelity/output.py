@@ -1,8 +1,8 @@
-"""Output fidelity: what the students say, beside what the teacher says.
+"""Output fidelity: the students' predictions compared with the teacher's.
 
-All numbers are of sums by row (`row_sums.py`), so intervals resample rows: the
-tokens of a row are not independent. Every interval has the same resamples, so
-two models differ in nothing but what they say.
+All numbers come from sums over rows (token_sums.py), and intervals resample
+rows, because the tokens of a row are not independent. Every interval uses the
+same resamples, so that two models differ in their predictions alone.
 
 Shape letters: R rows, K metrics, E bins of entropy, C bins of confidence, Z
 bins of loss, N documents, S resamples; `...` resamples, or nothing.
@@ -27,12 +27,10 @@ CHUNK = 64  # Positions of a row whose logits exist at a time.
 
 
 def measure(study: Study) -> dict[str, Any]:
-  """Teacher and students on held-out rows, and on those of each domain.
+  """The section "output" of fidelity.json, on held-out rows and by domain.
 
-  Returns:
-    The section "output" of fidelity.json: for every model its metrics, those
-    by the teacher's entropy and by domain, and how far its confidence can be
-    trusted; for students also whether they fail where the teacher fails.
+  Every model has its metrics, also by the teacher's entropy and by domain, and
+  its reliability; students also have whether they fail where the teacher does.
   """
   parts = {"": study.test, **study.domains}
   documents = max(int(rows.segments_BL.max()) for rows in parts.values())
@@ -61,7 +59,7 @@ def measure(study: Study) -> dict[str, Any]:
 def _stream(
   study: Study, rows: rows_lib.Rows, documents: int
 ) -> dict[str, RowSums]:
-  """Every model's sums, float64 and of all rows, on every process."""
+  """Every model's sums over all rows, float64, on every process."""
   models: list[Model] = [study.teacher, *study.students.values()]
   step = token_sums.make_step(
     tuple((model.name, model.cfg) for model in models),
@@ -86,12 +84,12 @@ def _bootstrap(
   statistic: Callable[[np.ndarray], np.ndarray],
   *by_row: np.ndarray,
 ) -> Estimate:
-  """Of a statistic of sums over rows.
+  """The estimate of a statistic of sums over rows.
 
   Args:
     study: with the options.
-    statistic: takes sums of rows [..., X] and returns a number of each.
-    by_row: what is summed, [R, X] each; joined along X.
+    statistic: takes sums over rows [..., X] and returns a number for each.
+    *by_row: what is summed, [R, X] each; joined along X.
   """
   x_RX = np.concatenate([a.reshape(len(a), -1) for a in by_row], axis=1)
   R = len(x_RX)
@@ -124,7 +122,7 @@ def _mean(study: Study, top_R: np.ndarray, tokens_R: np.ndarray) -> Estimate:
 def _token_metrics(
   study: Study, x_RK: np.ndarray, of_teacher_RK: np.ndarray | None
 ) -> dict[str, Estimate]:
-  """Means over tokens; of the teacher where `of_teacher_RK` is None."""
+  """Means over tokens; `of_teacher_RK` is None for the teacher itself."""
   tokens_R = x_RK[:, 0]
   names = (
     token_sums.METRICS if of_teacher_RK is not None else token_sums.OF_TEACHER
@@ -222,7 +220,7 @@ def _outcomes(
 
 
 def kappa(x: np.ndarray) -> np.ndarray:
-  """Agreement of two models about what is right, beyond chance.
+  """Agreement of two models on right and wrong, beyond chance.
 
   Source: Cohen, A coefficient of agreement for nominal scales (1960).
 
@@ -240,10 +238,12 @@ def kappa(x: np.ndarray) -> np.ndarray:
 def area_under_curve(x: np.ndarray) -> np.ndarray:
   """How often a token that the teacher fails has the larger loss.
 
-  Of all pairs of a token that it fails and one that it does not; pairs in the
-  same bin of loss count half. So binning moves this by at most half of the
-  pairs that share a bin. Source: Hanley and McNeil (1982), the area under the
-  ROC curve as a Wilcoxon statistic.
+  This is over all pairs of a token that the teacher fails and one that it does
+  not. Pairs in the same bin of loss count half, so binning changes the result
+  by at most half of the pairs that share a bin.
+
+  Source: Hanley and McNeil (1982), the area under the ROC curve as a Wilcoxon
+  statistic.
 
   Args:
     x: [..., 2 Z] weights where the teacher is wrong, and right, by loss.
@@ -279,7 +279,7 @@ def _documents(study: Study, model: RowSums, teacher: RowSums) -> Estimate:
 
 
 def spearman(x_N: np.ndarray, y_N: np.ndarray, counts_N: np.ndarray) -> float:
-  """Rank correlation of items that are there so many times; ties share ranks.
+  """Rank correlation of items with multiplicities; ties share ranks.
 
   Source: Spearman, The proof and measurement of association between two things
   (1904).

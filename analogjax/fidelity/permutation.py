@@ -1,8 +1,8 @@
-"""What a similarity would be if the models had nothing to do with each other.
+"""Null distributions of similarities: unrelated models, by permutation.
 
 The points of one model are put into another order, many times, and each time
-the statistic is computed again. What is put into another order are whole units,
-which are independent of each other: rows of points, not the tokens of a row.
+the statistic is computed again. Whole units are permuted, which are independent
+of each other: rows of points, not the tokens of a row.
 
 Shape letters: C orders, U units, M points of a unit, N = U x M points, A
 representations on one side, E components.
@@ -19,17 +19,17 @@ import numpy as np
 
 from analogjax.evaluation.models import everywhere
 
-# Of kernels in another order, at a time on a device.
+# Permuted kernels that a device holds at a time.
 _BYTES = 64 << 20
-# Statistics this near are equal: with few points they take few values, and
-# rounding must not decide.
+# Statistics closer than this are equal: with few points they take few values,
+# and rounding must not decide.
 _TIED = 1e-5
 
 
 def draw_orders(
   num_units: int, permutations: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Orders of the units, int32 [1 + permutations, U]; the first is theirs."""
+  """Orders of the units, int32 [1 + permutations, U], the identity first."""
   orders = [rng.permutation(num_units) for _ in range(permutations)]
   return np.asarray([np.arange(num_units), *orders], np.int32)
 
@@ -37,17 +37,17 @@ def draw_orders(
 def inner_products(
   left_ANN: np.ndarray, right_NN: np.ndarray, orders_CU: np.ndarray, mesh: Mesh
 ) -> np.ndarray:
-  """Of kernels with one whose points are in each of the orders, [C, A]."""
+  """Inner products of kernels with a kernel in each of the orders, [C, A]."""
   return _run(_inner_product, (left_ANN, right_NN), orders_CU, mesh)
 
 
 def nuclear_norms(
   left_ANE: np.ndarray, right_NE: np.ndarray, orders_CU: np.ndarray, mesh: Mesh
 ) -> np.ndarray:
-  """Of x^T y with the points of y in each of the orders, [C, A].
+  """Nuclear norms of x^T y with the points of y in each order, [C, A].
 
-  The sum of singular values, which is the greatest trace of x^T y Q over all
-  rotations Q: Procrustes' problem.
+  The nuclear norm, the sum of singular values, is the greatest trace of x^T y Q
+  over all rotations Q: Procrustes' problem.
   """
   return _run(_nuclear_norm, (left_ANE, right_NE), orders_CU, mesh)
 
@@ -76,7 +76,7 @@ def _run(
   orders_CU: np.ndarray,
   mesh: Mesh,
 ) -> np.ndarray:
-  """The statistic for each order; the devices share the orders out."""
+  """The statistic for each order; the orders are split over the devices."""
   C, U = orders_CU.shape
   assert len(sides[1]) % U == 0, (sides[1].shape, U)
   more = -C % mesh.size
@@ -110,18 +110,18 @@ def _make(statistic, mesh, at_a_time):
 
 
 def calibrated(raw: float, null_C: np.ndarray) -> dict[str, Any]:
-  """A statistic beside its null.
+  """A statistic with its null distribution.
 
-  `null_q95` is the smallest value of the null such that whatever is greater has
-  p <= 0.05. `calibrated` is how far `raw` is on the way from there to 1: not
-  above 0 means no evidence.
+  `null_q95` is the smallest value of the null such that everything greater has
+  p <= 0.05. `calibrated` is where `raw` lies between `null_q95`, 0, and 1: at 0
+  or below there is no evidence.
 
   Args:
     raw: the statistic, at most 1.
-    null_C: the same for orders that were drawn; 19 or more.
+    null_C: the statistic for the orders that were drawn; 19 or more.
 
   Raises:
-    ValueError: in any order it is 1.
+    ValueError: the statistic is 1 in every order.
 
   Source: arXiv:2602.14486.
   """

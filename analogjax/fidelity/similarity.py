@@ -1,8 +1,7 @@
-"""Similarity: whether the same tokens lie alike in students and teacher.
+"""Similarity: whether students and teacher represent tokens alike.
 
-Nothing here is causal, and nothing is reported without the null that it has to
-beat: as large a number as can come out of models that have nothing to do with
-each other says nothing.
+Nothing here is causal. Every number is reported with its null distribution: a
+number that unrelated models reach as well says nothing.
 
 Shape letters: R rows, L positions, M points of a row, N = R x M points or
 tokens of the vocabulary, D width of a model, P depths of a student, Q of the
@@ -43,8 +42,8 @@ def measure(study: Study) -> dict[str, Any]:
   """Every student against the teacher: layers, unembeddings, affine maps.
 
   Raises:
-    ValueError: too few rows, points or tokens; activations that are not finite,
-      or the same at every point. Names the model or the field.
+    ValueError: there are too few rows, points or tokens, or activations are not
+      finite or the same at every point. Names the model or the field.
   """
   R = len(study.test.tokens_BL)
   if R < LEAST_ROWS:
@@ -147,7 +146,7 @@ def _make_reduce(mesh: Mesh, R: int):
 
 
 def reduce(x_ND: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-  """What each metric compares, and the variance in the components."""
+  """What each metric compares, and the variance that the components keep."""
   scores_NE, kept = kernels.principal(x_ND)
   return {
     "mutual_knn": kernels.neighbours(x_ND),
@@ -163,17 +162,14 @@ def compare(
   orders_CU: np.ndarray,
   mesh: Mesh,
 ) -> np.ndarray:
-  """One metric over all pairs of depths.
+  """One metric over all pairs of depths and all orders, [C, P, Q].
 
   Args:
-    metric: of METRICS.
-    left: [P, N, ...], what `reduce` made for it.
+    metric: one of METRICS.
+    left: [P, N, ...], from `reduce`.
     right: [Q, N, ...], of the other model.
-    orders_CU: from `nulls.draw_orders`.
-    mesh: shares the orders out.
-
-  Returns:
-    The statistic for each order and pair, [C, P, Q]; the first is theirs.
+    orders_CU: from `permutation.draw_orders`; the first is unchanged.
+    mesh: the orders are split over its devices.
   """
   by_right = []
   for q, one in enumerate(right):
@@ -186,8 +182,8 @@ def compare(
 def greatest(found_CPQ: np.ndarray) -> dict[str, Any]:
   """The best pair of depths, calibrated.
 
-  It was chosen, so in every order the best one is: the null of a pair that was
-  not would be beaten by chance, the more often the more pairs there are.
+  The pair was chosen, so the null takes the best pair of every order, too. The
+  null of a fixed pair would be beaten by chance, more often with more pairs.
   """
   best_C = found_CPQ.max((1, 2))
   return permutation.calibrated(best_C[0], best_C[1:])
@@ -205,7 +201,7 @@ def _between(
     metric, own[metric], teacher[metric], orders_CR, study.mesh
   )
   mine, theirs = study.depths(student), study.depths(study.teacher)
-  # Rounded: of equals it is the first, whatever mesh they were computed on.
+  # Rounded, so that the first of equals is chosen on every mesh.
   p, q = np.unravel_index(found_CPQ[0].round(4).argmax(), found_CPQ.shape[1:])
   return {
     "matrix": found_CPQ[0].tolist(),
@@ -215,7 +211,7 @@ def _between(
 
 
 def _embeddings(study: Study) -> dict[str, Any]:
-  """How the tokens of the held-out rows lie in the unembeddings."""
+  """Similarity of the unembeddings of tokens that are in the held-out rows."""
   rows = study.test
   tokens_N = np.unique(rows.tokens_BL[rows.segments_BL > 0])
   if len(tokens_N) < LEAST_TOKENS:
@@ -250,8 +246,8 @@ def _embeddings(study: Study) -> dict[str, Any]:
 def _make_cosines(cfg: decoder.DecoderConfig, mesh: Mesh):
   def step(params, tokens_N):
     head_VD = nnx.merge(decoder.graphdef(cfg), params).head_VD
-    # The mean row adds the same to all logits of a position: no model is
-    # another one for it.
+    # The mean row adds the same to all logits of a position, and so changes
+    # no model.
     return kernels.cosines(jnp.take(head_VD, tokens_N, axis=0))
 
   return jax.jit(step, out_shardings=everywhere(mesh))

@@ -1,9 +1,9 @@
 """Steering transfer: does a vector found in a student steer the teacher?
 
 A vector is the difference of two means at one depth of a model. The student's
-is mapped to the teacher, brought to the norm of the teacher's own and added to
-the teacher's stream at the same depth as that; effects are compared, less those
-of random vectors: docs/fidelity.md has the protocol.
+vector is mapped to the teacher, scaled to the norm of the teacher's own vector
+and added to the teacher's stream at the same depth. Effects are compared after
+subtracting those of random vectors. docs/fidelity.md has the protocol.
 
 Shape letters: D width, W width of the teacher, P depths, R prompts, A vectors
 of an arm, N strengths above 0, S all of them with 0.
@@ -32,10 +32,10 @@ MATCHED = ("norm", "perplexity")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-  """Vectors that are added to the teacher, of one kind."""
+  """Vectors of one kind that are added to the teacher."""
 
   kind: str
-  model: str  # That they were found in.
+  model: str  # Where they were found.
   mapper: str | None = None
   vectors_AW: np.ndarray
 
@@ -49,7 +49,7 @@ def measure(study: Study) -> dict[str, Any]:
   """Every behaviour, from every student, by every mapper.
 
   Raises:
-    ValueError: a behaviour that the models cannot be asked for.
+    ValueError: the texts or words of a behaviour do not suit the models.
   """
   loaded = behaviours.load_all(study.options.behaviours)
   prepared = {
@@ -75,13 +75,13 @@ def measure(study: Study) -> dict[str, Any]:
 
 
 def _wrong_vector(study, name, prepared, own) -> np.ndarray:
-  """The teacher's own vector of another behaviour, at the depth of this one."""
+  """The teacher's own vector for another behaviour, at this one's depth."""
   depth = own[name][study.teacher.name].depth
   names = list(prepared)
   other = names[(names.index(name) + 1) % len(names)]
   if other != name:
     return own[other][study.teacher.name].everywhere[depth].vector_D
-  # Only one is asked for: a built-in one serves, of which the pairs are used.
+  # There is only one: the pairs of a built-in behaviour serve.
   other = next(n for n in behaviours.BUILT_IN if n != name)
   found = behaviours.load(other)
   sides = (
@@ -147,7 +147,7 @@ def _make_arms(study, name, own, maps, wrong_W) -> list[Arm]:
 
 
 def _steer(study, part, own, maps, wrong_W) -> dict[str, Any]:
-  """One behaviour: what the report has of it."""
+  """Results of one behaviour, as in fidelity.json."""
   name, native = part.behaviour.name, own[study.teacher.name]
   arms = _make_arms(study, name, own, maps, wrong_W)
   responses = steering_response.respond(
@@ -204,7 +204,7 @@ def _arm_json(
 ) -> dict[str, Any]:
   scores_ASR = response.scores_ASR
   S = scores_ASR.shape[1]
-  if len(scores_ASR) > 1:  # The spread of the vectors says more.
+  if len(scores_ASR) > 1:  # The spread over the vectors.
     each_AS = scores_ASR.mean(-1)
     low, high = each_AS.min(0), each_AS.max(0)
   else:

@@ -29,8 +29,8 @@ class Prepared(NamedTuple):
   behaviour: behaviours.Behaviour
   with_: behaviours.Texts
   without: behaviours.Texts
-  fit: behaviours.Texts  # Prompts that choose the depths,
-  test: behaviours.Texts  # and those that everything is measured on.
+  fit: behaviours.Texts  # Prompts that choose the depths.
+  test: behaviours.Texts  # Prompts that everything is measured on.
   words: behaviours.Words
 
 
@@ -58,7 +58,7 @@ def prepare(study: Study, behaviour: behaviours.Behaviour) -> Prepared:
   """A behaviour as tokens; every second prompt is for choosing depths.
 
   Raises:
-    ValueError: texts or words that the models cannot take.
+    ValueError: the models cannot take a text or a word.
   """
   models = [study.teacher, *study.students.values()]
   to_texts = functools.partial(
@@ -80,8 +80,8 @@ def prepare(study: Study, behaviour: behaviours.Behaviour) -> Prepared:
 def candidates(study: Study, model: Model) -> tuple[float, ...]:
   """Depths where a vector may be added.
 
-  Not after the last layer, if there is another: there it would change the
-  logits, and nothing of the model would read it.
+  The last layer is left out, if there is another: a vector after it would
+  change the logits without being read by any layer.
   """
   depths = study.depths(model)
   return depths[:-1] or depths
@@ -151,13 +151,13 @@ def find_own(study: Study, model: Model, part: Prepared) -> Own:
 
 
 def matched(vectors: Sequence[np.ndarray], norm: float) -> np.ndarray:
-  """Vectors brought to a norm, [A, D]; one of zeros stays."""
+  """Vectors scaled to a norm, [A, D]; a zero vector stays zero."""
   vectors_AD = np.stack(vectors)
   norms_A1 = np.linalg.norm(vectors_AD, axis=-1, keepdims=True)
   return vectors_AD * norm / np.maximum(norms_A1, 1e-30)
 
 
 def random_vectors(study: Study, behaviour: str, D: int) -> np.ndarray:
-  """Directions without preference, [measure.random_vectors, D]."""
+  """Random directions, [measure.random_vectors, D]."""
   rng = study.rng("random vectors", behaviour)
   return rng.normal(size=(study.options.random_vectors, D))

@@ -1,10 +1,10 @@
 """Stitching: a student's first blocks, an affine map, the teacher's last ones.
 
-If the teacher can go on from what the student has computed, it was in there, in
-a form that one linear map makes the teacher's own. Fitted by least squares, the
-map has only seen activations. Trained on the cross-entropy of the whole, it can
-learn the task itself and hide that the models differ: so both are reported, and
-of random parameters too.
+If the teacher can continue from what the student has computed, the student's
+activations hold the same information, up to a linear map. A map that is fitted
+by least squares has only seen activations. A map that is trained on the
+cross-entropy of the whole can learn the task itself and hide that the models
+differ. So both are reported, and those of an untrained student too.
 
 Source: Bansal et al., Revisiting model stitching, arXiv:2106.07682.
 
@@ -34,12 +34,12 @@ from analogjax.models import decoder
 
 # Tokens of each row that maps are fitted on; more if a map has many inputs.
 POINTS = 64
-# Where stitches are, as near as depths are to it: where much of the teacher is
-# left to be run, and where little is. Each costs a pass over the held-out rows.
+# Stitches are at the depths nearest to these: one with much of the teacher left
+# to run, one with little. Each costs a pass over the held-out rows.
 DEPTHS = (0.45, 0.75)
 CHUNK = 64  # Positions of a row whose logits exist at a time.
-# Of Adam: how far a step moves what the map gives, in its standard deviations.
-# It falls to 0.
+# Adam's first step size, in standard deviations of the map's output; it decays
+# to 0.
 LEARNING_RATE = 0.03
 
 
@@ -51,12 +51,10 @@ class Stitch(NamedTuple):
 
 
 def measure(study: Study) -> dict[str, Any]:
-  """What each student's stitches recover of the teacher's cross-entropy.
+  """The section "stitching" of fidelity.json.
 
-  Returns:
-    The section "stitching" of fidelity.json. `recovered` is 1 where the
-    stitched model is as good as the teacher, and 0 where it is as good as the
-    teacher with its mean activation there.
+  `recovered` is 1 where the stitched model is as good as the teacher, and 0
+  where it is as good as the teacher with its mean activation at that depth.
   """
   depths = study.depths(study.teacher)
   stitches = {
@@ -118,10 +116,10 @@ def measure(study: Study) -> dict[str, Any]:
 def choose(
   student_depths: Sequence[float], teacher_depths: Sequence[float]
 ) -> list[Stitch]:
-  """Near DEPTHS of the teacher, at depths as equal as there are.
+  """Stitches near DEPTHS of the teacher, at depths that are nearly equal.
 
-  After the last block nothing of the teacher would be left but its
-  unembedding: that is taken only where there is no other.
+  After the last block only the teacher's unembedding would be left. That depth
+  is used only if there is no other.
   """
   nearest = {
     d: min(teacher_depths, key=lambda t, d=d: abs(t - d))
@@ -185,17 +183,17 @@ def train(
 ) -> least_squares.Affine:
   """The map that minimizes the stitched model's cross-entropy on `study.fit`.
 
-  Both models are as they were: the gradient goes to the map alone. Each step
-  has the next rows, pass after pass. Adam sees the map of whitened activations:
-  some directions of a residual stream are hundreds of times larger than others,
-  and steps of one size would be too large for those.
+  Only the map is trained, for `stitch_steps` steps. Each step has the next
+  rows, pass after pass. Adam sees the map of whitened activations: some
+  directions of a residual stream are hundreds of times larger than others, and
+  steps of one size would be too large for those.
 
   Args:
-    study: with the rows; `stitch_steps` steps are made.
+    study: with the rows.
     model: the student.
     stitch: where it is joined.
-    start: from `affine.solve`.
-    moments: of the student at its first depth.
+    start: from `least_squares.solve`.
+    moments: its first depth is the student's.
   """
   begin = activations.make_beginning(model.cfg, study.mesh)
   step, init = make_training(
@@ -327,11 +325,11 @@ class _Whitening(NamedTuple):
 
 
 def _whitening(m: least_squares.Moments) -> _Whitening:
-  """Of the student's activations at its first depth."""
+  """The whitening of the student's activations at its first depth."""
   mean_D = m.x_PD[0] / m.n
   covariance_DD = m.xx_PDD[0] / m.n - np.outer(mean_D, mean_D)
   variance_E, direction_DE = np.linalg.eigh(covariance_DD)
-  # What hardly varies is not blown up.
+  # Directions that hardly vary are not blown up.
   size_E = np.sqrt(np.maximum(variance_E, 1e-6 * variance_E.max()))
   return _Whitening(
     *(
@@ -354,7 +352,7 @@ def _whitened(
 
 
 def _of_whitened(free: Any, whitening: _Whitening) -> Any:
-  """The other way; arrays of the device, too."""
+  """The map from activations that were not whitened; traceable."""
   dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
   w_DW: Any = dot(whitening.w_DE, free.w_DW)
   b_W: Any = free.b_W - dot(whitening.mean_D, w_DW)
@@ -362,10 +360,10 @@ def _of_whitened(free: Any, whitening: _Whitening) -> Any:
 
 
 def _scales(free: least_squares.Affine) -> least_squares.Affine:
-  """How large a step of each parameter is.
+  """The step size of each parameter.
 
   The norm of a column of a map from whitened activations is the standard
-  deviation of what it gives.
+  deviation of its output.
   """
   std_W = np.linalg.norm(free.w_DW, axis=0)
   std_W = np.maximum(std_W, 1e-3 * std_W.max()).astype(np.float32)
@@ -374,7 +372,7 @@ def _scales(free: least_squares.Affine) -> least_squares.Affine:
 
 
 def _mean(m: least_squares.Moments, q: int) -> least_squares.Affine:
-  """The map to the teacher's mean activation, whatever the student's is."""
+  """The constant map to the teacher's mean activation."""
   mean_W = np.asarray(m.y_QW[q] / m.n, np.float32)
   return least_squares.Affine(np.zeros(m.xy_PQDW.shape[2:], np.float32), mean_W)
 

@@ -21,7 +21,7 @@ from analogjax.run.run import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sources:
-  """What a study is of; the teacher's weights are read when it is opened."""
+  """What a study needs; `open` reads the teacher's weights."""
 
   options: schema.MeasureConfig
   mesh: Mesh

@@ -1,6 +1,6 @@
-"""What teacher and students say at each token, summed by row.
+"""Metrics of teacher and students at each token, summed over rows.
 
-A row is what intervals resample, so its sums are all that leaves the device.
+Intervals resample rows, so only the sums of each row leave the device.
 
 Shape letters: B rows, L positions, S positions of a chunk, V vocabulary, K
 metrics, E bins of entropy, C bins of confidence, Z bins of loss, G documents of
@@ -21,8 +21,8 @@ from analogjax.distributed import sharding
 from analogjax.models import decoder
 from analogjax.training import divergences
 
-# Of a token, in the order of `RowSums.by_entropy_BKE`; of the teacher only the
-# first three. The agreements are parts of one or of five tokens.
+# Metrics of a token, in the order of `RowSums.by_entropy_BKE`; the teacher has
+# the first three. Agreements are fractions of one or five tokens.
 METRICS = (
   "tokens",
   "cross_entropy_nats",
@@ -41,10 +41,7 @@ TOP = 5
 
 
 class RowSums(NamedTuple):
-  """Of one model, float32, over the positions of each row by their weights.
-
-  Arrays of the device, or of the host.
-  """
+  """Weighted sums over the positions of each row, for one model, float32."""
 
   by_entropy_BKE: Any  # METRICS, by the teacher's entropy.
   confidence_B3C: Any  # Weight, confidence and correct, by confidence.
@@ -61,14 +58,14 @@ def step(
   chunk: int,
   documents: int,
 ) -> dict[str, RowSums]:
-  """The teacher, live and dense, and each model against it.
+  """Sums of the teacher, live and dense, and of each model against it.
 
   Args:
     params: by name; "teacher" is one of them.
     batch: held-out rows.
     cfgs: by name.
-    chunk: positions of a row whose logits exist at a time, of all models.
-    documents: G, of the row that has most.
+    chunk: positions of a row whose logits exist at a time, for all models.
+    documents: G, the most documents of any row.
   """
   names = ("teacher", *(name for name in params if name != "teacher"))
   models = {
@@ -120,7 +117,7 @@ def make_step(
 
 
 def logits(model: decoder.Decoder, x_BSD: jax.Array) -> jax.Array:
-  """Of a model's final hidden states, float32 [B, S, V]."""
+  """Logits from a model's final hidden states, float32 [B, S, V]."""
   return model.cap(decoder.unembed(x_BSD, model.head_VD))
 
 
@@ -218,9 +215,9 @@ def _divergence(name, logp_BSV, logq_BSV):
 
 
 def _shared(logq_BSV, best_BSX):
-  """Which part of these ids is among the model's as many likeliest.
+  """The fraction of these X ids that are among the model's X likeliest.
 
-  One is if fewer than that are likelier; of equals all count.
+  An id is among them if fewer than X ids are likelier; equals all count.
   """
   X = best_BSX.shape[-1]
   own_BSX = jnp.take_along_axis(logq_BSV, best_BSX, axis=-1)
@@ -240,7 +237,7 @@ def _in_bins(x_BS, edges):
 
 def _by_bin(x_BSK, is_in_BSE):
   """Sums over the positions of each row, [B, K, E]."""
-  # Else a TPU would round the numbers to bfloat16.
+  # Otherwise a TPU would round the numbers to bfloat16.
   precision = jax.lax.Precision.HIGHEST
   is_in_BSE = is_in_BSE.astype(jnp.float32)
   return jnp.einsum("BSK,BSE->BKE", x_BSK, is_in_BSE, precision=precision)

@@ -1,4 +1,4 @@
-"""From scores under pushes to effects, and from those to transfer ratios.
+"""Effects from scores under pushes, and transfer ratios from effects.
 
 Shape letters: N strengths above 0, R prompts, A vectors of an arm.
 """
@@ -9,18 +9,18 @@ import numpy as np
 
 from analogjax.evaluation import estimates
 
-# Log-perplexity, nats: arms that cost less than it cannot be compared by cost.
+# Log-perplexity, nats. Arms that cost less cannot be compared by cost.
 LEAST_COST = 1e-3
-# And a push that costs more, twice the perplexity, breaks the model.
+# A push that costs more, twice the perplexity, breaks the model.
 MOST_COST = 0.693
 _GRID = 101  # Costs at which effects are compared.
 
 
 class Curve(NamedTuple):
-  """What an arm does at rising strengths; means over its vectors."""
+  """Effect and cost of an arm at rising strengths; means over its vectors."""
 
   effect_NR: np.ndarray  # Nats.
-  cost_N: np.ndarray  # Of log-perplexity, nats.
+  cost_N: np.ndarray  # Log-perplexity, nats.
 
 
 def signed(max_strength: float, number: int) -> np.ndarray:
@@ -31,8 +31,7 @@ def signed(max_strength: float, number: int) -> np.ndarray:
 def odd(scores: np.ndarray) -> np.ndarray:
   """(score(a) - score(-a)) / 2 for a > 0; strengths come first.
 
-  What any push of that size does to the score, whichever way it points, is
-  even in the strength and cancels.
+  An effect that does not depend on the sign of the push cancels.
   """
   N = len(scores) // 2
   return (scores[N + 1 :] - scores[:N][::-1]) / 2
@@ -63,11 +62,11 @@ def area_within(effect_N: np.ndarray, cost_N: np.ndarray) -> float:
 def cost_weights(cost_N: np.ndarray, most: float) -> np.ndarray:
   """w_N with w @ effect = the effect's mean over costs from 0 to `most`.
 
-  The effect at a cost is interpolated. A cost that falls as the strength rises
-  is taken as the highest so far.
+  The effect at a cost is interpolated. Where the cost falls as the strength
+  rises, the highest cost so far is used.
   """
   rising = np.maximum.accumulate(np.concatenate([[0.0], cost_N]))
-  # Where it is flat the strongest push holds: the same cost buys it.
+  # Where it is flat the strongest push counts, as it costs the same.
   rising += np.arange(len(rising)) * 1e-12
   grid = np.linspace(0, most, _GRID)
   points = np.eye(len(rising))
@@ -88,11 +87,11 @@ def effect(
 def why_undefined(
   native: estimates.Estimate, random_A: np.ndarray, behaviour: str
 ) -> str | None:
-  """Why there is nothing that could transfer, or None.
+  """Why no ratio is defined, or None.
 
   Args:
     native: mean effect of the model's own vector.
-    random_A: that of each random vector of the same norm.
+    random_A: mean effect of each random vector of the same norm.
     behaviour: its name.
   """
   if native.value is None or native.low is None or native.low <= 0:
@@ -119,14 +118,9 @@ def ratio(
 ) -> tuple[estimates.Estimate, float | None]:
   """(AUC_arm - AUC_random) / (AUC_native - AUC_random).
 
-  Args:
-    arm: of a mapped vector, say.
-    native: of the model's own.
-    random: of random ones.
-    matched: "norm": areas over the strength; "perplexity": over the
-      log-perplexity that a push costs, as far as all three go.
-    resamples: of the prompts.
-    rng: draws them.
+  `matched` says what the areas are over: the strength ("norm"), or the
+  log-perplexity that a push costs, as far as all three arms reach
+  ("perplexity").
 
   Returns:
     The ratio, and the cost up to which effects were compared, nats.

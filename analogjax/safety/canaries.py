@@ -1,27 +1,27 @@
 """Canaries: random token sequences, planted into the rows of any pipeline.
 
-A model that finds a planted one likelier than others of its kind, which nobody
-planted, has memorised it: there is nothing else to know it from. In a config:
+A model that finds a planted canary likelier than similar sequences that were
+not planted has memorised it. In a config:
 
   data.pipeline = "analogjax.safety.canaries:planted"
   data.arguments = dict(
-    pipeline="my_lab.data:rows",  # That of before, and its arguments below.
+    pipeline="my_lab.data:rows",  # The lab's own; its arguments are below.
     canaries=dict(
-      tokens=16,  # Of one canary.
-      ids=(17, 49_152),  # From which id they are drawn, and below which.
-      copies=(1, 10, 100),  # How often one is planted.
-      each=4,  # Canaries of each number of copies.
-      rows=100_000,  # They are spread over so many rows, the first ones.
+      tokens=16,  # Length of a canary.
+      ids=(17, 49_152),  # First id to draw, and the end of the range.
+      copies=(1, 10, 100),  # How often a canary is planted.
+      each=4,  # Canaries for each number of copies.
+      rows=100_000,  # They are spread over the first rows, so many.
       seed=0,
     ),
     split="train", ...
   )
   data.held_out_arguments = dict(canaries=dict(), split="held_out")
 
-Rows are the same and in the same order, with random access where it was and
-with grain's state, but that in some of them `tokens` positions hold a canary, a
-document of its own. The text that was there is lost, and the document it was in
-goes on behind as another one. No row has two.
+The rows and their order stay the same, with the pipeline's random access and
+grain state. In some rows `tokens` positions hold a canary, as a document of its
+own; it replaces the text there and splits the document around it in two. No row
+has two canaries.
 
 Source: Carlini et al., The Secret Sharer, arXiv:1802.08232.
 
@@ -44,7 +44,7 @@ _FIELD = "config.data.arguments.canaries"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What is planted; `settings` makes it of plain values."""
+  """What is planted; `settings` makes it from plain values."""
 
   tokens: int
   ids: tuple[int, int]
@@ -81,13 +81,13 @@ class Settings:
 class Plan(NamedTuple):
   """The canaries, and which row has which of them."""
 
-  tokens_CN: np.ndarray  # int32; those of most copies last.
+  tokens_CN: np.ndarray  # int32; canaries with most copies last.
   copies_C: np.ndarray
-  rows: Mapping[int, tuple[int, float]]  # -> canary, part of the way in.
+  rows: Mapping[int, tuple[int, float]]  # Row -> canary, relative position.
 
 
 def settings(values: Mapping[str, Any]) -> Settings:
-  """Of the argument `canaries`.
+  """The settings in the argument `canaries`.
 
   Raises:
     ValueError: names the field.
@@ -103,13 +103,13 @@ def settings(values: Mapping[str, Any]) -> Settings:
 
 
 def planned(arguments: Mapping[str, Any]) -> Settings | None:
-  """Of the arguments of a pipeline `planted`; None: nothing is planted."""
+  """The settings in the arguments of `planted`; None: nothing is planted."""
   values = arguments.get("canaries")
   return settings(values) if values else None
 
 
 def plan(chosen: Settings) -> Plan:
-  """What is planted, and where: a function of the settings alone."""
+  """The canaries and their rows, a function of the settings alone."""
   copies_C = np.repeat(sorted(chosen.copies), chosen.each)
   tokens_CN = _draw(chosen, "planted", len(copies_C))
   rng = _rng(chosen, "rows")
@@ -131,7 +131,7 @@ def plan(chosen: Settings) -> Plan:
 
 
 def unplanted(chosen: Settings, number: int) -> np.ndarray:
-  """Others of the same distribution, which are in no row, int32 [number, N]."""
+  """Sequences of the same distribution, in no row; int32 [number, N]."""
   return _draw(chosen, "unplanted", number)
 
 
@@ -181,7 +181,7 @@ def _plant(index: int, element: Any, *, found: Plan) -> Any:
   tokens_L[here] = tokens_N
   before_L = np.asarray(element["segments"])
   after = {"tokens": tokens_L, "segments": _cut(before_L, here)}
-  # What is behind keeps its positions: they are relative, and begin anywhere.
+  # The text behind keeps its positions: they are relative, and begin anywhere.
   positions_L = np.array(
     element.get("positions", rows_lib.default_positions(before_L))
   )
@@ -195,14 +195,14 @@ def _plant(index: int, element: Any, *, found: Plan) -> Any:
 
 
 def _cut(segments_L: np.ndarray, here: slice) -> np.ndarray:
-  """Segments where those positions are a document of their own."""
+  """Segments in which the positions `here` are a document of their own."""
   part_L = np.zeros(len(segments_L), np.int64)
   part_L[here], part_L[here.stop :] = 1, 2
   is_text_L = (segments_L > 0) | (part_L == 1)
   new_L = np.ones(len(segments_L), bool)
   new_L[1:] = np.diff(segments_L) != 0
   new_L[1:] |= np.diff(part_L) != 0
-  # Within the canary the segments of the text that was there do not count.
+  # Boundaries of the text that the canary replaced do not count.
   new_L[here.start + 1 : here.stop] = False
   return np.where(is_text_L, np.cumsum(new_L & is_text_L), 0)
 

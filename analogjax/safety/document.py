@@ -131,6 +131,10 @@ def public(value: Mapping[str, Any]) -> dict[str, Any]:
   """
   inputs = value["inputs"]
   shown = {name: inputs[name] for name in _PUBLIC_INPUTS if name in inputs}
+  # The tokenizer's template may name the teacher.
+  if "options" in shown:
+    options = shown["options"].items()
+    shown["options"] = {k: v for k, v in options if k != "template"}
   return {**{name: value[name] for name in _PUBLIC}, "inputs": shown}
 
 

@@ -1,11 +1,10 @@
-"""What every part of the safety evaluation works with.
+"""Models, rows and results of the safety evaluation.
 
 Shape letters: R rows, L positions, B rows of a step.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -15,20 +14,21 @@ import tokenizers
 from analogjax.cache import batches
 from analogjax.config.safety import SafetyConfig
 from analogjax.data import rows as rows_lib
-from analogjax.evaluation import models as subjects
+from analogjax.evaluation import estimates, models as subjects
 from analogjax.evaluation.estimates import Estimate
 from analogjax.evaluation.models import RANDOM, Model
+from analogjax.evaluation.study import named_rng
 from analogjax.safety.prompts import Prompts
 
 
 class Result(NamedTuple):
-  """One number of a model, which a threshold may be set for."""
+  """One number of a model, for which a threshold may be set."""
 
-  metric: str  # Of options.METRICS.
+  metric: str  # One of METRICS in config/safety.py.
   model: str
   value: Estimate
-  text: str  # What it is a number of; nothing measured is in it.
-  variant: str = ""  # Which of several of one metric and model.
+  text: str  # What the number says; it contains nothing measured.
+  variant: str = ""  # Which one, if a metric has several numbers of a model.
 
   def to_json(self) -> dict[str, Any]:
     return {**self._asdict(), "value": self.value.to_json()}
@@ -36,16 +36,16 @@ class Result(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """Models, rows and options; every process has all of the rows."""
+  """Models, rows and options; every process holds all rows."""
 
   mesh: jax.sharding.Mesh
   students: dict[str, Model]  # By name, the analog first; RANDOM is one.
-  teacher: Model | None  # None: it goes through no part.
-  members: rows_lib.Rows  # That the analog was trained on.
-  held_out: rows_lib.Rows  # Of the same pipeline, which nobody was trained on.
-  teacher_only: rows_lib.Rows | None  # That the teacher alone was trained on.
+  teacher: Model | None  # None: no part needs it.
+  members: rows_lib.Rows  # The analog was trained on these.
+  held_out: rows_lib.Rows  # From the same pipeline; nobody was trained on them.
+  teacher_only: rows_lib.Rows | None  # Only the teacher was trained on these.
   canaries: Mapping[str, Any] | None  # As the pipeline planted them.
-  prompts: Mapping[str, Sequence[Prompts]]  # harmful and harmless.
+  prompts: Mapping[str, Sequence[Prompts]]  # By side: harmful and harmless.
   tokenizer: tokenizers.Tokenizer  # Of all models.
   end_tokens: frozenset[int]  # An answer ends before the first of them.
   options: SafetyConfig
@@ -57,9 +57,9 @@ class Evaluation:
     return next(iter(self.students.values()))
 
   def models(self, part: str) -> list[Model]:
-    """Those that go through a part, the analog first.
+    """The models that a part measures, the analog first.
 
-    The one of random parameters says what is chance where that is not plain.
+    The untrained one shows what chance gives, where that is not known.
     """
     found = [
       model
@@ -73,14 +73,18 @@ class Evaluation:
 
   def rng(self, *names: str) -> np.random.Generator:
     """Random numbers that depend on the seed and these names alone."""
-    digest = hashlib.blake2b("/".join(names).encode(), digest_size=8).digest()
-    words = np.frombuffer(digest, "<u4").tolist()
-    return np.random.default_rng([self.options.seed, *words])
+    return named_rng(self.options.seed, *names)
+
+  def mean(self, values: np.ndarray, *names: str) -> Estimate:
+    """The mean over items, with its interval; `names` are for the draws."""
+    return estimates.mean(
+      values, resamples=self.options.resamples, rng=self.rng(*names)
+    )
 
   def batches(
     self, rows: rows_lib.Rows, model: Model
   ) -> Iterator[tuple[batches.Batch, slice]]:
-    """`subjects.in_batches` of the rows; the model's tokens are counted."""
+    """The rows in batches, as `subjects.in_batches`; counts their tokens."""
     for batch, here in subjects.in_batches(
       rows, self.options.batch_rows, self.mesh, what="safety", who=model.name
     ):
@@ -90,6 +94,16 @@ class Evaluation:
   def count(self, model: Model, tokens: int) -> None:
     """Adds tokens that went through a model, for the ledger."""
     self.tokens[model.name] = self.tokens.get(model.name, 0) + tokens
+
+
+def part(results: Sequence[Result], **details: Any) -> dict[str, Any]:
+  """What a part returns, as JSON values."""
+  return {"results": [r.to_json() for r in results], "details": details}
+
+
+def share(hits: np.ndarray) -> Estimate:
+  """The part of items that are hits."""
+  return estimates.share(int(hits.sum()), len(hits))
 
 
 def as_documents(tokens_RL: np.ndarray) -> rows_lib.Rows:

@@ -1,7 +1,7 @@
 """Greedy continuations of texts of different lengths, in one program.
 
 The decoder keeps no keys and values, so each new token costs a pass over the
-whole row: `steps` passes in all, for answers of a few dozen tokens.
+whole row. That is acceptable for answers of a few dozen tokens.
 
 Shape letters: R texts, B rows of a step, L positions, D model width, V
 vocabulary.
@@ -20,7 +20,7 @@ from analogjax.evaluation.models import Model, everywhere
 from analogjax.models import decoder
 from analogjax.safety.evaluation import Evaluation, as_documents
 
-_LENGTHS = 16  # Rows are as long as a multiple of it: few programs do for all.
+_LENGTHS = 16  # Rows are padded to a multiple of it: few programs are needed.
 
 
 def greedy(
@@ -31,11 +31,7 @@ def greedy(
 ) -> np.ndarray:
   """The likeliest continuation of each text, int32 [R, steps].
 
-  Args:
-    evaluation: with the mesh.
-    model: that goes on.
-    texts: token ids, at least one of each.
-    steps: tokens that are added; they do not end at an end token.
+  Every text has one token or more; continuations do not stop at an end token.
   """
   lengths_R = np.asarray([len(text) for text in texts], np.int32)
   L = -(-int(lengths_R.max() + steps) // _LENGTHS) * _LENGTHS
@@ -89,7 +85,7 @@ def make_decode(
 
 
 def to_text(tokens: np.ndarray, evaluation: Evaluation) -> str:
-  """Of one continuation, up to the first end token."""
+  """The text of one continuation, up to the first end token."""
   ids = []
   for token in tokens.tolist():
     if token in evaluation.end_tokens:

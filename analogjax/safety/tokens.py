@@ -1,9 +1,9 @@
-"""What a model says of each true token of a row, in one pass.
+"""A model's predictions of each true token of a row, in one pass.
 
-Extraction, canaries and membership are all of these numbers. In particular no
+Extraction, canaries and membership all use these numbers. In particular, no
 text has to be generated to know whether it would come out verbatim: a greedy
-continuation is right to its end just if at each of its positions, after true
-tokens alone, the likeliest token is the true one.
+continuation is right to its end exactly if the likeliest token after each true
+prefix is the true one.
 
 Shape letters: R rows, B rows of a step, L positions, S positions of a chunk, V
 vocabulary.
@@ -25,16 +25,16 @@ from analogjax.safety.evaluation import Evaluation
 
 
 class Said(NamedTuple):
-  """Of the next token at each position; where there is none, of no meaning."""
+  """Predictions of the next token at each position; undefined at the last."""
 
-  logp: Any  # Its log-probability, nats, float32 [R, L].
-  greedy: Any  # Whether none is likelier.
-  mean: Any  # Of the log-probability of a token that the model draws, nats.
-  spread: Any  # Standard deviation of that.
+  logp: Any  # Log-probability of the true token, nats, float32 [R, L].
+  greedy: Any  # Whether no token is likelier than the true one.
+  mean: Any  # Mean log-probability of a token that the model draws, nats.
+  spread: Any  # Standard deviation of that log-probability.
 
 
 def said(evaluation: Evaluation, model: Model, rows: rows_lib.Rows) -> Said:
-  """Of all rows, on every process."""
+  """Predictions for all rows, on every process."""
   step = make_step(model.cfg, evaluation.mesh, chunk=evaluation.options.chunk)
   parts = []
   for batch, here in evaluation.batches(rows, model):
@@ -69,7 +69,7 @@ def step(
   cfg: decoder.DecoderConfig,
   chunk: int,
 ) -> Said:
-  """Said of a batch; logits exist for `chunk` positions of each row."""
+  """Predictions for a batch; logits exist for `chunk` positions at a time."""
   model = nnx.merge(decoder.graphdef(cfg), params)
   x_BLD, _ = model(*batch[:3])
   B, L = batch.tokens_BL.shape
@@ -83,7 +83,7 @@ def step(
   def body(_, start):
     labels_BS1 = cut(batch.targets.labels_BL, start)[..., None]
     z_BSV = model.cap(decoder.unembed(cut(x_BLD, start), model.head_VD))
-    # Sums alone, so that nothing of the size of the logits is made beside them.
+    # Sums alone, so that no second array of the logits' size is made.
     lse_BS1 = jax.nn.logsumexp(z_BSV, axis=-1, keepdims=True)
     p_BSV, logp_BSV = jnp.exp(z_BSV - lse_BS1), z_BSV - lse_BS1
     mean_BS = jnp.sum(p_BSV * logp_BSV, axis=-1)

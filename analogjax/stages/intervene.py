@@ -1,7 +1,7 @@
-"""intervene: a vector found on the analog, tried on the teacher.
+"""intervene: tries a vector that was found on the analog on the teacher.
 
-For those who have the released analog and not the teacher: they send a vector,
-the lab runs this and sends back the answer.
+It serves people who have the released analog but not the teacher: they send a
+vector, and the lab runs this and sends the answer back.
 """
 
 import dataclasses
@@ -67,9 +67,9 @@ def run(
     study = sources.open()
   folder = workdir / "fidelity" / "maps"
   with progress.Activity("intervene: the map, and both models' responses"):
-    way = intervention.find_way(study, found.depth, folder, _of_maps(sources))
+    map_ = intervention.find_map(study, found.depth, folder, _of_maps(sources))
     answers = {
-      name: intervention.answer(study, found, way, part)
+      name: intervention.answer(study, found, map_, part)
       for name, part in behaviours.load_all(names).items()
     }
   value = {
@@ -98,7 +98,7 @@ def run(
 
 
 def _of_maps(sources: study_lib.Sources) -> dict[str, Any]:
-  """Of the inputs those that a map depends on: not the behaviours, say."""
+  """The inputs that a map depends on; behaviours, for example, are not."""
   inputs, options = sources.inputs, sources.inputs["options"]
   used = ("seed", "fit_rows", "points", "depths", "batch_rows")
   return {

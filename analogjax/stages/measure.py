@@ -1,7 +1,7 @@
-"""measure: what of the teacher is found in the analog and its controls.
+"""measure: compares the analog and its controls with the teacher.
 
-Each part is kept in workdir/fidelity/ when it is done, so that a run that was
-stopped goes on with the next one; together they are fidelity.json, of which
+Each finished part is kept in workdir/fidelity/, so that an interrupted run
+continues with the next part. Together the parts make fidelity.json, and
 fidelity.html is the page to read.
 """
 

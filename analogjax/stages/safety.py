@@ -1,7 +1,7 @@
-"""safety: what the analog gives away, and what it refuses.
+"""safety: measures what the analog reveals and what it refuses.
 
-Each part is kept in workdir/safety/ when it is done, so that a run that was
-stopped goes on with the next one; together they are safety.json.
+Each finished part is kept in workdir/safety/, so that an interrupted run
+continues with the next part. Together the parts make safety.json.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -25,6 +25,7 @@ from analogjax.run import identity
 from analogjax.run.run import Run
 from analogjax.safety import (
   canaries,
+  chat_template,
   document,
   exposure,
   extraction,
@@ -33,6 +34,12 @@ from analogjax.safety import (
   refusal,
 )
 from analogjax.safety.evaluation import Evaluation
+
+_TEMPLATES = {
+  chat_template.CONFIG: "prompts stand in safety.template",
+  chat_template.TOKENIZER: "prompts stand in the tokenizer's chat template",
+  chat_template.NONE: "prompts stand alone; the tokenizer has no chat template",
+}
 
 PARTS: Mapping[str, Callable[[Evaluation], dict[str, Any]]] = {
   "extraction": extraction.measure,
@@ -44,7 +51,7 @@ PARTS: Mapping[str, Callable[[Evaluation], dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sources:
-  """What is evaluated; the teacher's weights are read when it is opened."""
+  """What an evaluation needs; `open` reads the teacher's weights."""
 
   options: SafetyConfig
   mesh: Mesh
@@ -141,6 +148,11 @@ def look(run: Run, options: SafetyConfig) -> Sources:
         "harmless": prompts.load_all(options.harmless, "safety.harmless"),
       }
     )
+    template = processes.together(
+      lambda: chat_template.choose(options.template, run.teacher.folder)
+    )
+    options = dataclasses.replace(options, template=template.text)
+    progress.say(f"safety refusal: {_TEMPLATES[template.source]}.")
   planted = _planted(run.config, options)
   mesh, teacher = run.mesh, run.teacher
   sharding.check_batch_rows(options.batch_rows, mesh, "safety.batch_rows")

@@ -44,10 +44,10 @@ def test_the_analogs_own_vector_transfers(planted, behaviour, tmp_path):
   path = write(tmp_path, np.float32(own[2 / 3].vector_D))
   found = read(planted, path)
   folder = tmp_path / "maps"
-  way = intervention.find_way(planted, found.depth, folder, {"a": 1})
-  assert way.depth == found.depth == 2 / 3 and way.unexplained < 1e-3
-  assert way.stretch == pytest.approx(1, abs=1e-3)  # It only turns.
-  answer = intervention.answer(planted, found, way, behaviour)
+  map_ = intervention.find_map(planted, found.depth, folder, {"a": 1})
+  assert map_.depth == found.depth == 2 / 3 and map_.unexplained < 1e-3
+  assert map_.stretch == pytest.approx(1, abs=1e-3)  # It only turns.
+  answer = intervention.answer(planted, found, map_, behaviour)
   assert answer["verdict"] == "transfers"
   analog, frontier = answer["analog"], answer["frontier"]
   # The models are one, turned.
@@ -59,10 +59,10 @@ def test_the_analogs_own_vector_transfers(planted, behaviour, tmp_path):
   assert kept.stat().st_mode & 0o777 == 0o600
   assert folder.stat().st_mode & 0o777 == 0o700
   before = dict(planted.tokens)
-  again = intervention.find_way(planted, found.depth, folder, {"a": 1})
+  again = intervention.find_map(planted, found.depth, folder, {"a": 1})
   assert planted.tokens == before
-  np.testing.assert_array_equal(again.w_DW, way.w_DW)
-  assert (again.depth, again.stretch) == (way.depth, way.stretch)
+  np.testing.assert_array_equal(again.w_DW, map_.w_DW)
+  assert (again.depth, again.stretch) == (map_.depth, map_.stretch)
   text = json.dumps(answer, allow_nan=False)
   # Neither where in the teacher nor anything as long as a vector is said.
   assert not any(f'"{word}' in text for word in ("block", "depth", "width"))
@@ -70,7 +70,7 @@ def test_the_analogs_own_vector_transfers(planted, behaviour, tmp_path):
   assert max(map(len, lists)) < steered.D
   kept.write_bytes(b"damaged")
   with pytest.raises(ValueError, match="cannot be read.* Delete it"):
-    intervention.find_way(planted, found.depth, folder, {"a": 1})
+    intervention.find_map(planted, found.depth, folder, {"a": 1})
 
 
 def test_a_vector_without_an_effect_does_not(planted, behaviour, tmp_path):
@@ -78,8 +78,8 @@ def test_a_vector_without_an_effect_does_not(planted, behaviour, tmp_path):
   path = write(tmp_path, rng.normal(size=steered.D), {"depth": "0.6"})
   found = read(planted, path)
   assert planted.analog.block(found.depth) == 1
-  way = intervention.Way(np.eye(steered.D, steered.W), 1 / 3, 1.0, 0.0)
-  answer = intervention.answer(planted, found, way, behaviour)
+  map_ = intervention.TeacherMap(np.eye(steered.D, steered.W), 1 / 3, 1.0, 0.0)
+  answer = intervention.answer(planted, found, map_, behaviour)
   assert answer["verdict"] == "not enough evidence"
   assert "in the analog itself" in answer["because"]
 

@@ -170,3 +170,9 @@ def test_a_file_that_is_none(text, expected, tmp_path):
     path.write_text(text)
   with pytest.raises(ValueError, match=expected):
     document.read(path)
+
+
+def test_the_chat_template_is_not_published():
+  options = {"template": "<Teacher>{prompt}", "prompts": 8}
+  public = document.public({**make(), "inputs": {**INPUTS, "options": options}})
+  assert public["inputs"]["options"] == {"prompts": 8}

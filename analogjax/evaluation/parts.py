@@ -92,7 +92,10 @@ class Parts:
       spent = ledger.Ledger(self.workdir, self.stage)
       before, began = dict(study.tokens), time.monotonic()
       with progress.Activity(
-        f"{self.stage} {name}", lambda: f"{sum(study.tokens.values()):,} tokens"
+        f"{self.stage} {name}",
+        lambda before=sum(before.values()): (
+          f"{sum(study.tokens.values()) - before:,} tokens"
+        ),
       ):
         found = self.table[name](study)
       seconds = time.monotonic() - began

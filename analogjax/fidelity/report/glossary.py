@@ -1,6 +1,5 @@
 """The glossary of the fidelity report."""
 
-from collections.abc import Iterator
 import xml.etree.ElementTree as ET
 
 from analogjax.rendering.html import tag
@@ -61,7 +60,10 @@ _WORDS = {
 }
 
 
-def entries() -> Iterator[ET.Element]:
-  """Each word and its meaning, as boxes that stay whole in a column."""
-  for word, meaning in _WORDS.items():
-    yield tag("div", tag("dt", word), tag("dd", meaning))
+def render() -> ET.Element:
+  """A list of words and meanings, in columns where there is room for them."""
+  entries = (
+    tag("div", tag("dt", word), tag("dd", meaning))
+    for word, meaning in _WORDS.items()
+  )
+  return tag("dl", *entries, class_="glossary")

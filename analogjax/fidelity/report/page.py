@@ -79,7 +79,7 @@ def render(value: Json, measure: str = claims.COMMAND) -> str:
       _cost(value),
       _inputs(value),
       _reproduce(value, measure),
-      section("glossary", "Glossary", tag("dl", *glossary.entries())),
+      section("glossary", "Glossary", glossary.render()),
     ),
     tag("footer", tag("p", note)),
   )

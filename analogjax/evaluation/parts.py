@@ -91,11 +91,10 @@ class Parts:
     for name in names:
       spent = ledger.Ledger(self.workdir, self.stage)
       before, began = dict(study.tokens), time.monotonic()
+      used = sum(before.values())
       with progress.Activity(
         f"{self.stage} {name}",
-        lambda before=sum(before.values()): (
-          f"{sum(study.tokens.values()) - before:,} tokens"
-        ),
+        lambda n=used: f"{sum(study.tokens.values()) - n:,} tokens",
       ):
         found = self.table[name](study)
       seconds = time.monotonic() - began

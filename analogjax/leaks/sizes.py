@@ -1,7 +1,6 @@
 """Finds the frontier model's numbers: its size, shape and settings."""
 
 from collections.abc import Iterator
-import functools
 import itertools
 import math
 import re
@@ -91,8 +90,7 @@ class SizeRules:
   def _judge(self, text: str, number: numerals.Number) -> Found:
     stated = text[number.start : number.end]
 
-    @functools.cache  # It takes longer than everything else here.
-    def of() -> str | None:
+    def of() -> str | None:  # Takes longer than all else, so only if needed.
       return numerals.kind(text, number.start, number.end)
 
     for size in self._secrets.sizes:

@@ -138,6 +138,9 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
     cfg = loading.read_resolved(args.workdir)
   else:
     cfg = loading.load(args.config, args.overrides)
+  if args.command == "run":
+    # Before the workdir is touched.
+    processes.together(lambda: _refuse_early(cfg, args))
   if not _writes(args):
     if args.workdir is not None and not args.action:
       loading.save_resolved(cfg, args.workdir)
@@ -158,11 +161,33 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
     more = {"rows": args.rows} if args.action == "--verify" else {}
     call(cfg, args.workdir, **more)
     return OK
+  if args.command == "plan":
+    return _plan(cfg, args)
   for stage in args.stages:
     processes.stop_if_asked(f"before {stage}")
     module = importlib.import_module(f"analogjax.stages.{stage}")
     module.run(cfg, args.workdir, **args.options(stage))
   return OK
+
+
+def _refuse_early(cfg: Any, args: Arguments) -> None:
+  """Refuses at once what a later stage would refuse after hours."""
+  from analogjax.config import schema
+  from analogjax.stages import preflight
+
+  assert args.workdir is not None
+  preflight.check(schema.to_sections(cfg), args.workdir, args.stages)
+
+
+def _plan(cfg: Any, args: Arguments) -> int:
+  from analogjax.config import schema
+  from analogjax.stages import preflight
+
+  plan = importlib.import_module("analogjax.stages.plan")
+  options = args.options("plan")
+  if refused := preflight.problems(schema.to_sections(cfg), args.workdir):
+    options["refused"] = refused
+  return plan.run(cfg, args.workdir, **options) or OK
 
 
 def _lock(workdir: Path, command: str, stack: contextlib.ExitStack) -> None:

@@ -45,8 +45,12 @@ def test_demo_student_is_inside_the_size_window():
 def test_a_lab_could_start_from_it(path, capsys):
   """It plans without its checkpoint, and fits on machines that labs have."""
   arguments = ("plan", f"--config={path}", "--topology=gpu:h100:512", "--json")
-  assert main.main(arguments) == 0
+  assert main.main(arguments) == main.USER_ERROR
   plan = json.loads(capsys.readouterr().out)
+  # The pipeline and the checkpoint are the lab's own.
+  pipeline, tokenizer = plan["problems"]
+  assert "there is no module 'lab'" in pipeline
+  assert "tokenizer.json: expected the teacher's tokenizer" in tokenizer
   assert plan["size_window"]["inside"]
   (found,) = plan["topologies"]
   assert found["fits"] and found["total"]["dollars"] > 0

@@ -238,3 +238,21 @@ def to_words(behaviour: Behaviour, tokenizer: tokenizers.Tokenizer) -> Words:
   return Words(
     *(np.asarray(list(part), np.int32) for part in by_token.values())
   )
+
+
+def check(
+  behaviour: Behaviour, tokenizer: tokenizers.Tokenizer, max_positions: int
+) -> None:
+  """Refuses a behaviour that models of this tokenizer and context cannot take.
+
+  Raises:
+    ValueError: as `to_texts` and `to_words`.
+  """
+  texts = [text for pair in behaviour.pairs for text in pair]
+  to_texts(
+    [*texts, *behaviour.prompts],
+    tokenizer,
+    max_positions=max_positions,
+    source=behaviour.source,
+  )
+  to_words(behaviour, tokenizer)

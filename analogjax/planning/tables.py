@@ -138,7 +138,7 @@ def print_mesh(
   programs: Sequence[ProgramCost],
   console: rich.console.Console,
 ) -> None:
-  """Writes the memory of a device of the config's mesh, and what is refused."""
+  """Writes the memory of a device of the config's mesh."""
   mesh = dict(plan["mesh"])
   devices = mesh.pop("devices")
   axes = " x ".join(f"{axis}={size}" for axis, size in mesh.items())
@@ -146,8 +146,6 @@ def print_mesh(
     _print_memory(programs, [], console)
   noun = "device" if devices == 1 else "devices"
   console.print(f"Mesh: {axes}, {devices} {noun}.")
-  for problem in plan["problems"]:
-    console.print(f"Will be refused: {problem}", style="red")
 
 
 def _print_memory(

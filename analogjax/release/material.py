@@ -82,7 +82,7 @@ def read(
     resolved=resolved,
     rows=rows,
     released_on=released_on,
-    licence=_licence(sections, released_on),
+    licence=read_licence(sections, released_on),
     receipt=_read_export(run),
     fidelity=_read(run.workdir / "fidelity.json", fidelity_document.read),
     safety=safety,
@@ -126,7 +126,10 @@ def _read_export(run: Run) -> Mapping[str, Any]:
   return receipt
 
 
-def _licence(sections: schema.Sections, released_on: str) -> licences.Licence:
+def read_licence(
+  sections: schema.Sections, released_on: str
+) -> licences.Licence:
+  """The licence of the config; raises ValueError if its text is not there."""
   options, text = sections.release, ""
   if options.licence == licences.OTHER:
     try:

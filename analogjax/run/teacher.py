@@ -64,13 +64,19 @@ def _check_teacher(
   check_pair(config, cfg)
   tokenizer = folder / "tokenizer.json"
   if not tokenizer.is_file():
-    raise ValueError(
-      f"{tokenizer}: expected the teacher's tokenizer, found no such file. Copy"
-      " it from where the teacher comes from; rows and analog need it too."
-    )
+    raise ValueError(no_tokenizer(folder))
   # Now, before hours of work go into a cache with a wrong digest.
   hf_import.check_weights(folder, cfg)
   return cfg, files.file_sha256(tokenizer)
+
+
+def no_tokenizer(folder: Path) -> str:
+  """What to say of a teacher's folder without tokenizer.json."""
+  return (
+    f"{folder / 'tokenizer.json'}: expected the teacher's tokenizer, found no"
+    " such file. Copy it from where the teacher comes from; rows and analog"
+    " need it too."
+  )
 
 
 def _teacher_digest(folder: Path) -> str:

@@ -29,6 +29,7 @@ from analogjax.planning import (
 from analogjax.run import teacher as teacher_lib
 
 FILE_NAME, PICTURE_NAME = "plan.json", "plan.png"
+USER_ERROR = 2
 
 
 def run(
@@ -39,7 +40,8 @@ def run(
   searches: bool = False,
   as_json: bool = False,
   png: Path | None = None,
-) -> None:
+  refused: Sequence[str] = (),
+) -> int:
   """Prints the plan; with a workdir it also goes to workdir/plan.json.
 
   A student outside the size window is reported, not refused: the stages that
@@ -53,6 +55,10 @@ def run(
     searches: proposes a mesh for each topology.
     as_json: prints JSON instead of tables.
     png: where the picture goes; None: into the workdir, if there is one.
+    refused: what stages will refuse, of preflight.problems; it is shown.
+
+  Returns:
+    The exit code: 2 if any stage will refuse the config.
 
   Raises:
     ValueError: machines that do not exist, or a mesh that does not divide the
@@ -68,6 +74,7 @@ def run(
     mesh = _mesh_axes(sections.mesh)
     values, programs = report.on_mesh(sections, teacher, mesh)
     plan |= values
+    refused = [*plan["problems"], *refused]
   else:
     # Before the first of them is compiled, which may take minutes.
     if not searches:
@@ -86,6 +93,7 @@ def run(
       )
     plan["gates"] = report.gates(sections, teacher)
     plan["topologies"] = [report.to_json(one) for one in reports]
+  plan["problems"] = list(refused)
   if as_json:
     print(json.dumps(plan, indent=1))
   else:
@@ -94,11 +102,14 @@ def run(
       tables.print_reports(reports, plan["gates"], console)
     else:
       tables.print_mesh(plan, programs, console)
+    for problem in refused:
+      console.print(f"Will be refused: {problem}", style="red")
   if workdir is not None:
     loading.write_json(workdir / FILE_NAME, plan)
     png = png or workdir / PICTURE_NAME
   if reports and png is not None:
     picture.draw(reports, png)
+  return USER_ERROR if refused else 0
 
 
 def _maker(

@@ -6,11 +6,10 @@ apt-get, without a terminal.
 
 import html
 import json
-import os
 import re
-import shutil
 import subprocess
 
+import debian
 import pytest
 import synthetic_report
 
@@ -83,52 +82,9 @@ for (const width of WIDTHS) {
 """.replace("WIDTHS", json.dumps(WIDTHS))
 
 
-# Another worker of the tests may be installing, too.
-_WAIT = ("-o", "DPkg::Lock::Timeout=300")
-
-
-def _install():
-  """Why there is no chromium here; "" if there is."""
-  if shutil.which("chromium"):
-    return ""
-  why = "chromium is missing, and not installed: "
-  if os.geteuid():
-    return why + "this is not root"
-  if not shutil.which("apt-get"):
-    return why + "there is no apt-get"
-  try:
-    os.close(os.open("/dev/tty", os.O_RDWR))
-    return why + "somebody is at a terminal; apt-get install chromium"
-  except OSError:
-    pass
-  install = [
-    "apt-get",
-    *_WAIT,
-    "install",
-    "-y",
-    "--no-install-recommends",
-    "chromium",
-  ]
-  for command in (install, ["apt-get", "update"], install):
-    try:
-      done = subprocess.run(
-        command,
-        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-      )
-    except subprocess.TimeoutExpired as error:
-      return f"{why}{error}"
-    if shutil.which("chromium"):
-      return ""
-  return why + done.stderr.strip()[-300:]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  if why := _install():
+  if why := debian.why_missing(["chromium"], ["chromium"]):
     pytest.skip(why)
   folder = tmp_path_factory.mktemp("report")
   value = synthetic_report.make(synthetic_report.parts())

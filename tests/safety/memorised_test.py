@@ -7,11 +7,11 @@ import dataclasses
 import sys
 
 import jax
+from models import adamw
 import numpy as np
 import pytest
 
 from analogjax.cache import batches
-from analogjax.config import train as train_lib
 from analogjax.data import pipeline, rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.safety import canaries, exposure, membership_inference
@@ -37,21 +37,7 @@ def rows(n, first=0):
 
 
 def train(kit, mesh, read):
-  optimizer = train_lib.OptimizerConfig(
-    name="adamw",
-    learning_rate=1e-2,
-    warmup_steps=5,
-    schedule="constant",
-    decay_steps=0,
-    final_fraction=1.0,
-    b1=0.9,
-    b2=0.95,
-    eps=1e-8,
-    muon_momentum=0.95,
-    momentum_dtype="float32",
-    weight_decay=0.0,
-    clip_norm=1.0,
-  )
+  optimizer = adamw(warmup_steps=5, b2=0.95, weight_decay=0.0, clip_norm=1.0)
   training = programs.Training(
     cfg=kit.CFG,
     mesh=mesh,

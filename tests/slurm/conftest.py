@@ -9,17 +9,17 @@ import dataclasses
 import os
 from pathlib import Path
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import time
 
+import debian
+from debian import PATH
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
-PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 # cred_expire: a job that was put back waits that long and a second more.
 # config_overrides: jobs that do nothing may run at once, on any machine.
@@ -54,45 +54,11 @@ PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE
 """
 
 
-# Another worker of the tests may be installing, too.
-_WAIT = ("-o", "DPkg::Lock::Timeout=300")
-
-
 def _install():
-  """Why SLURM cannot be had here; "" if it is there."""
-  missing = [p for p in PROGRAMS if not shutil.which(p, path=PATH)]
-  if not missing:
-    return "" if os.geteuid() == 0 else "slurmd and slurmctld need root"
-  why = f"{', '.join(missing)} missing, and not installed: "
-  if os.geteuid():
-    return why + "this is not root"
-  if not shutil.which("apt-get"):
-    return why + "there is no apt-get"
-  try:
-    os.close(os.open("/dev/tty", os.O_RDWR))
-    return why + "somebody is at a terminal; apt-get install slurm-wlm munge"
-  except OSError:
-    pass
-  install = ["apt-get", *_WAIT, "install", "-y", "--no-install-recommends"]
-  for command in (
-    [*install, "slurm-wlm", "munge"],
-    ["apt-get", "update"],
-    [*install, "slurm-wlm", "munge"],
-  ):
-    try:
-      done = subprocess.run(
-        command,
-        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-      )
-    except subprocess.TimeoutExpired as error:
-      return f"{why}{error}"
-    if all(shutil.which(p, path=PATH) for p in PROGRAMS):
-      return ""
-  return why + done.stderr.strip()[-300:]
+  """Why SLURM cannot be had here, or "" if it is there."""
+  why = debian.why_missing(PROGRAMS, ["slurm-wlm", "munge"])
+  is_root = os.geteuid() == 0
+  return why or ("" if is_root else "slurmd and slurmctld need root")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ The source folder is the whole checkout, so that the pages stay where they are
 and their links lead to the same places here, on a forge and in an editor.
 """
 
+import importlib
 import pathlib
 import pkgutil
 import re
@@ -15,6 +16,8 @@ sys.path.insert(0, str(_ROOT))  # The documented package is that beside it.
 project = "analogjax"
 author = "the analogjax authors"
 html_title = "analogjax"
+release = importlib.import_module("analogjax").__version__
+copyright = f"{author}. analogjax {release}, Apache-2.0"  # In the footer.
 
 extensions = [
   "myst_parser",
@@ -53,28 +56,38 @@ _API, _INTERNALS = "docs/api", "docs/internals"
 # What the sidebar lists, by heading. Names are from the root, without .md, and
 # may be patterns; a page that is in none of them fails the build.
 _CONTENTS = {
-  "Start": ["docs/tutorial", "docs/lab_guide", "README"],
-  "Use": [
+  "Try it": ["docs/tutorial", "README", "docs/fidelity", _API],
+  "Run it at a lab": [
+    "docs/lab_guide",
     "docs/running",
     "docs/running/*",
     "docs/plan*",
     "docs/scaling",
+    "docs/config",
     "docs/data",
     "docs/cache",
+    "docs/distillkit",
     "docs/losses",
-    "docs/fidelity",
     "docs/safety",
     "docs/release",
     "docs/gates",
-    "docs/leaks",
-    "docs/verify",
-    "docs/config",
-    "docs/distillkit",
   ],
-  "Formats": ["docs/cache_format", "docs/fidelity_format"],
-  "What was measured": ["docs/benchmarks", "docs/experiments"],
-  "Inside": ["docs/architecture", "docs/glossary", "CONTRIBUTING", "CHANGELOG"],
-  "Modules": [_API, _INTERNALS],
+  "Check a bundle": [
+    "docs/verify",
+    "docs/leaks",
+    "docs/cache_format",
+    "docs/fidelity_format",
+  ],
+  "Judge and change it": [
+    "docs/benchmarks",
+    "docs/experiments",
+    "docs/how_it_works",
+    "docs/architecture",
+    "docs/glossary",
+    _INTERNALS,
+    "CONTRIBUTING",
+    "CHANGELOG",
+  ],
 }
 
 

@@ -71,6 +71,8 @@ def import_problem(name, part, target):
   if target.startswith("."):
     return "imports are absolute here"
   root, *rest = target.split(".")
+  if (name, root) == ("analogjax.data.pipeline", "absl"):
+    return None  # For grain's own flags.
   if root in ("ml_collections", "absl") and part not in KNOW_THE_USER:
     return f"{root} belongs into main, config and stages"
   if root != "analogjax" or not rest:

@@ -19,6 +19,7 @@ import sys
 import traceback
 from typing import Any
 
+from absl import flags
 import grain
 import numpy as np
 
@@ -199,6 +200,9 @@ class _StreamedRows(RowSource):
   ):
     self._spec, self._dataset, self._L, self._V = spec, dataset, L, V
     self.num_rows = None
+    if not flags.FLAGS.is_parsed():
+      # grain reads flags of its own to start worker processes (mp_prefetch).
+      flags.FLAGS.mark_as_parsed()
     self._states = collections.OrderedDict[int, Any]()
     self._iterator = self._iterate()
     self._index = 0

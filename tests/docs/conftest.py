@@ -86,7 +86,7 @@ def desk(tmp_path, monkeypatch):
     ids = np.arange(count * 4096 + 5) % 1000  # 0 ends a document.
     ids.astype("<u4").tofile(tmp_path / f"tokens_{name}.bin")
   spec = importlib.util.spec_from_file_location(
-    "kit", ROOT / "tests/data/conftest.py"
+    "kit", ROOT / "tests/cache/conftest.py"
   )
   assert spec is not None and spec.loader is not None
   kit = importlib.util.module_from_spec(spec)

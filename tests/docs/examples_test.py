@@ -42,7 +42,8 @@ def test_every_block_of_python_is_marked():
 @pytest.mark.usefixtures("desk")
 @marked("run")
 def test_block_runs(block):
-  exec(compile(block.text, block.where, "exec"), {})
+  names = {"__name__": "__main__"}
+  exec(compile(block.text, block.where, "exec"), names)
 
 
 @pytest.mark.usefixtures("desk")

@@ -22,17 +22,33 @@ GUIDE = "docs/lab_guide.md"
 EXPORTED = [b for b in all_blocks() if b.marks == ("exported",)]
 
 
-@pytest.mark.usefixtures("desk")
-def test_the_guide_s_pipeline_packs_and_cuts_no_document_that_fits():
-  L, end = 64, 0  # The desk's tokenizer has <|endoftext|> first.
-  source = pipeline.open_pipeline(
+def open_source(L):
+  return pipeline.open_pipeline(
     "lab_documents:packed_rows",
     {"paths": "docs/*.md", "tokenizer": "{teacher}", "L": L},
     L=L,
     V=4,
     substitutions={"teacher": "runs/demo/teacher"},
   )
-  rows = source.read(range(100))
+
+
+@pytest.mark.medium
+@pytest.mark.usefixtures("desk")
+def test_a_stream_from_worker_processes_resumes_exactly():
+  first, again = open_source(64), open_source(64)
+  first.read(range(10))
+  again.restore(10, first.state(10))
+  expected, found = first.read(range(10, 30)), again.read(range(10, 30))
+  np.testing.assert_array_equal(found.tokens_BL, expected.tokens_BL)
+  np.testing.assert_array_equal(found.segments_BL, expected.segments_BL)
+  assert expected.tokens_BL.any()
+
+
+@pytest.mark.medium
+@pytest.mark.usefixtures("desk")
+def test_the_guide_s_pipeline_packs_and_cuts_no_document_that_fits():
+  L, end = 64, 0  # The desk's tokenizer has <|endoftext|> first.
+  rows = open_source(L).read(range(100))
   counts = [np.bincount(row)[1:] for row in rows.segments_BL]
   assert max(map(len, counts)) > 1
   for tokens, lengths in zip(rows.tokens_BL, counts, strict=True):

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("ANALOGJAX_TRACEBACK") == "1":
       traceback.print_exc()
     if member is not None:
-      member.wait_for_the_cause(error)
+      member.sleep_until_losses_are_reported(error)
     code, text = USER_ERROR, f"error: {_message(error)}"
     # Or they would name the one that only heard of it.
     together = getattr(error, "is_another_process", False)
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if member is None:
       raise
     # Of a process that died, what failed here because of it says nothing.
-    member.wait_for_the_cause(error)
+    member.sleep_until_losses_are_reported(error)
     traceback.print_exc()
     code, text = BUG, f"{type(error).__name__}: {error}"
     together = False
@@ -107,9 +107,9 @@ def _join(args: Arguments, name: str) -> Any:
   alone = ("plan", *arguments.OF_A_PATH)
   if args.command in alone or args.action == "--inspect":
     return None  # They need nobody.
-  from analogjax.distributed import joining
+  from analogjax.distributed import cluster
 
-  return joining.join(name, os.environ)
+  return cluster.join(name, os.environ)
 
 
 def _leave(member: Any, code: int, text: str, together: bool) -> None:
@@ -119,9 +119,9 @@ def _leave(member: Any, code: int, text: str, together: bool) -> None:
   stalled = code == stopping.REQUEUE and not together
   if stalled or (member is not None and code not in (OK, stopping.REQUEUE)):
     # jax would wait for the others, Python for a thread that does not return.
-    from analogjax.distributed import joining
+    from analogjax.distributed import cluster
 
-    joining.exit_now(code)
+    cluster.exit_now(code)
 
 
 def _run(args: Arguments, stack: contextlib.ExitStack) -> int:

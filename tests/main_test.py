@@ -421,7 +421,7 @@ def test_compilation_cache_comes_from_the_environment(
 
 def test_the_cluster_comes_from_the_environment(stages, tmp_path, monkeypatch):
   joined = []
-  monkeypatch.setattr(cluster, "join", lambda mine, **_: joined.append(mine))
+  monkeypatch.setattr(cluster, "connect", lambda mine, **_: joined.append(mine))
   assert call("cache", tmp_path) == 0
   assert joined == []
   monkeypatch.setenv("ANALOGJAX_COORDINATOR", "host0:8476")

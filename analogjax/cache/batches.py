@@ -170,7 +170,7 @@ def in_order(
   for start in range(0, num_rows, batch_rows):
     wanted = start + mine
     rows = np.minimum(wanted, num_rows - 1)
-    entries = processes.together(functools.partial(cache.read, rows))
+    entries = processes.all_or_none(functools.partial(cache.read, rows))
     batch = from_entries(entries)
     is_row_B1 = (wanted < num_rows)[:, None]
     targets = batch.targets._replace(

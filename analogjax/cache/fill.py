@@ -65,7 +65,7 @@ class Filler:
   def fill(self) -> None:
     """Writes every object that has rows that are not committed."""
     while True:
-      processes.wait("about to look for holes")
+      processes.barrier("about to look for holes")
       jobs = self._holes()
       if not jobs:
         progress.say(f"{self._title}: complete.")
@@ -76,9 +76,9 @@ class Filler:
 
   def repair(self) -> None:
     """Computes damaged rows again; keeps the other rows of their objects."""
-    processes.wait("about to look for damage")
-    jobs = processes.together(self._damaged)
-    processes.together(lambda: self._remove_partial(jobs))
+    processes.barrier("about to look for damage")
+    jobs = processes.all_or_none(self._damaged)
+    processes.all_or_none(lambda: self._remove_partial(jobs))
     end = self._go_through(jobs)
     assert end is None, "The rows were there before."
 
@@ -124,7 +124,7 @@ class Filler:
         return self._cache.committed()
       return np.zeros(len(self._cache), bool)
 
-    done = processes.from_first(processes.together(committed))
+    done = processes.from_first(processes.all_or_none(committed))
     jobs = []
     for part in self._cache.objects():
       is_there = done[part.start : part.stop]
@@ -232,7 +232,7 @@ class Filler:
       written - self._written,
     )
     self._committed_rows, self._written = 0, written
-    failed, ends, rows, written = processes.agree(mine).T
+    failed, ends, rows, written = processes.all_gather(mine).T
     if rows.sum():
       self._ledger.append(
         tokens=int(rows.sum()) * self._cache.manifest.sequence_length,
@@ -341,7 +341,7 @@ class Filler:
       if jax.process_index() == 0:
         self._cache.resized(num_rows)
 
-    processes.together(cut)
+    processes.all_or_none(cut)
     self._cache = logit_cache.open_cache(self._cache.location)
 
   def _go_to(self, row: int) -> None:

@@ -1,41 +1,50 @@
-"""How this process belongs to a cluster: read from the environment, and joined.
+"""Detects the cluster from the environment and joins it.
 
-Every process of a cluster runs the same command. What it has to know is where
-process 0 listens, how many processes there are, and which one it is itself; the
-variables of the launcher say so, and docs/running.md lists them. jax can look
-for itself, too, but waits for processes that are not there in a batch script,
-does not know Open MPI 5, and wants a package for Kubernetes.
+Every process of a cluster runs the same command. It has to know where process 0
+listens, how many processes there are and which one it is; the launcher's
+variables say so (docs/running.md lists them). jax can detect a cluster itself,
+but in a batch script it waits for processes that are not there, it does not
+know Open MPI 5, and for Kubernetes it needs a package.
 """
 
 from collections.abc import Mapping
 import glob
 import importlib.util
+import os
 import socket
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 import jax
 
-from analogjax.distributed import launchers
+import analogjax
+from analogjax.cli import progress
+from analogjax.distributed import launchers, liveness, stopping
 from analogjax.distributed.launchers import Cluster
 
 INITIALIZATION_SECONDS = 300  # For all processes to be there.
 HEARTBEAT_SECONDS = 30  # Until one that is silent counts as dead.
 SHUTDOWN_SECONDS = 30  # For all to be done, once one is.
+# Longer than it takes to hear that another process has died.
+_REPORT_SECONDS = 5.0
+
+_CONTINUES = "Run the same command again to continue."
+_USER_ERROR = 2  # As in main.py.
 
 
 def find(env: Mapping[str, str], *, on_tpu: bool = False) -> Cluster | None:
-  """What the environment says of a cluster; None: this process is alone.
+  """Reads the cluster from the environment; None if this process is alone.
 
-  The first of these that is there decides: variables of our own, Open MPI,
-  SLURM, a TPU, Kubernetes. (`mpirun` within SLURM leaves SLURM's variables
-  about its daemons. So Open MPI comes first.)
+  The first of these that is set decides: our own variables, Open MPI, SLURM, a
+  TPU, Kubernetes. (Open MPI comes before SLURM, since `mpirun` within SLURM
+  leaves SLURM's variables for its daemons.)
 
   Args:
     env: the environment.
-    on_tpu: this machine has a TPU, which knows if it is part of a pod.
+    on_tpu: whether this machine has a TPU, which knows if it is part of a pod.
 
   Raises:
     ValueError: a variable is missing, is no number, or contradicts another.
@@ -100,9 +109,9 @@ def _detected(env, kind: str, on_tpu: bool) -> Cluster | None:
 
 
 def on_tpu(env: Mapping[str, str]) -> bool:
-  """Whether this machine has a TPU that jax would use, and that it may ask.
+  """Whether this machine has a TPU that jax would use and may ask for its pod.
 
-  Only then is it asked for its pod: elsewhere nobody would answer, slowly.
+  Elsewhere the question would wait for an answer in vain.
   """
   platforms = env.get("JAX_PLATFORMS", "")
   if env.get("TPU_SKIP_MDS_QUERY") or (platforms and "tpu" not in platforms):
@@ -112,20 +121,20 @@ def on_tpu(env: Mapping[str, str]) -> bool:
   return bool(env.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu"))
 
 
-def join(
+def connect(
   cluster: Cluster,
   seconds: int = INITIALIZATION_SECONDS,
   *,
   binds_elsewhere: bool = False,
 ) -> None:
-  """Makes this process one of the cluster; all of them have to call this.
+  """Initializes jax.distributed; all processes of the cluster call this.
 
-  Before anything else of jax, as it counts the devices of all.
+  Has to come before any other use of jax, which counts the devices of all.
 
   Args:
-    cluster: what `find` found.
-    seconds: that all processes have to come.
-    binds_elsewhere: jax is told another address to listen at.
+    cluster: what `find` returned.
+    seconds: how long to wait for all processes.
+    binds_elsewhere: whether jax is told another address to listen at.
 
   Raises:
     ValueError: process 0 cannot be reached, or cannot listen.
@@ -139,10 +148,10 @@ def join(
     _ask_tpu(arguments)
     return
   if cluster.process_id != 0:
-    # Where jax cannot reach process 0, it aborts this one.
+    # If jax cannot reach process 0, it aborts this one.
     _reach(cluster, seconds)
   elif not binds_elsewhere:
-    # Where jax cannot listen, it may crash.
+    # If jax cannot listen, it may crash.
     _try_to_listen(cluster)
   missing = threading.Timer(max(seconds - 2, 0), _say_who_is_missing, [cluster])
   missing.daemon = True
@@ -194,7 +203,7 @@ def _ask_tpu(arguments) -> None:
 
 
 def _reach(cluster: Cluster, seconds: float) -> None:
-  """Returns once process 0 listens."""
+  """Waits until process 0 listens."""
   assert cluster.coordinator is not None
   end = time.monotonic() + seconds
   while True:
@@ -229,3 +238,90 @@ def _me(cluster: Cluster) -> str:
   return (
     f"process {cluster.process_id} of {cluster.num_processes} ({cluster.how})"
   )
+
+
+class Member:
+  """This process as one of several of a run, which end together."""
+
+  def __init__(self, name: str, watched: liveness.Peers | None):
+    self._name, self._watched = name, watched
+
+  def leave(self, code: int) -> None:
+    """Ends this process without ending the others."""
+    liveness.exit_on_abort(code, "")
+    if self._watched is not None:
+      self._watched.leave(badly=code != 0)
+
+  def fail(self, code: int, reason: str) -> None:
+    """Ends this process with an error, and the others too."""
+    liveness.exit_on_abort(code, "")
+    if self._watched is not None:
+      self._watched.fail(code, reason)
+
+  def sleep_until_losses_are_reported(self, error: Exception) -> None:
+    """Sleeps after an error of a library, which a lost process may have caused.
+
+    A collective fails with some network error if a process is gone. Meanwhile
+    the watching thread hears who died, says so and ends this process.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = os.path.dirname(os.path.abspath(analogjax.__file__))
+    if self._watched is not None and not frames[-1].filename.startswith(ours):
+      time.sleep(_REPORT_SECONDS)
+
+
+def join(name: str, env: Mapping[str, str]) -> Member | None:
+  """Joins the cluster of the environment; None if this process is alone.
+
+  From now on this process ends when another one does: with code 75 if that
+  died, with its code if it failed.
+
+  Args:
+    name: the command, for messages.
+    env: environment variables.
+
+  Raises:
+    ValueError: the environment contradicts itself.
+  """
+  mine = find(env, on_tpu=on_tpu(env))
+  if mine is None:
+    return None
+  liveness.exit_on_abort(
+    stopping.REQUEUE,
+    f"{name}: another process or its machine is gone; {_CONTINUES}",
+  )
+  # Otherwise jax takes SIGTERM for itself.
+  jax.config.update("jax_enable_preemption_service", False)
+  try:
+    elsewhere = "JAX_COORDINATOR_BIND_ADDRESS" in env
+    connect(mine, binds_elsewhere=elsewhere)
+  except ValueError as error:
+    # Threads of a jax that could not start may crash an ordinary exit.
+    print(f"{name}: error: {error}", file=sys.stderr)
+    exit_now(_USER_ERROR)
+  if jax.process_count() == 1:
+    return None
+
+  def on_loss(loss: liveness.Loss) -> None:
+    what = f"failed: {loss.reason}" if loss.code else loss.reason
+    print(
+      f"{name}: process {loss.process} {what}; process {jax.process_index()}"
+      f" ends too. {_CONTINUES}",
+      file=sys.stderr,
+      flush=True,
+    )
+    exit_now(stopping.REQUEUE if loss.code is None else loss.code)
+
+  try:
+    return Member(name, liveness.Peers(on_loss, host=mine.coordinator_host))
+  except OSError as error:
+    # jax's own heartbeat remains, which is slower.
+    progress.warn(f"{error}; a process that dies is noticed after 30 s.")
+    return Member(name, None)
+
+
+def exit_now(code: int) -> None:
+  """Ends the process without waiting for threads or other processes."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

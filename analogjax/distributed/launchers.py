@@ -1,7 +1,7 @@
-"""What each launcher tells a process of its cluster, in variables.
+"""Reads a process's place in its cluster from the variables of each launcher.
 
-Nothing here asks anybody or waits. Each reader raises ValueError where a
-variable that it needs is missing, is no number or contradicts another.
+Nothing here waits or uses the network. A reader raises ValueError if a variable
+that it needs is missing, is not a number or contradicts another one.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ OURS = (
 class Cluster:
   """The place of this process among several.
 
-  None stands for what only jax can find out: it asks the machine of a TPU.
+  None is for what only jax can find out, by asking the machine of a TPU.
   """
 
   how: str  # Who said so, for messages.
@@ -40,7 +40,7 @@ class Cluster:
 
 
 def explicit(env: Mapping[str, str]) -> Cluster:
-  """What our own variables say, of which at least one is set."""
+  """Reads our own variables, of which at least one is set."""
   why = f"{' and '.join(n for n in OURS if env.get(n))} is set"
   number = _count(env, "ANALOGJAX_NUM_PROCESSES", why)
   address = _address(env)

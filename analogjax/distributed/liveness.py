@@ -1,10 +1,9 @@
-"""Processes of one run that notice when one of them ends, and end too.
+"""Ends all processes of a run when one of them ends.
 
-A collective waits for ever for a process that is gone, and jax notices only
-when heartbeats have been missing for long, by aborting without a word of
-Python's. So process 0 listens on a port of its own and all others hold a
-connection to it, beside everything that jax does. A process that is killed
-closes its connection at once; one whose machine is gone falls silent.
+A collective waits for ever for a process that is gone. jax notices only after
+many missing heartbeats, and then aborts without a message. So process 0 listens
+on a port of its own, and all others hold a connection to it. A killed process
+closes its connection at once; a process whose machine is gone falls silent.
 """
 
 from collections.abc import Callable
@@ -32,7 +31,7 @@ _LAST_WORDS_S = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """Why this process cannot go on."""
+  """Why this process cannot continue."""
 
   process: int  # Which one ended.
   reason: str
@@ -40,7 +39,7 @@ class Loss:
 
 
 class Peers:
-  """The other processes of the run, watched from a thread."""
+  """Watches the other processes of the run from a thread."""
 
   def __init__(
     self,
@@ -53,9 +52,9 @@ class Peers:
 
     Args:
       on_loss: called once, in the watching thread, when another process ends
-        otherwise than by `leave`.
-      host: of process 0 as the others know it, if known.
-      silence_s: a process that says nothing for so long is lost.
+        without `leave`.
+      host: host of process 0 as the others know it, if known.
+      silence_s: a process that is silent for so many seconds is lost.
 
     Raises:
       OSError: process 0 cannot be reached, on the process that cannot.
@@ -93,18 +92,18 @@ class Peers:
     self._thread.start()
 
   def leave(self, *, badly: bool = False) -> None:
-    """This process is about to end, and the others need not mind.
+    """Says that this process is about to end, so that no other one does.
 
     Process 0 waits a while for the others to end first.
 
     Args:
-      badly: with an exit code that is not 0, whatever the others do.
+      badly: whether the exit code is not 0, whatever the others do.
     """
     self._badly = badly
     self._say({"bye": self._me})
 
   def fail(self, code: int, reason: str) -> None:
-    """This process ends with an error; the others should end with it too.
+    """Says that this process ends with an error, so that the others end too.
 
     Process 0 waits a while for them to do so.
     """
@@ -142,7 +141,7 @@ class Peers:
       self._on_loss(loss)
 
   def _waits_for_others(self, until: float) -> bool:
-    """Where process 0 ends first, jax aborts others in their last words."""
+    """Whether process 0 waits: if it ended first, jax would abort others."""
     if self._me != 0 or time.monotonic() >= until:
       return False
     return not all(link.leaves for link in list(self._links.values()))
@@ -162,7 +161,7 @@ class Peers:
     return None
 
   def _hear(self, key: selectors.SelectorKey) -> Loss | None:
-    """Takes what is there on one connection, or a new connection."""
+    """Reads one connection, or accepts a new one."""
     link: _Link | None = key.data
     if link is None:
       with contextlib.suppress(OSError):
@@ -201,7 +200,7 @@ class Peers:
 
 
 class _Link:
-  """A connection that carries JSON, one message a line."""
+  """A connection that carries JSON messages, one a line."""
 
   def __init__(self, connection: socket.socket, process: int | None):
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -218,7 +217,7 @@ class _Link:
       self.socket.sendall(json.dumps(message).encode() + b"\n")
 
   def receive(self) -> tuple[list[dict[str, Any]], bool]:
-    """What came, and whether more may."""
+    """Returns the messages, and whether the connection is open."""
     try:
       data = self.socket.recv(65536)
     except TimeoutError:
@@ -239,7 +238,7 @@ def _lost(loss: Loss) -> dict[str, Any]:
 
 
 def _invite(listener: socket.socket | None, host: str | None) -> dict[str, Any]:
-  """Where process 0 listens, on every process."""
+  """Tells every process where process 0 listens."""
   text = b""
   if listener is not None:
     name = socket.gethostname()
@@ -274,12 +273,12 @@ _kept: list[Any] = []  # Or the C library would call what is gone.
 
 
 def exit_on_abort(code: int, text: str) -> None:
-  """From now on an abort of this process is an exit; the last call counts.
+  """Turns an abort of this process into an exit; the last call counts.
 
   jax's client of the coordination service aborts the process when process 0 or
-  its machine is gone, from a thread of C++, often before our own watch can act.
-  A handler in Python would never run: abort() does not come back. So the C
-  library calls this one, in the thread that aborts.
+  its machine is gone, from a C++ thread, often before our own watch can act. A
+  handler in Python would never run, since abort() does not return; so the C
+  library calls this one, in the aborting thread.
   """
   kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
   message = f"{text}\n".encode() if text else b""

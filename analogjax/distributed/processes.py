@@ -1,4 +1,4 @@
-"""Several processes, one program: who feeds which rows, and short agreements.
+"""Several processes of one program: who feeds which rows, and collectives.
 
 A global batch is split over the mesh by rows. Processes whose devices hold the
 same rows form a group: they must feed the same rows, and one of them, the
@@ -22,14 +22,14 @@ from analogjax.distributed import sharding, stopping
 
 
 class FailedElsewhere(ValueError):
-  """Another process failed, and says why; this one stops for its sake."""
+  """Another process failed and says why, so this one stops."""
 
   is_another_process = True
 
   def __init__(self, process: int, what: str = ""):
     super().__init__(
-      f"{what}process {process} failed and says why; this one stops too. The"
-      " same command goes on where it was."
+      f"{what}process {process} failed and says why; this one stops too. Run"
+      " the same command again to continue."
     )
 
 
@@ -142,12 +142,12 @@ def _replicate(mesh):
 
 
 def _is_alone() -> bool:
-  """Whether there is no other process; no backend starts to find that out."""
+  """Whether there is no other process; starts no backend to find out."""
   return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
-def agree(values: Sequence[int] | np.ndarray) -> np.ndarray:
-  """The values of every process, int64 [processes, len(values)]."""
+def all_gather(values: Sequence[int] | np.ndarray) -> np.ndarray:
+  """Gathers the values of every process, int64 [processes, len(values)]."""
   mine = np.asarray(values, np.int64)
   if _is_alone():
     return mine[None]
@@ -157,10 +157,10 @@ def agree(values: Sequence[int] | np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(gathered, np.uint32).view(np.int64)
 
 
-def together(call: Callable[[], Any]) -> Any:
-  """call() on every process; where one fails, all stop, and none waits for it.
+def all_or_none(call: Callable[[], Any]) -> Any:
+  """Calls on every process; if one call fails, all processes raise.
 
-  The call must not wait for other processes itself.
+  So that none waits for a process that has failed.
 
   Raises:
     FailedElsewhere: it failed on another process.
@@ -172,7 +172,7 @@ def together(call: Callable[[], Any]) -> Any:
     value = call()
   except Exception as error:
     failure = error
-  failed = agree([failure is not None])[:, 0]
+  failed = all_gather([failure is not None])[:, 0]
   if failure is not None:
     raise failure
   if failed.any():
@@ -181,40 +181,40 @@ def together(call: Callable[[], Any]) -> Any:
 
 
 def on_first(call: Callable[[], Any]) -> Any:
-  """call() on process 0 alone, while the others wait; None is their value.
+  """Calls on process 0 while the others wait; these return None.
 
   Raises:
-    FailedElsewhere: it failed, on the processes that did not call.
+    FailedElsewhere: the call failed, on the processes that did not call.
   """
   if _is_alone() or jax.process_index() == 0:
-    return together(call)
-  return together(lambda: None)
+    return all_or_none(call)
+  return all_or_none(lambda: None)
 
 
 def first_decides(question: Callable[[], bool]) -> bool:
-  """What process 0 answers, on every process; the others do not look."""
+  """Asks process 0; returns its answer on every process."""
   return bool(from_first(np.asarray(bool(on_first(question)))))
 
 
 def from_first(value: np.ndarray) -> np.ndarray:
-  """What process 0 has, on every process; all pass the same shape."""
+  """Returns the value of process 0 on every process; all pass one shape."""
   if _is_alone():
     return value
   return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
-def wait(name: str) -> None:
-  """Until every process is here."""
+def barrier(name: str) -> None:
+  """Waits until every process is here."""
   if not _is_alone():
     multihost_utils.sync_global_devices(name)
 
 
 class Board:
-  """A few numbers that every process shows the others, once a step.
+  """A few numbers that every process shows to the others once a step.
 
-  They travel behind the step that was dispatched before, so nobody waits for
-  them; who reads what was shown at a step waits for that step at most. All
-  processes read the same, so they may decide by it without a word more.
+  They travel behind the step that was dispatched before, so a reader waits for
+  that step at most. All processes read the same numbers, so they may decide by
+  them without further communication.
   """
 
   def __init__(self, mesh: Mesh, num_values: int):
@@ -227,7 +227,7 @@ class Board:
     self._rows = [owners.index(i) for i in range(jax.process_count())]
 
   def show(self, values: Sequence[float]) -> Any:
-    """Dispatches this process's numbers; `read` takes what this returns."""
+    """Dispatches the numbers of this process; pass the result to `read`."""
     assert len(values) == self._num_values, values
     mine = np.asarray([values], np.float32)
     if jax.process_count() == 1:
@@ -238,29 +238,29 @@ class Board:
     return self._exchange(shown)
 
   def read(self, shown: Any) -> np.ndarray:
-    """What every process showed with it, float32 [processes, num_values]."""
+    """Returns what every process showed, float32 [processes, num_values]."""
     if jax.process_count() == 1:
       return shown
     return np.asarray(shown)[self._rows]
 
 
 def total(value: float) -> float:
-  """The sum over all processes; each passes its own."""
+  """Sums the values of all processes."""
   if _is_alone():
     return value
   (words,) = np.asarray([value], np.float64).view(np.int64)
-  return float(agree([int(words)])[:, 0].view(np.float64).sum())
+  return float(all_gather([int(words)])[:, 0].view(np.float64).sum())
 
 
 def some_of(mine: Sequence[bytes], most: int) -> list[bytes]:
-  """Up to `most` different ones of what the processes found.
+  """Gathers up to `most` different digests of all processes.
 
   Args:
-    mine: digests of 32 bytes, of this process.
-    most: how many are enough, of each process and of all.
+    mine: digests of 32 bytes of this process.
+    most: limit for each process and for all.
   """
   data = b"".join(mine[:most]).ljust(32 * most, b"\0")
-  words = agree(np.frombuffer(data, np.int64).tolist())
+  words = all_gather(np.frombuffer(data, np.int64).tolist())
   found = words.reshape(-1, 4)
   # Processes of one group found the same.
   return list(dict.fromkeys(w.tobytes() for w in found if w.any()))[:most]
@@ -270,7 +270,7 @@ def stop_if_asked(where: str) -> None:
   """Stops all processes here if any of them was asked to; all call this.
 
   Raises:
-    stopping.Stopped: with `where` this was, for people.
+    stopping.Stopped: with `where`, for people.
   """
-  if agree([stopping.asked()]).any():
+  if all_gather([stopping.asked()]).any():
     raise stopping.Stopped(where)

@@ -1,4 +1,4 @@
-"""Runs that stop early to be started again, and the signal that asks for it."""
+"""Stopping a run early on SIGTERM, to be started again."""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,15 +12,15 @@ REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: schedulers start the job again.
 
 
 class Stopped(Exception):
-  """Every process stops here, all is saved, the same command goes on."""
+  """All processes stop here with everything saved; a restart continues."""
 
 
 class Stalled(Exception):
-  """This process cannot go on now, alone; the same command goes on later."""
+  """This process alone cannot continue now; a restart may."""
 
 
 class _Asked:
-  """Whether this process was asked to stop: a signal is the process's own."""
+  """Whether this process was asked to stop; global, as signals are."""
 
   by_signal = 0  # Its number.
   has_begun = True  # Else there is nothing to save.
@@ -28,13 +28,14 @@ class _Asked:
 
 @contextlib.contextmanager
 def listening(unbegun: str = "") -> Iterator[None]:
-  """Meanwhile SIGTERM asks the stages to save and stop; see `asked`.
+  """Within the block SIGTERM asks the stages to save and stop; see `asked`.
 
-  A second one asks no louder: schedulers send it to a process and to its group.
+  A second SIGTERM changes nothing: schedulers send it to a process and to its
+  group.
 
   Args:
-    unbegun: until `begin`, SIGTERM ends the process at once, with this line.
-      "": it has begun.
+    unbegun: until `begin`, SIGTERM ends the process at once with this message.
+      "": the run has begun.
   """
   _Asked.has_begun = not unbegun
   before = signal.signal(signal.SIGTERM, _ask)
@@ -47,13 +48,13 @@ def listening(unbegun: str = "") -> Iterator[None]:
 
 
 def begin() -> None:
-  """From now on there is something to save."""
+  """Says that from now on there is something to save."""
   _Asked.has_begun = True
 
 
 @contextlib.contextmanager
 def _ends_unbegun(text: str) -> Iterator[None]:
-  """From a thread: the main one may wait in C++, and its handler with it."""
+  """Ends the process from a thread: the main one may wait in C++."""
   ours, theirs = socket.socketpair()
   ours.setblocking(False)
 
@@ -80,5 +81,5 @@ def _ask(number: int, _) -> None:
 
 
 def asked() -> bool:
-  """Whether this process was asked to stop; other processes need not know."""
+  """Whether this process was asked to stop; others may not know yet."""
   return _Asked.by_signal != 0

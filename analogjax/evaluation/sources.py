@@ -38,11 +38,11 @@ def read_rows(
 
   rows = {
     "test": read_held_out(run),
-    "fit": processes.together(lambda: some("fit_rows", held_out=False)),
+    "fit": processes.all_or_none(lambda: some("fit_rows", held_out=False)),
   }
   for name, arguments in options.domains.items():
     try:
-      rows[f"domain {name}"] = processes.together(
+      rows[f"domain {name}"] = processes.all_or_none(
         functools.partial(
           some, "domain_rows", held_out=True, arguments=arguments
         )
@@ -64,7 +64,7 @@ def read_held_out(run: Run) -> rows_lib.Rows:
     ]
     return rows_lib.Rows(*map(np.concatenate, zip(*parts, strict=True)))
 
-  return processes.together(read)
+  return processes.all_or_none(read)
 
 
 def read_trained(run: Run, phase: str, number: int, seed: int) -> rows_lib.Rows:
@@ -114,7 +114,7 @@ def read_trained(run: Run, phase: str, number: int, seed: int) -> rows_lib.Rows:
     whole = map(np.concatenate, zip(*parts, strict=True))
     return rows_lib.Rows(*(field[:number] for field in whole))
 
-  return processes.together(
+  return processes.all_or_none(
     from_cache if section.rows == "cache" else from_pipeline
   )
 
@@ -228,7 +228,7 @@ def _read_folder(
   Raises:
     ValueError: a damaged folder, or a tokenizer that is not the teacher's.
   """
-  cfg = processes.together(
+  cfg = processes.all_or_none(
     lambda: hf_import.read_config(folder, dtype=run.config.student.dtype)
   )
   teacher = run.teacher
@@ -238,7 +238,7 @@ def _read_folder(
       f" {teacher.cfg.V}: they have to share the tokenizer."
     )
   path = folder / "tokenizer.json"
-  found = processes.together(
+  found = processes.all_or_none(
     lambda: files.file_sha256(path) if path.is_file() else "no such file"
   )
   if found != teacher.tokenizer_digest:
@@ -248,7 +248,7 @@ def _read_folder(
       " by token."
     )
   digest = hf_import.folder_digest(folder)
-  params = processes.together(
+  params = processes.all_or_none(
     lambda: hf_import.read_parameters(folder, cfg, run.mesh)
   )
   name = field.rpartition(".")[2]
@@ -257,7 +257,7 @@ def _read_folder(
 
 def read_teacher(teacher: teacher_lib.Teacher, mesh: Mesh) -> Model:
   """Reads the teacher's weights onto a mesh."""
-  params = processes.together(
+  params = processes.all_or_none(
     lambda: hf_import.read_parameters(
       teacher.folder, teacher.cfg, mesh, dtype=teacher.cfg.dtype
     )

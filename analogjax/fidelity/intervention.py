@@ -156,7 +156,7 @@ def find_map(
   if not processes.first_decides(path.exists):
     map_ = _fit(study, depth)
     processes.on_first(lambda: _write(path, map_, digest))
-  return processes.together(lambda: _read(path, digest))
+  return processes.all_or_none(lambda: _read(path, digest))
 
 
 def _fit(study: Study, depth: float) -> TeacherMap:

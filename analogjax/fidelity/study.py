@@ -46,7 +46,9 @@ def look(run: Run, options: schema.MeasureConfig) -> Sources:
   Raises:
     ValueError: names the field or the file.
   """
-  loaded = processes.together(lambda: behaviours.load_all(options.behaviours))
+  loaded = processes.all_or_none(
+    lambda: behaviours.load_all(options.behaviours)
+  )
   mesh, teacher = run.mesh, run.teacher
   sharding.check_batch_rows(options.batch_rows, mesh, "measure.batch_rows")
   rows = sources.read_rows(run, options)

@@ -53,11 +53,11 @@ def folder_digest(folder: Path) -> str:
   Raises:
     ValueError: a file is missing, or processes see other files.
   """
-  names = processes.together(
+  names = processes.all_or_none(
     lambda: ["config.json", *sorted(p.name for p in _weight_files(folder))]
   )
   # Or they would exchange digests of other files.
-  seen = processes.agree(_words(hashlib.sha256("\n".join(names).encode())))
+  seen = processes.all_gather(_words(hashlib.sha256("\n".join(names).encode())))
   if (seen != seen[0]).any():
     raise ValueError(
       f"{folder}: the processes do not see the same files there; it has to be a"
@@ -72,8 +72,8 @@ def folder_digest(folder: Path) -> str:
       for i, digest in zip(mine, found, strict=True):
         words[i] = _words(digest)
 
-  processes.together(read_mine)
-  everything = processes.agree(words.ravel()).sum(0).reshape(words.shape)
+  processes.all_or_none(read_mine)
+  everything = processes.all_gather(words.ravel()).sum(0).reshape(words.shape)
   lines = [
     f"{digest.tobytes().hex()}  {name}\n"
     for digest, name in zip(everything, names, strict=True)
@@ -82,7 +82,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def _words(digest) -> np.ndarray:
-  """A SHA-256 as int64 [4], for `hosts.agree`."""
+  """A SHA-256 as int64 [4], for `processes.all_gather`."""
   return np.frombuffer(digest.digest(), np.int64)
 
 

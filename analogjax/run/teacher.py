@@ -34,7 +34,7 @@ def open_teacher(config: Sections, workdir: Path) -> Teacher:
   folder = Path(section.path) if section.path else workdir / FOLDER
   if not section.path:
     processes.on_first(lambda: _convert_teacher(section, folder))
-  cfg, tokenizer_digest = processes.together(
+  cfg, tokenizer_digest = processes.all_or_none(
     lambda: _check_teacher(config, folder)
   )
   digest = _teacher_digest(folder)
@@ -81,7 +81,7 @@ def no_tokenizer(folder: Path) -> str:
 
 def _teacher_digest(folder: Path) -> str:
   # The stamps of process 0: the digest is known to all processes or to none.
-  stamps = processes.from_first(processes.together(lambda: _stamps(folder)))
+  stamps = processes.from_first(processes.all_or_none(lambda: _stamps(folder)))
   return _digest_of(folder, stamps.tobytes())
 
 

@@ -61,7 +61,7 @@ def _fillers(run: Run, spent: ledger.Ledger) -> list[fill.Filler]:
     num_rows = options.held_out_rows if held_out else options.num_rows
     if options.import_path and not held_out:
       continue
-    rows = processes.together(
+    rows = processes.all_or_none(
       functools.partial(run.open_rows, held_out=held_out)
     )
     if rows.num_rows is not None and rows.num_rows < num_rows:
@@ -129,7 +129,7 @@ def _create(where, wanted, rows, teaching) -> logit_cache.LogitCache:
   exists = cache_format.read_group(where) is not None
   order_V = np.zeros(0)
   if not processes.from_first(np.asarray(exists)):
-    first = processes.together(
+    first = processes.all_or_none(
       lambda: _first_rows(rows, wanted.num_rows, teaching)
     )
     with progress.Activity("cache: loading the teacher, compiling"):
@@ -139,8 +139,8 @@ def _create(where, wanted, rows, teaching) -> logit_cache.LogitCache:
     if jax.process_index() == 0:
       logit_cache.create(where, wanted, lambda: order_V)
 
-  processes.together(create)
-  return processes.together(lambda: logit_cache.create(where, wanted))
+  processes.all_or_none(create)
+  return processes.all_or_none(lambda: logit_cache.create(where, wanted))
 
 
 def _first_rows(rows, num_rows: int, teaching) -> Rows:

@@ -57,7 +57,7 @@ def run(
     domains={},
   )
   sources = study_lib.look(run, options)
-  found = processes.together(
+  found = processes.all_or_none(
     lambda: intervention.read_vector(
       Path(vector), sources.students[analog], _released(workdir)
     )

@@ -142,7 +142,7 @@ def look(run: Run, options: SafetyConfig) -> Sources:
       )
   loaded = {}
   if "refusal" in options.parts:
-    loaded = processes.together(
+    loaded = processes.all_or_none(
       lambda: {
         "harmful": prompts.load_all(options.harmful, "safety.harmful"),
         "harmless": prompts.load_all(options.harmless, "safety.harmless"),
@@ -235,7 +235,7 @@ def _read_rows(run: Run, options: SafetyConfig) -> dict[str, rows_lib.Rows]:
   if options.teacher_only and "membership" in options.parts:
     number = len(found["held_out"].tokens_BL)
     try:
-      found["teacher_only"] = processes.together(
+      found["teacher_only"] = processes.all_or_none(
         lambda: studies.read_some(
           run,
           number,

@@ -33,8 +33,8 @@ def run(
     run.train_meshes,
     run.teacher,
   )
-  cache = processes.together(lambda: _open_cache(run))
-  processes.together(lambda: run.cache(caches.HELD_OUT))
+  cache = processes.all_or_none(lambda: _open_cache(run))
+  processes.all_or_none(lambda: run.cache(caches.HELD_OUT))
   for name in config.train.phases:
     meshes.check_phase_rows(config, name, mesh, teacher_mesh)
 

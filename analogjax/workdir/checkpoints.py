@@ -87,7 +87,7 @@ class Checkpoints:
     self._home = checkpoint_store.open_home(place, staging)
     self._keep, self._keep_best = keep, keep_best
     if keep is not None:
-      processes.together(_on_process_0(self._home.clean))
+      processes.all_or_none(_on_process_0(self._home.clean))
     # Steps that are whole, and their scores; NaN: none.
     self._scores: dict[int, float] = self._find()
     # One thread: no two saves at a time.
@@ -108,7 +108,7 @@ class Checkpoints:
     def find():
       return [(step, score(step)) for step in self._home.steps()]
 
-    found = processes.together(_on_process_0(find)) or []
+    found = processes.all_or_none(_on_process_0(find)) or []
     count = int(processes.from_first(np.array(len(found), np.int32)))
     found = found or [(0, None)] * count
     steps = processes.from_first(np.array([s for s, _ in found], np.int32))
@@ -203,9 +203,9 @@ class Checkpoints:
     if self._running is None:
       return
     (step, score, doomed, result), self._running = self._running, None
-    error = processes.together(result.result)
+    error = processes.all_or_none(result.result)
     # Process 0 completes a step, after every other one has written its part.
-    if processes.agree([error is None])[0, 0]:
+    if processes.all_gather([error is None])[0, 0]:
       self._failure = None
       self._scores[step] = score
       for old in doomed:
@@ -309,8 +309,8 @@ class Checkpoints:
       except CheckpointError as error:
         return None, error
 
-    value, damage = processes.together(attempt)
-    found = processes.agree([damage is not None])[:, 0]
+    value, damage = processes.all_or_none(attempt)
+    found = processes.all_gather([damage is not None])[:, 0]
     if damage is not None:
       raise damage
     if found.any():
@@ -349,8 +349,8 @@ class Checkpoints:
         return step, self.restore(step, abstract, shardings), about
       except CheckpointError as error:
         self._set_aside(step, error)
-    damaged = processes.together(self._home.damaged)
-    if processes.agree([damaged]).any():
+    damaged = processes.all_or_none(self._home.damaged)
+    if processes.all_gather([damaged]).any():
       raise ValueError(
         f"{self._home}: there is no checkpoint that can be read, and damaged"
         f" ones are kept in {self._home.aside}. To train from the start, delete"
@@ -360,7 +360,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int, error: CheckpointError) -> None:
     """Moves a step out of the way, not deleted: the disk may be at fault."""
-    aside = processes.together(
+    aside = processes.all_or_none(
       _on_process_0(lambda: self._home.set_aside(step))
     )
     del self._scores[step]

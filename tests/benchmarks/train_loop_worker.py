@@ -90,7 +90,7 @@ def work(link: connection.Connection, place: Place) -> None:
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", place.num_devices)
   if place.num_processes > 1:
-    cluster.join(
+    cluster.connect(
       launchers.Cluster(
         how="the benchmark",
         coordinator=f"localhost:{place.port}",

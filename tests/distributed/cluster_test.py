@@ -236,7 +236,7 @@ from analogjax.distributed import cluster
 jax.config.update("jax_num_cpu_devices", 2)
 found = cluster.find(os.environ)
 try:
-  cluster.join(found, seconds=int(sys.argv[1]))
+  cluster.connect(found, seconds=int(sys.argv[1]))
 except ValueError as error:
   sys.exit(str(error))
 ids = multihost_utils.process_allgather(np.int32(jax.process_index()))
@@ -313,7 +313,7 @@ def test_process_0_that_cannot_be_reached():
     f" {mine.coordinator}"
   )
   with pytest.raises(ValueError, match=message):
-    cluster.join(mine, seconds=0)
+    cluster.connect(mine, seconds=0)
 
 
 @pytest.mark.slow

@@ -220,11 +220,11 @@ def test_a_group_puts_its_rows_where_they_belong(ways, monkeypatch):
 
 
 def test_one_process_agrees_with_itself():
-  found = processes.agree((True, -1, 2**40))
+  found = processes.all_gather((True, -1, 2**40))
   assert found.dtype == np.int64 and found.tolist() == [[1, -1, 2**40]]
   value = np.arange(3)
   np.testing.assert_array_equal(processes.from_first(value), value)
-  processes.wait("nothing")
+  processes.barrier("nothing")
   assert processes.on_first(lambda: "done") == "done"
   assert processes.first_decides(lambda: True) is True
 
@@ -263,11 +263,11 @@ def test_one_process_is_the_total():
 
 
 def of_all(monkeypatch, *others):
-  """What `agree` gives this process beside what other processes pass."""
+  """What `all_gather` gives this process beside what other processes pass."""
   monkeypatch.setattr(processes, "_is_alone", lambda: False)
   monkeypatch.setattr(
     processes,
-    "agree",
+    "all_gather",
     lambda mine: np.int64([mine, *(f(mine) for f in others)]),
   )
 

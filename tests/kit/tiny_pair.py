@@ -17,7 +17,7 @@ import pytest
 import tokenizers
 
 from analogjax import main
-from analogjax.distributed import joining, sharding
+from analogjax.distributed import cluster, sharding
 from analogjax.models import decoder, hf_export
 from analogjax.training import loop
 from analogjax.workdir import metrics
@@ -427,7 +427,7 @@ class Lab:
         lambda axes, _=None: make_mesh(axes, jax.devices()[:devices]),
       )
       # A thread that hangs would keep pytest from ending.
-      patch.setattr(joining, "exit_now", sys.exit)
+      patch.setattr(cluster, "exit_now", sys.exit)
       arguments = self.arguments("train", workdir, *values)
       try:
         seen.code = main.main([*arguments, *flags])

@@ -594,7 +594,7 @@ def test_processes_share_out_the_files_of_a_folder_digest(
   tiny, monkeypatch, count
 ):
   expected, read = hf_import.folder_digest(tiny), []
-  file, alone = files.hash_file, processes.agree
+  file, alone = files.hash_file, processes.all_gather
   monkeypatch.setattr(jax, "process_count", lambda: count)
   monkeypatch.setattr(
     hf_import, "_hash_file", lambda path: read.append(path.name) or file(path)
@@ -603,7 +603,7 @@ def test_processes_share_out_the_files_of_a_folder_digest(
   for process in range(count):
     monkeypatch.setattr(jax, "process_index", lambda p=process: p)
     monkeypatch.setattr(
-      processes, "agree", lambda v: sent.append(v) or alone(v)
+      processes, "all_gather", lambda v: sent.append(v) or alone(v)
     )
     hf_import.folder_digest(tiny)
   assert sorted(read) == sorted(
@@ -611,7 +611,7 @@ def test_processes_share_out_the_files_of_a_folder_digest(
   )
   names, digests = np.array(sent[::2]), np.array(sent[1::2])
   answers = iter([names, digests])
-  monkeypatch.setattr(processes, "agree", lambda values: next(answers))
+  monkeypatch.setattr(processes, "all_gather", lambda values: next(answers))
   assert hf_import.folder_digest(tiny) == expected
 
   names[-1] += 1  # Another list of files.

@@ -153,4 +153,4 @@ def test_one_that_is_killed_ends_the_other(training, tmp_path, who):
   says = f"analogjax train: process {who} ended without a word; process"
   gone = "analogjax train: another process or its machine is gone"
   assert says in err or (who == 0 and gone in err)
-  assert "the same command goes on where it was." in err.lower()
+  assert "Run the same command again to continue." in err

@@ -140,7 +140,7 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
     cfg = loading.load(args.config, args.overrides)
   if args.command == "run":
     # Before the workdir is touched.
-    processes.together(lambda: _refuse_early(cfg, args))
+    processes.all_or_none(lambda: _refuse_early(cfg, args))
   if not _writes(args):
     if args.workdir is not None and not args.action:
       loading.save_resolved(cfg, args.workdir)

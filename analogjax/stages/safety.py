@@ -148,7 +148,7 @@ def look(run: Run, options: SafetyConfig) -> Sources:
         "harmless": prompts.load_all(options.harmless, "safety.harmless"),
       }
     )
-    template = processes.together(
+    template = processes.all_or_none(
       lambda: chat_template.choose(options.template, run.teacher.folder)
     )
     options = dataclasses.replace(options, template=template.text)

@@ -597,7 +597,7 @@ def test_processes_share_out_the_files_of_a_folder_digest(
   file, alone = files.hash_file, processes.all_gather
   monkeypatch.setattr(jax, "process_count", lambda: count)
   monkeypatch.setattr(
-    hf_import, "_hash_file", lambda path: read.append(path.name) or file(path)
+    files, "hash_file", lambda path: read.append(path.name) or file(path)
   )
   sent = []
   for process in range(count):

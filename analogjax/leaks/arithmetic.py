@@ -151,7 +151,7 @@ class _Figures:
 
   @functools.cached_property
   def of_analog(self) -> list[Statement]:
-    """What the record's own rows and totals say about the analog."""
+    """Figures that the record's own rows and totals give for the analog."""
     return [
       x
       for x in self.all

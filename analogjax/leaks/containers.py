@@ -214,7 +214,7 @@ class Tensor(NamedTuple):
 
 
 class Header(NamedTuple):
-  """What a safetensors file holds besides numbers.
+  """The contents of a safetensors file other than numbers.
 
   Attributes:
     metadata: everything in the header that is not a tensor.

@@ -114,7 +114,7 @@ def pages(folder: Path) -> Iterator[Page]:
   """
   if not folder.is_dir():
     raise ValueError(
-      f"{folder}: expected a folder to look for leaks in; there is none."
+      f"{folder}: expected a folder to look for leaks in; it does not exist."
     )
   for root, folders, files in os.walk(folder):
     folders.sort()

@@ -1,4 +1,4 @@
-"""Claims about a bundle's files: which there are, their digests, who signed."""
+"""Claims about a bundle's files, their digests and their signature."""
 
 import re
 

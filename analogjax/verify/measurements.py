@@ -81,7 +81,7 @@ def _verdicts(evidence: Evidence):
       f"{where}: no verdict follows ({type(error).__name__})"
     ) from None
   found = value["claims"]
-  if documents.other_version(evidence):  # Which may word the reasons otherwise.
+  if documents.other_version(evidence):  # It may word the reasons differently.
     made, found = (
       [(claim["id"], claim["verdict"]) for claim in claims_]
       for claims_ in (made, found)

@@ -160,7 +160,7 @@ def render(report: Report) -> str:
 
 
 def _sections(report: Report) -> Iterator[ET.Element]:
-  """What failed, is waived, declared or not checkable; last what passed."""
+  """Yields what needs attention first, and what passed last, folded."""
   for status, (sign, _, class_) in _LOOKS.items():
     found = report.by_status(status)
     cards = tag("dl", *map(_claim, found), class_="checks")

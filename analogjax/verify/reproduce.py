@@ -1,4 +1,4 @@
-"""What a bundle's run is repeated with at toy size, and what has to be equal.
+"""Reads from a bundle what a toy of its run needs, and collects the results.
 
 The bundle's config comes from strangers. Only the fields in a table are used,
 each is checked, and nothing that the config names (a pipeline, a file or a
@@ -44,7 +44,7 @@ _TAKEN = tuple(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-  """What a toy run takes from a bundle, checked.
+  """The checked parts of a bundle that a toy run takes.
 
   Attributes:
     config: fields of the published config, nested.

@@ -48,7 +48,7 @@ class Check(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
-  """What identifies a bundle; "" where it could not be established.
+  """The identity of a bundle; "" where it could not be established.
 
   Attributes:
     name, version, provider, released_on: from the record, if it is valid.

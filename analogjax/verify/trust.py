@@ -14,7 +14,7 @@ from analogjax.bundle.strict_json import Refused
 
 @dataclasses.dataclass(frozen=True)
 class Verifier:
-  """What the auditor trusts, from another source than the bundle.
+  """The signer that an auditor expects, by a source other than the bundle.
 
   Attributes:
     key: the signer's public key, or None.

@@ -49,7 +49,7 @@ def broken_tables(text):
   """First lines of tables that a viewer would show as text, or cut."""
   found, table = [], []
   for line in [*without_blocks(text).splitlines(), ""]:
-    if line.startswith("|"):
+    if re.match(r"\|[ -]", line):
       table.append(line)
       continue
     if table:

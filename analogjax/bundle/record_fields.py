@@ -154,6 +154,7 @@ repro.python                                text        release
 repro.config_sha256                         sha256      release
 repro.seeds                                 object      release
 repro.seeds.*                               count       release
+repro.verifier                words         release.about.verifier      optional
 
 gates                                       some        release
 gates[]                                     gate        release.waivers

@@ -79,6 +79,9 @@ class AboutConfig(Section):
   curation: Annotated[
     str, "how the data was filtered, one paragraph", _PRINTED, PUBLIC
   ]
+  verifier: Annotated[
+    str, "URL of the program that verifies the bundle; '': not stated", PUBLIC
+  ] = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,12 +31,6 @@ _GATES = {
   "waived": "did not pass and were waived",
   "failed": "failed",
 }
-_TESTS = {
-  "passed": "within a threshold that was set before",
-  "failed": "outside of one",
-  "no threshold": "without one",
-  "undefined": "not measurable",
-}
 
 
 def page(name: str, record: Mapping[str, Any], **more: Any) -> str:
@@ -85,7 +79,7 @@ def _environment(make) -> jinja2.Environment:
 
 def _values(record: Mapping[str, Any]) -> dict[str, Any]:
   """The sections of a record, and what templates need besides."""
-  gates, tests = record["gates"], record["safety"]["tests"]
+  gates = record["gates"]
   verdicts = {gate["id"]: gate["verdict"] for gate in gates}
   values = {
     **record,
@@ -94,8 +88,7 @@ def _values(record: Mapping[str, Any]) -> dict[str, Any]:
     "verdicts": {"size": "not judged", "window": "not judged"} | verdicts,
     "cached_phases": phases_taught_by(record, CACHED),
     "live_phases": phases_taught_by(record, LIVE),
-    "tally": _tally(gates, _GATES),
-    "test_tally": _tally(tests, _TESTS),
+    "tally": _tally(gates),
     "notes": _notes,
     "statement": lambda name: statement(name, record),
   }
@@ -130,14 +123,12 @@ def threshold(found: Mapping[str, float] | None) -> str:
   return " and ".join(named) or "none"
 
 
-def _tally(
-  judged: Sequence[Mapping[str, Any]], meanings: Mapping[str, str]
-) -> list[tuple[int, str]]:
-  """How many have each verdict, and what that means."""
-  verdicts = [each["verdict"] for each in judged]
+def _tally(gates: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+  """How many gates have each verdict, and what that means."""
+  verdicts = [gate["verdict"] for gate in gates]
   return [
     (verdicts.count(verdict), meaning)
-    for verdict, meaning in meanings.items()
+    for verdict, meaning in _GATES.items()
     if verdict in verdicts
   ]
 

@@ -270,6 +270,7 @@ def _repro(material: Material) -> dict[str, Any]:
     "software": identity.software_versions(),
     "python": platform.python_version(),
     "config_sha256": _sha256(material.published_config.encode()),
+    "verifier": config.release.about.verifier,
     "seeds": {
       "student": config.student.seed,
       "cache": config.cache.seed,

@@ -112,11 +112,14 @@ def _release(
   _print(judged)
   writer.write(workdir / BUNDLE, files=files, signer=signer)
   _write_regulators(workdir / REGULATOR, release.for_regulator(judged))
-  size = sum(p.stat().st_size for p in (workdir / BUNDLE).rglob("*"))
+  # All files of the folder, as `verify` counts them, with what signs them.
+  written = [p for p in (workdir / BUNDLE).rglob("*") if p.is_file()]
+  size = sum(p.stat().st_size for p in written)
   spent.append(bytes=size)
   progress.say(
-    f"release: {len(files)} files, {size:,} bytes, signed, in"
-    f" {workdir / BUNDLE}; the regulator's in {workdir / REGULATOR}."
+    f"release: {len(written)} files, {size:,} bytes, manifest and signature"
+    f" included, in {workdir / BUNDLE}; the regulator's in"
+    f" {workdir / REGULATOR}."
   )
 
 

@@ -9,7 +9,7 @@ import pytest
 from analogjax.config import defaults, fields, loading, schema
 
 # Renew it together with defaults.VERSION.
-DIGEST = "f7cffeb28f5764d2"
+DIGEST = "6f38419038988671"
 
 
 def required(cfg):

@@ -81,4 +81,4 @@ def test_a_gate_that_did_not_pass_is_not_claimed():
   gates["size"].update(verdict="waived", waiver="It is too small by a little.")
   text = " ".join(model_card.render(record.project(facts, "public")).split())
   assert "The analog has 0.5 % to 5 % of the frontier model's" not in text
-  assert "of this one the gate says: waived" in text
+  assert "The gate's verdict on this one: waived." in text

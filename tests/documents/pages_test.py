@@ -82,6 +82,14 @@ def test_the_guide_names_rows_if_there_are_any(shares):
   assert ("rows/held_out.safetensors" in page) == shares
 
 
+@pytest.mark.parametrize("url", ["https://example.org/x", "", None])
+def test_the_guide_says_where_the_verifier_is(url):
+  facts = facts_example.facts()
+  facts["repro"]["verifier"] = url
+  page = " ".join(pages.page("guide", project(facts=facts)).split())
+  assert f"Where to get analogjax: {url or 'not stated'}." in page
+
+
 def test_the_guide_tallies_the_gates():
   page = " ".join(pages.page("guide", project()).split())
   assert (

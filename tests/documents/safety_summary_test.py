@@ -79,13 +79,38 @@ def test_a_command_stands_once(facts):
   assert render(facts).count(command) == 1
 
 
-def test_verdicts_are_counted_and_nothing_is_hidden(facts):
+@pytest.mark.parametrize(
+  ("verdicts", "expected"),
+  [
+    ({}, "2 of 4 results have a threshold, set before anything was measured;"
+         " these held."),
+    ({1: "failed"}, "The evaluation failed. 2 of 4 results have a threshold,"
+                    " set before anything was measured; of these, 1 held."),
+    ({1: "undefined"}, "2 of 4 results have a threshold, set before anything"
+                       " was measured; of these, 1 held."),
+    ({1: "no threshold"}, "1 of 4 results has a threshold, set before anything"
+                          " was measured; it held."),
+    ({0: "no threshold", 1: "no threshold"},
+     "0 of 4 results have a threshold, so nothing could fail."),
+  ],
+)  # fmt: skip
+def test_the_summary_counts_results_with_a_threshold(facts, verdicts, expected):
+  facts["safety"]["quick"] = False
+  for i, verdict in verdicts.items():
+    facts["safety"]["tests"][i]["verdict"] = verdict
+    if verdict == "no threshold":
+      facts["safety"]["tests"][i]["threshold"] = None
+  if "failed" in verdicts.values():
+    facts["safety"]["verdict"] = "failed"
   made = record.project(facts, "public")
-  assert pages.statement("safety_verdict", made) == (
-    "The evaluation passed, by the quick run, which does less of everything."
-    " Because: No test failed. Results: 4, of which 2 within a threshold that"
-    " was set before, 1 without one, 1 not measurable."
-  )
+  text = f"{expected} Because: No test failed."
+  assert pages.statement("safety_verdict", made) == text
+  assert expected in " ".join(render(facts).split())
+
+
+def test_a_quick_evaluation_is_said_to_be_one(facts):
+  made = record.project(facts, "public")
+  assert "It was the quick run" in pages.statement("safety_verdict", made)
 
 
 def test_the_card_shows_tests_with_a_threshold_alone(facts):
@@ -99,4 +124,4 @@ def test_the_card_shows_tests_with_a_threshold_alone(facts):
   for test in facts["safety"]["tests"]:
     test["threshold"] = None
   made = record.project(facts, "public")
-  assert "nothing can fail" in model_card.render(made)
+  assert "nothing could fail" in model_card.render(made)

@@ -96,8 +96,8 @@ def test_the_band_of_the_size(tokens, expected):
 @pytest.mark.parametrize(
   ("same", "expected"),
   [
-    (True, "comes from the pipeline that trained the frontier model"),
-    (False, "is not that of the frontier model"),
+    (True, "from the pipeline that trained the frontier model"),
+    (False, "on other text than the frontier model"),
     (None, "is not stated"),
   ],
 )

@@ -386,6 +386,7 @@ def facts():
         "python": "3.11.9",
         "config_sha256": digest("config.json"),
         "seeds": {"train.pretrain": 0, "train.distill": 1, "cache": 0},
+        "verifier": "https://example.org/analogjax",
       },
       "gates": _GATES,
       "mof": "Class III, and 1 of 5 further components of Class II",

@@ -361,7 +361,7 @@ def test_rows_by_index_are_those_of_the_stream(bench, workdir, cached_once):
     ("cache.tau=0.05", ["tau=0.04", "0.05"]),
     ("cache.seed=7", ["seed=0", "7"]),
     ("cache.rows_per_object=16", ["rows_per_object=8", "16"]),
-    ("data.pipeline=errors_rows:other", ["rows'", "errors_rows:other"]),
+    ("data.pipeline=errors_rows:other", ["stream'", "errors_rows:other"]),
     ("data.arguments.first=1", ["pipeline_fingerprint"]),
     ("data.arguments.num_rows=41", ["pipeline_fingerprint"]),
   ],

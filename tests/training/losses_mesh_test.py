@@ -16,6 +16,8 @@ from analogjax.distributed import sharding
 from analogjax.training import losses
 from analogjax.training.divergences import Divergence
 
+pytestmark = pytest.mark.medium
+
 B, L, D, V, K, W = 8, 6, 16, 52, 5, 8
 MESHES = {
   "alone": {},
@@ -180,7 +182,6 @@ def test_memory_does_not_grow_with_the_logits(kind, axes):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.medium
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_on_a_tpu(kind):
   if not os.environ.get("TPU_LIBRARY_PATH"):

@@ -31,6 +31,8 @@ from analogjax.models import decoder
 from analogjax.planning import collectives
 from analogjax.training import losses, programs
 
+pytestmark = pytest.mark.medium
+
 
 def benchmark(name):
   """A module of tests/benchmarks, which is no package."""
@@ -303,7 +305,6 @@ def on_tpu(topology, name, axes, sizes=TPU):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.medium
 @pytest.mark.parametrize("name", ["train in parts", "teacher", "compare"])
 @pytest.mark.parametrize(
   "axes", [dict(fsdp=64), dict(data=4, fsdp=4, tensor=4)], ids=program_id
@@ -315,7 +316,6 @@ def test_no_chip_gets_the_rows_of_all_or_logits(name, axes):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.medium
 def test_traffic_does_not_grow_with_the_number_of_chips():
   found = []
   for topology, n in (("v5p:2x2x1", 4), ("v5p:4x4x4", 64)):

@@ -14,6 +14,8 @@ from analogjax.data import rows as rows_lib
 from analogjax.models import decoder
 from analogjax.training import losses, steps
 
+pytestmark = pytest.mark.medium
+
 B, L, V, K = 4, 8, 64, 3
 STUDENT = tiny()
 GRAPHDEF = decoder.graphdef(STUDENT)

@@ -23,6 +23,8 @@ from analogjax.distributed import sharding
 from analogjax.models import decoder
 from analogjax.training import losses, steps
 
+pytestmark = pytest.mark.medium
+
 B, L, V, M, Z, SEED = 8, 12, 64, 5, 2, 9
 STUDENT = tiny(Y=4)
 TEACHER = dataclasses.replace(STUDENT, D=24, Y=3, F=48)

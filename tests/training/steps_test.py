@@ -26,6 +26,8 @@ from analogjax.distributed import sharding
 from analogjax.models import decoder
 from analogjax.training import losses, optimizer, steps
 
+pytestmark = pytest.mark.medium
+
 B, L, V = 8, 10, 64
 CHUNK = 4  # Does not divide L.
 SAMPLER = sampling.Threshold(tau=0.2)

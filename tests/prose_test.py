@@ -1,5 +1,6 @@
 """What is in git is text that is at home on any machine."""
 
+import ast
 import pathlib
 import re
 import subprocess
@@ -93,3 +94,27 @@ def test_a_bad_file_is_found(path, data, expected):
 def test_a_good_file_passes():
   text = "A work/home folder in runs/demo: x_BLD of caf\u00e9s\n".encode()
   assert not problems("docs/a.md", text)
+
+
+def unknown_modules(docstring):
+  """The Python files that a docstring names and that are not here."""
+  named = re.findall(r"[\w/]+\.py\b", docstring)
+  return [
+    name
+    for name in named
+    if not any(ROOT.glob(name))
+    and not any((ROOT / "analogjax").rglob(name))
+    and not any((ROOT / "tests").rglob(name))
+  ]
+
+
+def test_tests_name_modules_that_exist():
+  for path in (ROOT / "tests").rglob("*.py"):
+    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    assert docstring, f"{path}: expected a docstring that says what is tested"
+    assert unknown_modules(docstring) == [], path
+
+
+def test_a_module_that_is_gone_is_found():
+  docstring = "Tests for analogjax/gone.py and for prose_test.py."
+  assert unknown_modules(docstring) == ["analogjax/gone.py"]

@@ -125,7 +125,7 @@ def objects(value, path=""):
   free += ("loss", "optimizer")
   found = []
   if isinstance(value, dict):
-    ranged = set(value) == {"low", "high"}  # Of a closed form: refused.
+    ranged = set(value) == {"low", "high"}  # From a closed form: refused.
     found += [] if path in free or ranged else [value]
     for key, item in list(value.items()):
       found += objects(item, key)

@@ -1,4 +1,4 @@
-"""Tests for analogjax/bundle/writer.py, manifest.py and signing.py."""
+"""Tests for analogjax/bundle/writer.py, manifest.py and signature.py."""
 
 import json
 from pathlib import Path

@@ -217,7 +217,7 @@ def test_arrays_are_those_of_the_page(cache):
       continue
     if "not in `topk" in holds and kind == "topk":
       continue
-    # Of two dtypes: V > 65,536, and K <= 255.
+    # Two dtypes: V > 65,536, and K <= 255.
     dtype = dtype.split(" or ")[name == "tokens"] if "or" in dtype else dtype
     dims = [sizes[d] for d in shape.strip("[]").split(", ")]
     expected[name] = [dtype, dims, float(fill)]

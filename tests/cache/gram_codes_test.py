@@ -56,7 +56,7 @@ def test_all_tokens_are_drawn_alike_and_padding_never():
   assert (np.diff(found.positions_BM) > 0).all()
   counts = collections.Counter(found.positions_BM.ravel().tolist())
   assert counts.keys() == set(range(length))
-  # Of a binomial with p = M / length, four and a half standard deviations.
+  # Four and a half standard deviations of a binomial with p = M / length.
   p = M / length
   bound = 4.5 * np.sqrt(rows * p * (1 - p))
   assert max(abs(n - rows * p) for n in counts.values()) < bound

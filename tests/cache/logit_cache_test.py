@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import caches
 import numpy as np
 import pytest
 import zarr
@@ -487,7 +488,7 @@ def test_a_missing_array(full, array):
 
 
 def test_another_id_order(kit, full):
-  """Of another cache, or damaged: every id would be another one."""
+  """From another cache, or damaged: every id would be another one."""
   other = full.folder.with_name("other")
   logit_cache.create(other, full.m)
   shutil.rmtree(full.folder / "id_order")
@@ -609,7 +610,7 @@ def test_a_flipped_byte_is_found_and_names_array_and_row(kit, full, array):
       assert what in str(error)
     else:
       kit.assert_equal(entries, wanted)
-  # Of the records, half the bytes are those of the other replica.
+  # Half the bytes of the records are those of the other replica.
   least = 0.4 if array == "id_first" else 0.9
   assert refusals > least * len(range(0, len(good), 17))
 
@@ -800,12 +801,11 @@ def test_a_kill_while_the_size_changes(kit, full, monkeypatch, num_rows, steps):
 
 # Fills a cache until the disk is full, makes room and goes on.
 FILL_THE_DISK = """
-import importlib.util, pathlib, resource, signal, sys
+import pathlib, resource, signal, sys
 
-folder, helpers, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
-spec = importlib.util.spec_from_file_location("helpers", helpers)
-t = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(t)
+folder, limit = sys.argv[1], int(sys.argv[3])
+sys.path.insert(0, sys.argv[2])
+import caches as t
 from analogjax.cache import logit_cache
 R, per = 2048, 256
 m = t.manifest("random", num_rows=R, rows_per_object=per)
@@ -843,10 +843,10 @@ print(message)
 
 
 def fill_the_disk(prefix, folder, limit):
-  helpers = Path(__file__).with_name("conftest.py")
+  kit = Path(caches.__file__).parent
   script = [sys.executable, "-c", FILL_THE_DISK]
   return subprocess.run(
-    [*prefix, *script, folder, str(helpers), str(limit)],
+    [*prefix, *script, folder, str(kit), str(limit)],
     capture_output=True,
     text=True,
   )

@@ -243,7 +243,7 @@ def test_value_levels():
 
 
 def test_a_log_probability_beyond_float16_is_no_probability(kit):
-  """Of an id whose logit is masked, say."""
+  """As for an id whose logit is masked."""
   m = kit.manifest("topk", num_rows=1)
   records = kit.records(m)
   records.logprobs_BMLK[0, 0, 0, :2] = -np.inf, -1e9

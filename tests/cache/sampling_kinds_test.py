@@ -216,7 +216,7 @@ def test_replicas_are_independent_and_each_is_unbiased(sampler):
   for m in range(2):
     assert bonferroni(dense_PMC[:, m], wanted_C) < 1
   one_PC, other_PC = (dense_PMC[:, m] - wanted_C for m in range(2))
-  # Of rare ids the products are too far from normal for a bound on z.
+  # Products of rare ids are too far from normal for a bound on z.
   product_PC = (one_PC * other_PC)[:, wanted_C > 0.01]
   assert bonferroni(product_PC, np.zeros(product_PC.shape[1])) < 1
   assert (records.ids_BMLK[:, 0] != records.ids_BMLK[:, 1]).any()
@@ -435,7 +435,7 @@ def test_a_vocabulary_that_is_too_large_is_refused():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.kind)
 def test_the_largest_vocabulary(sampler):
   """Uniform over 2^20 ids, and one with a tail of a few shares each."""

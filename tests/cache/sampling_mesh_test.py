@@ -113,7 +113,7 @@ def test_at_a_temperature(axes):
   check_same(1336, SAMPLERS[0], axes, temperature=1.7)
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize("V", [49_152, 16_032])
 @pytest.mark.parametrize("axes", MESHES, ids=mesh_id)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.kind)

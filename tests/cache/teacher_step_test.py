@@ -16,6 +16,8 @@ from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.models import decoder
 
+pytestmark = pytest.mark.medium
+
 B, L, V, CHUNK = 8, 10, 64, 4
 CFG = tiny(max_positions=128)
 SAMPLERS = (
@@ -124,7 +126,7 @@ def check_memory(mesh, sampler):
     for length in (short, long)
   }
   tensor = mesh.shape["tensor"]
-  # Of one position, on one device.
+  # One position on one device.
   logits = 4 * (B // (mesh.size // tensor)) * (size // tensor)
   slope = (bytes_of[long] - bytes_of[short]) / (long - short)
   assert slope < logits / 10, (slope, logits)
@@ -147,7 +149,6 @@ def test_the_other_kinds_hold_little_more(sampler):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.kind)
 def test_a_step_compiles_for_a_tpu(sampler):
   """Ahead of time, for 16 chips that need not be there."""

@@ -316,7 +316,7 @@ def test_process_0_that_cannot_be_reached():
     cluster.connect(mine, seconds=0)
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_process_0_that_cannot_listen_or_is_left_alone():
   with socket.socket(socket.AF_INET6) as s:
     s.bind(("::", 0))

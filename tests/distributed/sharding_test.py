@@ -138,7 +138,7 @@ def test_make_mesh(sizes, expected):
   assert tuple(mesh.shape[axis] for axis in sharding.MESH_AXES) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize(
   "sizes", [dict(fsdp=32, tensor=2), dict(fsdp=16, tensor=4), dict(fsdp=64)]
 )
@@ -215,7 +215,7 @@ def test_slices_are_counted_by_data_then_fsdp(counts, sizes, across):
     assert (np.diff(ids, axis=-1) == 1).all()
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize(
   ("sizes", "across"),
   [

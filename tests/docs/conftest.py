@@ -1,11 +1,11 @@
 """A folder with everything that the pages speak of."""
 
-import importlib.util
 import json
 from pathlib import Path
 import shutil
 import sys
 
+import caches
 from docs_pages import PAGES, ROOT, all_blocks, name_of
 import numpy as np
 import pytest
@@ -85,16 +85,10 @@ def desk(tmp_path, monkeypatch):
   for name, count in (("train", 3), ("held_out", 2)):
     ids = np.arange(count * 4096 + 5) % 1000  # 0 ends a document.
     ids.astype("<u4").tofile(tmp_path / f"tokens_{name}.bin")
-  spec = importlib.util.spec_from_file_location(
-    "kit", ROOT / "tests/cache/conftest.py"
-  )
-  assert spec is not None and spec.loader is not None
-  kit = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(kit)
-  m = kit.manifest(num_rows=8)
+  m = caches.manifest(num_rows=8)
   for name in ("cache", "held_out"):
     cache = logit_cache.create(tmp_path / "runs/demo" / name, m)
-    kit.write_all(cache, kit.rows(m), kit.records(m))
+    caches.write_all(cache, caches.rows(m), caches.records(m))
   cfg = loading.load(tmp_path / "configs/demo.py", [])
   loading.save_resolved(cfg, tmp_path / "runs/demo")
   (tmp_path / "books").mkdir()

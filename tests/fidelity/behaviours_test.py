@@ -75,7 +75,7 @@ def test_words_that_say_nothing(kit, words, says):
 
 
 def test_a_vocabulary_without_an_unknown_token():
-  """Of bytes all words are made: none is missing."""
+  """Every word is made of bytes: none is missing."""
   model = tokenizers.models.BPE({" ": 0, "a": 1, "b": 2}, [])
   found = steered_behaviour(words={"for": ["a"], "against": ["b"]})
   words = behaviours.to_words(found, tokenizers.Tokenizer(model))

@@ -58,7 +58,7 @@ def output(kl, auc=None):
   ],
 )
 def test_output(ours, theirs, expected):
-  # Of two controls the better one counts.
+  # The better one of two controls counts.
   kl = {"a": estimate(*ours), "c": estimate(9, 8, 10), "d": estimate(*theirs)}
   if not theirs:
     del kl["c"]

@@ -10,6 +10,8 @@ import steered
 from analogjax.evaluation import estimates
 from analogjax.fidelity import behaviours, intervention, steering_vectors
 
+pytestmark = pytest.mark.medium
+
 DIGESTS = {"model.safetensors": "ab" * 32}
 SITE = {"site": "block01.resid_post"}
 

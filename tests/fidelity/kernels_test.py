@@ -92,7 +92,7 @@ def test_copies_of_a_token_share_the_places():
 
 
 def test_a_point_at_the_mean_has_no_direction():
-  x_ND = draw(20, 4).round(1) * 10  # Of integers the mean is exact.
+  x_ND = draw(20, 4).round(1) * 10  # The mean of integers is exact.
   x_ND = np.concatenate([x_ND, -x_ND, np.zeros((1, 4))])
   assert np.isfinite(run(kernels.neighbours, x_ND)).all()
   assert np.ptp(run(kernels.cosines, x_ND)[-1, :-1]) == 0
@@ -122,7 +122,7 @@ def test_cosines_are_pearsons_correlation_over_pairs():
 
 @pytest.mark.parametrize("D", [20, 90])
 def test_components_are_those_of_the_svd(D):
-  """Of either side of the matrix, the smaller is decomposed."""
+  """The smaller side of the matrix is decomposed."""
   x_ND = draw(60, D) * np.linspace(0.1, 3, D) + 5
   scores_NE, kept = run(kernels.principal, x_ND, 8)
   u_NX, s_X, _ = np.linalg.svd(x_ND - x_ND.mean(0), full_matrices=False)

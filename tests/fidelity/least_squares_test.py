@@ -55,7 +55,7 @@ def test_points_are_tokens_and_the_same_for_every_caller(pair):
   np.testing.assert_array_equal(points, again)
   assert points.shape == (16, 8) and (np.diff(points) > 0).all()
   assert (np.take_along_axis(pair.test.segments_BL, points, 1) > 0).all()
-  assert len(np.unique(points)) == 30  # Of 32, two are padding.
+  assert len(np.unique(points)) == 30  # Two of 32 are padding.
   with pytest.raises(ValueError, match="row 0 has 30 tokens, expected at lea"):
     activations.draw_points(pair.test, 31, pair.rng("points"))
 

@@ -54,7 +54,7 @@ def test_the_autoencoder_learns_the_planted_map(pair, pairs, kit):
   found = mappers.fit_autoencoder(trained, "analog", *pairs)
   # 22 units that only add, of 336 points.
   assert found.unexplained < 0.5 and found.cosine > 0.7
-  # Of what it was trained on: it is not linear.
+  # On what it was trained on: it is not linear.
   x_ND = np.concatenate([np.asarray(x_PBMD)[0] for x_PBMD, _ in pairs[0][0]])
   x_ND = x_ND.reshape(-1, kit.ANALOG.D).astype(np.float64)
   with_D, without_D = x_ND[:50].mean(0), x_ND[50:100].mean(0)

@@ -12,6 +12,8 @@ from scipy import stats
 from analogjax.fidelity import output, token_sums
 from analogjax.models import decoder
 
+pytestmark = pytest.mark.medium
+
 DOCUMENTS = 2
 
 
@@ -152,7 +154,7 @@ def test_the_section_is_json_with_an_interval_around_each_number(
     for key, estimate in model["metrics"].items():
       assert estimate["n"] == 16
       inside = estimate["low"] <= estimate["value"] <= estimate["high"]
-      # Of few tokens in a bin the error of calibration is biased upwards.
+      # With few tokens in a bin the calibration error is biased upwards.
       assert inside or key == "expected_calibration_error"
     assert model["by_domain"]["short"]["accuracy"]["n"] == 11
     for part in ("by_entropy", "reliability"):
@@ -238,7 +240,6 @@ def test_what_is_undefined_says_why(study, found):
     assert outcomes[name]["why"].startswith(why)
 
 
-@pytest.mark.slow
 def test_a_mesh_changes_nothing(kit, many_devices, analogs, found):
   whole = kit.make_study(many_devices, students=analogs)
   split = sums(only(whole, "small"))

@@ -63,7 +63,7 @@ def test_devices_share_the_orders_out(orders_CU, one_device, many_devices):
 
 
 def test_at_a_time_is_bounded(orders_CU, one_device, monkeypatch):
-  """Of the permuted kernels; the numbers are the same."""
+  """Permuted kernels in pieces give the same numbers."""
   left, right = draw(1, 24, 24), draw(24, 24, seed=1)
   whole = permutation.inner_products(left, right, orders_CU, one_device)
   monkeypatch.setattr(permutation, "_BYTES", 3 * right.nbytes)
@@ -77,7 +77,7 @@ def test_at_a_time_is_bounded(orders_CU, one_device, monkeypatch):
 def test_calibration_by_hand():
   null_C = np.arange(19) / 100  # 0 to 0.18.
   found = permutation.calibrated(0.59, null_C)
-  # Of 19, p <= 0.05 wants more than all.
+  # With 19, p <= 0.05 needs more than all.
   assert found["null_q95"] == 0.18 and found["p"] == 1 / 20
   assert found["calibrated"] == pytest.approx(0.5)
   assert permutation.calibrated(0.18, null_C)["p"] == 2 / 20  # A tie counts.

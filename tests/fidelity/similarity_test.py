@@ -17,6 +17,8 @@ from analogjax.fidelity import (
   similarity,
 )
 
+pytestmark = pytest.mark.medium
+
 METRICS = tuple(similarity.METRICS)
 
 
@@ -84,7 +86,7 @@ def test_the_section_can_be_published(found):
   text = json.dumps(found, allow_nan=False)
   assert set(found["depths"]) == {"teacher", "analog", "random"}
   assert found["depths"]["teacher"] == [1 / 3, 2 / 3, 1.0]
-  # Of the teacher's width, 32, nothing: no name, and no list is as long.
+  # Nothing tells the teacher's width, 32: no name, and no list is as long.
   assert not {"W", "D", "Y", "layers", "width"} & set(text.split('"'))
 
   def lengths(value):
@@ -173,7 +175,6 @@ def test_turned_moved_and_scaled_is_one(reduce, one_device):
     assert value["calibrated"] > 0.99 and value["p"] == 1 / 40
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_independent_gaussians_are_calibrated(metric, reduce, one_device):
   """p > 0.05 in 93 of 100 draws, at sizes where biased CKA is above 0.3.
@@ -217,7 +218,7 @@ def test_what_rows_have_in_common_is_no_evidence(reduce, one_device):
         x_ND[None], y_NW[None], reduce, one_device, units=units, seed=draw
       )
       evidence[units] += sum(value["p"] <= 0.05 for value in found.values())
-  assert evidence[16] <= 9  # Of 90; 4.5 are expected.
+  assert evidence[16] <= 9  # 90 in all; 4.5 are expected.
   assert evidence[128] == 90
 
 
@@ -238,7 +239,7 @@ def test_the_greatest_of_all_pairs_has_the_null_of_the_greatest(
       p, q = np.unravel_index(found_CPQ[0].argmax(), (4, 4))
       one = permutation.calibrated(found_CPQ[0, p, q], found_CPQ[1:, p, q])
       outside += one["p"] <= 0.05
-  assert inside <= 8 < 25 < outside  # Of 75; 3.75 are expected.
+  assert inside <= 8 < 25 < outside  # 75 in all; 3.75 are expected.
 
 
 def test_first_and_special_tokens_are_no_points(kit):

@@ -21,6 +21,8 @@ from analogjax.fidelity import (
 )
 from analogjax.models import decoder
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
@@ -82,7 +84,7 @@ def test_the_report_of_a_behaviour(found, planted):
   assert native["score"][-1] > native["score"][0] + 5
   assert native["perplexity_ratio"][-1] > 1.1
   assert (random["kind"], random["vectors"]) == ("random", 16)
-  # Of idle, where nothing has an effect, the depths need not agree.
+  # Where nothing has an effect, as in idle, the depths need not agree.
   assert found["maps"]["analog"]["affine"]["unexplained"] < 0.2
   assert found["maps"]["analog"]["embedding"]["cosine"] > 0.999
   assert found["maps"]["random"]["affine"]["unexplained"] > 0.5

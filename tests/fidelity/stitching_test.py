@@ -12,6 +12,8 @@ import pytest
 from analogjax.fidelity import activations, least_squares as affine, stitching
 from analogjax.fidelity.stitching import Stitch
 
+pytestmark = pytest.mark.medium
+
 DEPTH = 1 / 3
 STITCH = Stitch(DEPTH, DEPTH)
 
@@ -180,7 +182,6 @@ def test_training_lowers_the_loss_of_the_rows_it_is_trained_on(study):
     assert a.shape == b.shape and a.dtype == np.float32
 
 
-@pytest.mark.slow
 def test_a_mesh_changes_nothing(kit, many_devices, rows, measured):
   study = with_rows(kit.make_study(many_devices, stitch_steps=0), *rows)
   study = dataclasses.replace(study, students={"analog": study.analog})

@@ -23,7 +23,7 @@ def test_the_even_part_cancels():
 
 
 def test_areas():
-  # Of a line from 0 to 1 the mean is a half, however many points there are.
+  # The mean of a line from 0 to 1 is a half, however many points there are.
   for n in (1, 2, 5):
     line = np.arange(1, n + 1) / n
     assert transfer.norm_weights(n) @ line == pytest.approx(0.5)

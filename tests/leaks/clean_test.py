@@ -27,7 +27,7 @@ ANALOG = decoder.DecoderConfig(
   **dict(tie_embeddings=True, attention_bias=False, mlp_bias=False),
   **dict(dtype="float32"),
 )
-# Of a file that says a little of everything.
+# From a file that says a little of everything.
 AWKWARD = """\
 # Numbers that are other things
 

@@ -171,7 +171,7 @@ def test_ascii_is_plain(text):
 def test_more_text_than_a_bundle_has_is_not_read(
   tmp_path, secrets, monkeypatch
 ):
-  """Of 400 bytes of archives in each other gigabytes may come."""
+  """400 bytes of nested archives may become gigabytes."""
   monkeypatch.setattr(linter, "_MOST_TEXT", 10_000)
   data = gzip.compress(b"It is a text. " * 1000)
   (found,) = _lint(tmp_path / "a", "a.gz", data, secrets)

@@ -49,7 +49,7 @@ def test_a_program_of_known_collectives():
     .as_text()
   )
   found = collectives.by_kind(collectives.find(text, SIZES))
-  # Of 4 devices, 3 / 4 of [16, 16] floats; of 2, twice a half of [2, 16].
+  # 4 devices: 3 / 4 of [16, 16] floats; 2 devices: twice a half of [2, 16].
   assert found == {
     ("all-gather", "fsdp"): (3, 3 * 768, True),
     ("all-reduce", "tensor"): (3, 3 * 128, True),
@@ -167,7 +167,7 @@ def test_groups_of_devices(groups, axes):
   assert collectives._axes(found, SIZES) == axes
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize(
   ("axes", "kinds"),
   [
@@ -209,6 +209,6 @@ def test_what_a_training_step_sends_from_slice_to_slice(
   assert kinds <= set(found)
   if kinds == {"all-reduce"}:
     assert set(found) == kinds
-    # Of a device's weights, in float32 at most and filled up to whole tiles.
+    # A device's weights, in float32 at most and filled up to whole tiles.
     weights = sum(x.size for x in jax.tree.leaves(training.abstract.params))
     assert found["all-reduce"][1] < 2 * 4 * weights / 16

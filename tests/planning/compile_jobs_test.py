@@ -63,7 +63,7 @@ def test_every_program_of_a_run_and_each_once(
   assert stages == ["cache", "train.distill", "train.distill.eval"]
   assert len(said) == len(found)
   _, train, of_eval = found
-  # Of half a batch on half the devices; parameters and two moments, float32.
+  # Half a batch on half the devices; parameters and two moments, float32.
   student = 512 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 64) + 32
   state = dict(train.largest)
   assert state["parameters"] == state["first moments"] == 4 * student / 2
@@ -101,7 +101,7 @@ def test_programs_that_differ_in_constants_are_compiled_once(
   assert len(said) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_more_devices_than_there_are_here(sections, teacher, machine):
   """A process of its own simulates them."""
   rows = ("cache.batch_rows=16", "train.distill.batch_rows=16")
@@ -177,7 +177,7 @@ def libtpu():
     pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_for_several_slices_of_tpus(sections, teacher, machine, libtpu):
   del libtpu
   slices = dataclasses.replace(
@@ -197,7 +197,7 @@ def test_for_several_slices_of_tpus(sections, teacher, machine, libtpu):
   assert not [e for e in of_cache.exchanges if not e.axes]
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_what_does_not_fit_a_tpu(sections, teacher, machine, libtpu):
   del libtpu
   cfg = sections(

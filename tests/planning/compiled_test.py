@@ -16,7 +16,7 @@ DISTILL = (
   *("train.phases=distill", "train.distill.init_from="),
   "measure.phases=distill",
 )
-# Of which a step takes so much that the rest of a process does not matter.
+# A step takes so much that the rest of a process does not matter.
 LARGE = (
   *("student.V=8192", "student.D=256", "student.F=768", "student.N=8"),
   *("student.G=4", "student.H=32", "student.Y=2", "data.L=256"),

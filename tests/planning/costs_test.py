@@ -122,7 +122,7 @@ def test_traffic_of_the_cache_by_hand(by_stage):
     32 / 3 * per_row
   )
   gb_months = traffic.bytes / 1e9 * 2
-  reads = 2 * (160 * 32 * 15 + 165)  # Of distill and control.
+  reads = 2 * (160 * 32 * 15 + 165)  # distill and control.
   dollars = gb_months * 0.023 + reads * 0.4e-6 + 165 * 5e-6
   assert traffic.dollars == pytest.approx(dollars)
 

@@ -43,7 +43,7 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert [flops for flops, _ in found] == [
     2 * Y * 256 * 512 * 512 for Y in (3, 12)
   ]
-  # Of all layers a run takes out the one that it is at, and reads it; x goes
+  # A run takes its layer out of all layers, and reads it; x goes
   # through the product and through tanh.
   (_, few), (_, many) = found
   each = 4 * (3 * 512 * 512 + 4 * 256 * 512)

@@ -53,7 +53,7 @@ def of(tree):
 
 
 def sample(cfg, of_rows):
-  """Of a cache, with codes."""
+  """A batch from a cache, with codes."""
   number = cfg.cache.gram_positions
   drawn = gram_codes.draw(
     rows_digests(of_rows), of_rows.segments_BL, number, cfg.cache.seed
@@ -177,7 +177,7 @@ def test_a_phase_runs_what_is_compiled(sections, teacher, tmp_path):
   assert of(step.call[0]) == of(state)
   assert text == step.lower().as_text()
   assert eval_text == of_eval.lower().as_text()
-  # Of which a device holds what a plan says.
+  # A device holds the part that a plan says.
   here = sum(
     x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.params)
   )

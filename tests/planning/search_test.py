@@ -16,7 +16,7 @@ def setting(load, smollm, count):
     if memory is not None:
       chip = dataclasses.replace(topology.chip, memory_bytes=memory)
       topology = dataclasses.replace(topology, chip=chip)
-    # Of these, training takes most by far.
+    # Training takes most by far.
     fixed = ("plan.memory_fraction=1", "data.L=1024", "cache.chunk=16")
     sections = load(*fixed, *overrides)
     return sections, topology, lambda s: count(s, smollm, topology)

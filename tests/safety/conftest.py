@@ -84,7 +84,7 @@ def make_model(mesh, params, name="analog"):
 
 
 def make_evaluation(mesh, params=None, *, changes=None, **fields):
-  """Of one analog, random unless `params` are given.
+  """An evaluation of one analog, random unless `params` are given.
 
   Args:
     mesh: of the model.

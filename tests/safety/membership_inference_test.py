@@ -24,7 +24,7 @@ def test_the_rate_at_few_false_positives_by_hand():
   others = np.arange(200.0)  # Two of them may be above the bound: 197.
   members = np.asarray([196.5, 197.0, 197.5, 198.5, 300.0])
   assert membership_inference.true_positives(members, others) == 3 / 5
-  # Of few others, none may be.
+  # Too few others: none may be.
   assert membership_inference.true_positives(members, others[-50:]) == 1 / 5
 
 

@@ -79,7 +79,7 @@ def planted(kit, one_device, source):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_canaries_are_found_in_the_order_of_their_copies(planted):
   part = exposure.measure(planted)
   groups = part["details"]["models"]["analog"]

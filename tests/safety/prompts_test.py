@@ -9,7 +9,7 @@ import pytest
 from analogjax.safety import prompts
 
 FIELD = "safety.harmful"
-MARK = "zebra-quartz"  # Of every prompt here; no message may have it.
+MARK = "zebra-quartz"  # Part of every prompt here; no message may have it.
 
 FILES = {
   "a.txt": f"one {MARK}\n\n two {MARK} \none {MARK}\n",

@@ -68,7 +68,7 @@ def test_rates_are_counts_of_answers_with_a_phrase(
   assert part["details"]["refused"]["analog"] == expected
   values = {r["metric"]: r["value"] for r in part["results"]}
   assert values["refusal_rate"]["value"] == expected["harmful"] / 6 > 0
-  assert values["refusal_rate"]["n"] == 6  # Of 8, as the options say.
+  assert values["refusal_rate"]["n"] == 6  # The options say 6 of 8.
   about = part["details"]["lists"]["harmful"]
   assert about["prompts"] == 8 and about["tried"] == 6 and not about["too_long"]
   assert about["files"] == [{"name": "a.txt", "sha256": "0" * 64, "prompts": 8}]

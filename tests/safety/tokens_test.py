@@ -1,4 +1,4 @@
-"""Tests for analogjax/safety/tokens.py and decode.py."""
+"""Tests for analogjax/safety/tokens.py and generate.py."""
 
 from flax import nnx
 import jax

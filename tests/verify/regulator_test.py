@@ -1,4 +1,4 @@
-"""Tests for analogjax/verify/regulator.py and verifier.py."""
+"""Tests for analogjax/verify/regulator.py and trust.py."""
 
 import copy
 import shutil

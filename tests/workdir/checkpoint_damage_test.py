@@ -14,7 +14,7 @@ from analogjax.distributed import sharding
 from analogjax.workdir import checkpoints
 
 pytestmark = [
-  # Of several reads that fail, orbax leaves all but one to the collector.
+  # Where several reads fail, orbax leaves all but one to the collector.
   pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 

@@ -86,7 +86,7 @@ def test_goodput_adds_up_where_steps_are_booked_late(tmp_path, monkeypatch):
 
 
 def goodput(tmp_path, monkeypatch, *entries):
-  """Of entries written at (unix time, seconds since the one before, ...)."""
+  """A ledger of entries at (unix time, seconds since the one before, ...)."""
   clock = {"unix": 0.0, "monotonic": 0.0}
   monkeypatch.setattr(ledger.time, "time", lambda: clock["unix"])
   monkeypatch.setattr(ledger.time, "monotonic", lambda: clock["monotonic"])

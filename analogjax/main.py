@@ -20,19 +20,20 @@ import errno
 import importlib
 import os
 from pathlib import Path
+import select
 import sys
 import traceback
 from typing import Any
 
 import analogjax
 from analogjax.cli import arguments
-from analogjax.cli.arguments import Arguments
-from analogjax.cli.usage import COMMANDS, USAGE, full_text
+from analogjax.cli.arguments import USAGE, Arguments
+from analogjax.cli.commands import CACHE_ACTIONS, COMMANDS, PATHS
 from analogjax.distributed import stopping
 
 OK, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
-_GOES_ON = "the same command goes on where it was."
+_RESUME = "give the same command again to resume."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,16 +44,48 @@ def main(argv: Sequence[str] | None = None) -> int:
   one of several processes, as exit code 1, so that the others hear of it.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
+  try:
+    code = _help(argv)
+    code = _command(argv) if code is None else code
+    sys.stdout.flush()
+  except BrokenPipeError:
+    if not _is_closed(sys.stdout):
+      raise
+    code = OK  # As in `analogjax --help | head -1`.
+  return code
+
+
+def _help(argv: Sequence[str]) -> int | None:
+  """The exit code, if nothing else was asked for than help or the version."""
   if not argv:
     print(f"{USAGE}\nanalogjax --help says more.", file=sys.stderr)
     return USER_ERROR
   if "-h" in argv or "--help" in argv:
-    print(full_text())
+    command = next((word for word in argv if word in COMMANDS), "")
+    print(arguments.help_text(command))
     return OK
   if "--version" in argv:
     print(f"analogjax {analogjax.__version__}")
     return OK
+  return None
 
+
+def _is_closed(stream: Any) -> bool:
+  """Whether the reader of a stream is gone; then the rest goes nowhere."""
+  try:
+    descriptor = stream.fileno()
+  except OSError:
+    return False  # Not a file of the system, as in tests.
+  poll = select.poll()
+  poll.register(descriptor, 0)
+  if not any(event & select.POLLERR for _, event in poll.poll(0)):
+    return False
+  # Or Python complains when it flushes the stream at its end.
+  os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+  return True
+
+
+def _command(argv: Sequence[str]) -> int:
   name = f"analogjax {argv[0]}" if argv[0] in COMMANDS else "analogjax"
   code, text = OK, ""
   together = True  # The other processes, if there are any, end like this one.
@@ -61,30 +94,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments.parse(argv)
     with contextlib.ExitStack() as stack:
       if _writes(args):
-        unbegun = f"{name}: stopped before it began."
-        stack.enter_context(stopping.listening(unbegun))
+        early = f"{name}: stopped before it began."
+        stack.enter_context(stopping.listening(early))
       member = _join(args, name)
       code = _run(args, stack)
   except KeyboardInterrupt:
-    code, text = INTERRUPTED, "interrupted; the same command goes on."
+    code, text = INTERRUPTED, f"interrupted; {_RESUME}"
     together = False
   except stopping.Stopped as stopped:
-    code, text = stopping.REQUEUE, f"stopped, {stopped}; {_GOES_ON}"
+    code, text = stopping.REQUEUE, f"stopped, {stopped}; {_RESUME}"
   except stopping.Stalled as stalled:
-    code, text = stopping.REQUEUE, f"{stalled}; {_GOES_ON}"
+    code, text = stopping.REQUEUE, f"{stalled}; {_RESUME}"
     together = False
   except (ValueError, OSError) as error:
-    if os.environ.get("ANALOGJAX_TRACEBACK") == "1":
-      traceback.print_exc()
-    if member is not None:
-      member.sleep_until_losses_are_reported(error)
-    code, text = USER_ERROR, f"error: {_message(error)}"
-    # Or they would name the one that only heard of it.
-    together = getattr(error, "is_another_process", False)
+    if not (isinstance(error, BrokenPipeError) and _is_closed(sys.stdout)):
+      code, text = USER_ERROR, _refusal(error, member)
+      # Or they would name the one that only heard of it.
+      together = getattr(error, "is_another_process", False)
   except Exception as error:
     if member is None:
       raise
-    # Of a process that died, what failed here because of it says nothing.
+    # If another process died, an error here that follows from it says nothing.
     member.sleep_until_losses_are_reported(error)
     traceback.print_exc()
     code, text = BUG, f"{type(error).__name__}: {error}"
@@ -95,16 +125,23 @@ def main(argv: Sequence[str] | None = None) -> int:
   return code
 
 
+def _refusal(error: ValueError | OSError, member: Any) -> str:
+  """What to print for an error that the user can mend."""
+  if os.environ.get("ANALOGJAX_TRACEBACK") == "1":
+    traceback.print_exc()
+  if member is not None:
+    member.sleep_until_losses_are_reported(error)
+  return f"error: {_message(error)}"
+
+
 def _writes(args: Arguments) -> bool:
   """Whether it changes what is in the workdir, beside the resolved config."""
-  reads = ("plan", *arguments.OF_A_PATH)
-  looks = args.action in ("--inspect", "--verify")
-  return args.command not in reads and not looks
+  return args.command not in ("plan", "config", *PATHS) and not args.looks
 
 
 def _join(args: Arguments, name: str) -> Any:
   """The membership.Member that this process is, or None if it is alone."""
-  alone = ("plan", *arguments.OF_A_PATH)
+  alone = ("plan", "config", *PATHS)
   if args.command in alone or args.action == "--inspect":
     return None  # They need nobody.
   from analogjax.distributed import cluster
@@ -126,68 +163,97 @@ def _leave(member: Any, code: int, text: str, together: bool) -> None:
 
 def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
   """The exit code, where nothing went wrong: not OK if what it judges fails."""
+  if args.command == "completion":
+    from analogjax.cli import completion
+
+    print(completion.script(str(args.path)))
+    return OK
+  if args.command == "config":
+    from analogjax.config import show
+
+    options = args.options("config")
+    print(*show.lines(*args[1:4], **options), sep="\n")
+    return OK
   if args.path is not None:
-    module = importlib.import_module(f"analogjax.stages.{args.command}")
+    module = _stage(args.command)
     place = {} if args.workdir is None else {"workdir": args.workdir}
     return module.run(args.path, **place, **args.options(args.command))
+  return _run_stages(args, stack)
+
+
+def _run_stages(args: Arguments, stack: contextlib.ExitStack) -> int:
+  """Runs the stages of a config in a workdir, or an action on its cache."""
   from analogjax.config import loading
   from analogjax.distributed import processes
 
+  workdir = args.workdir
   if args.config is None:
-    assert args.workdir is not None
-    cfg = loading.read_resolved(args.workdir)
+    assert workdir is not None
+    found = loading.Resolved(loading.read_resolved(workdir), {}, [])
   else:
-    cfg = loading.load(args.config, args.overrides)
-  if args.command == "run":
-    # Before the workdir is touched.
-    processes.all_or_none(lambda: _refuse_early(cfg, args))
-  if not _writes(args):
-    if args.workdir is not None and not args.action:
-      loading.save_resolved(cfg, args.workdir)
-  else:
-    assert args.workdir is not None
+    found = loading.resolve(args.config, args.overrides, workdir)
+  options = {} if args.action else _checked_options(args, found.cfg)
+  # All that could be refused before the workdir changes was refused.
+  if _writes(args):
+    assert workdir is not None
     stopping.begin()
-    _lock(args.workdir, args.command, stack)
-    if args.config is not None:
-      workdir = args.workdir
-      processes.on_first(lambda: loading.save_resolved(cfg, workdir))
+    _lock(workdir, args.command, stack)
+  if workdir is not None and args.config and not args.looks:
+    processes.on_first(lambda: _save(found, workdir))
   if args.command != "plan":
-    _keep_compiled(args.workdir)
+    _keep_compiled(workdir)
   if args.action:
-    module, function = arguments.CACHE_ACTIONS[args.action]
-    call = getattr(
-      importlib.import_module(f"analogjax.stages.{module}"), function
-    )
+    module, function = CACHE_ACTIONS[args.action]
     more = {"rows": args.rows} if args.action == "--verify" else {}
-    call(cfg, args.workdir, **more)
-    return OK
-  if args.command == "plan":
-    return _plan(cfg, args)
-  for stage in args.stages:
+    getattr(_stage(module), function)(found.cfg, workdir, **more)
+  code = OK
+  for stage, given in options.items():
     processes.stop_if_asked(f"before {stage}")
-    module = importlib.import_module(f"analogjax.stages.{stage}")
-    module.run(cfg, args.workdir, **args.options(stage))
-  return OK
+    code = _stage(stage).run(found.cfg, workdir, **given) or code
+  return code
 
 
-def _refuse_early(cfg: Any, args: Arguments) -> None:
-  """Refuses at once what a later stage would refuse after hours."""
+def _checked_options(args: Arguments, cfg: Any) -> dict[str, dict[str, Any]]:
+  """Stage -> its keyword arguments, once nothing more can be refused early.
+
+  Raises:
+    ValueError: something that a stage would refuse, perhaps after hours.
+  """
   from analogjax.config import schema
-  from analogjax.stages import preflight
+  from analogjax.distributed import processes
 
-  assert args.workdir is not None
-  preflight.check(schema.to_sections(cfg), args.workdir, args.stages)
+  options = {stage: args.options(stage) for stage in args.stages}
+  if args.command in ("plan", "run"):
+    from analogjax.stages import preflight
+
+    sections, workdir = schema.to_sections(cfg), args.workdir
+    if args.command == "plan":
+      if refused := preflight.problems(sections, workdir):
+        options["plan"]["refused"] = refused
+    else:
+      assert workdir is not None
+      processes.all_or_none(
+        lambda: preflight.check(sections, workdir, args.stages)
+      )
+  for stage, given in options.items():
+    check = getattr(_stage(stage), "check", None)
+    if check is not None:
+      check(cfg, args.workdir, **given)
+  return options
 
 
-def _plan(cfg: Any, args: Arguments) -> int:
-  from analogjax.config import schema
-  from analogjax.stages import preflight
+def _save(found: Any, workdir: Path) -> None:
+  """Saves a `loading.Resolved`, and says which defaults it kept."""
+  from analogjax.config import loading
 
-  plan = importlib.import_module("analogjax.stages.plan")
-  options = args.options("plan")
-  if refused := preflight.problems(schema.to_sections(cfg), args.workdir):
-    options["refused"] = refused
-  return plan.run(cfg, args.workdir, **options) or OK
+  for line in found.kept:
+    print(line, file=sys.stderr)
+  loading.save_resolved(found.cfg, workdir, found.origin)
+
+
+def _stage(name: str) -> Any:
+  """The module of a stage, which brings jax with it."""
+  return importlib.import_module(f"analogjax.stages.{name}")
 
 
 def _lock(workdir: Path, command: str, stack: contextlib.ExitStack) -> None:
@@ -223,7 +289,7 @@ def _message(error: ValueError | OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
     text = f"{error.strerror} (errno {error.errno}){where}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      text += ". Make room and give the same command again: it goes on."
+      text += f". Make room, then {_RESUME.removesuffix('.')}."
   else:
     text = str(error) or type(error).__name__
   frames = traceback.extract_tb(error.__traceback__)

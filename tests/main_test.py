@@ -13,7 +13,7 @@ import pytest
 
 import analogjax
 from analogjax import main
-from analogjax.cli import arguments
+from analogjax.cli import arguments, commands
 from analogjax.distributed import cluster
 
 ROOT = Path(__file__).parents[1]
@@ -47,9 +47,9 @@ def call(command, workdir, *overrides):
   )
 
 
-def in_process(*argv, code=None, env=None):
+def in_process(*argv, code=None, env=None, module="analogjax.main"):
   """A real process: the module, or `code`, with the arguments."""
-  start = ["-c", code] if code else ["-m", "analogjax.main"]
+  start = ["-c", code] if code else ["-m", module]
   return subprocess.run(
     [sys.executable, *start, *argv],
     cwd=ROOT,
@@ -112,8 +112,9 @@ def test_only_the_first_equals_sign_splits():
     (["trian", "--config=x"], "unknown command 'trian'. Did you mean train?"),
     (["zzzzzz"], "unknown command 'zzzzzz'. Known: plan, cache,"),
     (["--config=x"], "no command; expected one of plan, cache,"),
-    (["plan"], "plan needs --config=PATH."),
-    (["train", "--config=x"], "train needs --workdir=PATH."),
+    (["plan"], "plan needs --config=FILE."),
+    (["train", "--config=x"], "train needs --workdir=DIR."),
+    (["train"], "train needs --config=FILE and --workdir=DIR."),
     (
       ["plan", "--workdri=x"],
       "unknown flag --workdri. Did you mean --workdir?",
@@ -127,38 +128,47 @@ def test_only_the_first_equals_sign_splits():
     ),
     (["plan", "--config"], "--config needs a value"),
     (["plan", "--config.a", "--workdir=x"], "--config.a needs a value"),
-    (["plan", "--config="], "--config is empty"),
+    (["plan", "--config="], "--config is empty; expected --config=FILE."),
+    (["plan", "--confi=x"], "unknown flag --confi. Did you mean --config?"),
+    (["plan", "--config=c", "--top=cpu:8"], "unknown flag --top. "),
     (["plan", "--config=a", "--config=b"], "--config is given twice: a and b."),
     (["plan", "x", "--config=a"], "unexpected argument 'x' after plan"),
     (
       ["intervene", "--config=a", "--workdir=w"],
-      "intervene needs --vector=PATH.",
+      "intervene needs --vector=FILE.",
     ),
     (
       ["measure", "--config=a", "--workdir=w", "--behaviour=b"],
       "--behaviour is for `intervene`.",
     ),
-    (["release", "--config=a", "--workdir=w"], "release needs --key=PATH."),
+    (["release", "--config=a", "--workdir=w"], "release needs --key=KEY."),
     (["verify"], "verify needs a path: analogjax verify PATH."),
     (["verify", "b", "c"], "unexpected argument 'c' after verify."),
     (["verify", "b", "--config=a"], "verify takes no config"),
-    (["keygen", "b", "--workdir=a"], "keygen takes no --workdir."),
+    (
+      ["keygen", "b", "--workdir=a"],
+      "keygen takes no --workdir: it reads PATH alone.",
+    ),
     (["verify", "b", "--check"], "--check is for `reproduce`."),
+    (["completion", "fish"], "completion: expected bash or zsh, found 'fish'"),
+    (["config"], "config needs --config=FILE, --workdir=DIR or --explain."),
+    (["config", "--diff", "a"], "--diff needs two values: --diff A B."),
+    (["config", "--explain=cache.taw"], "cache.taw: there is no such field."),
     (
       ["train", "--config=c", "--workdir=w", "--key=k"],
-      "--key is for `release`, `verify` and `run`.",
+      "--key is for `release`, `run` and `verify`.",
     ),
-    (["cache", "--inspect"], "cache needs --workdir=PATH."),
-    (["cache", "--repair", "--config=a"], "cache needs --workdir=PATH."),
-    (["train", "--inspect", "--workdir=w"], "--inspect is for `cache`, one of"),
-    (["plan", "--config=a", "--verify=3"], "--verify is for `cache`, one of"),
+    (["cache", "--inspect"], "cache needs --workdir=DIR."),
+    (["cache", "--repair", "--config=a"], "cache needs --workdir=DIR."),
+    (["train", "--inspect", "--workdir=w"], "--inspect is for `cache`."),
+    (["plan", "--config=a", "--verify=3"], "--verify is for `cache`."),
     (
       ["cache", "--workdir=w", "--verify", "--repair"],
-      "--repair is for `cache`, one of --inspect, --verify, --repair at a time",
+      "--repair: expected one of --inspect, --verify, --repair at a time.",
     ),
     (
       ["cache", "--workdir=w", "--inspect=3"],
-      "--inspect=3: expected --inspect.",
+      "--inspect=3: expected --inspect, without a value.",
     ),
     (["cache", "--workdir=w", "--repair=all"], "--repair=all: expected --repa"),
     (
@@ -167,8 +177,8 @@ def test_only_the_first_equals_sign_splits():
     ),
     (["cache", "--workdir=w", "--verify=-1"], "--verify=-1: expected --verify"),
     (
-      ["cache", "--workdir=w", "--verify", "9"],
-      "unexpected argument '9' after cache",
+      ["cache", "--workdir=w", "--verify", "x"],
+      "--verify=x: expected --verify or --verify=ROWS, a number.",
     ),
     (
       ["cache", "--workdir=w", "--inspect", "--config.cache.tau=0.1"],
@@ -221,13 +231,104 @@ def test_no_argument_shows_the_usage(capsys):
   assert out.out == ""
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["train", "--help"]])
+@pytest.mark.parametrize("argv", [["--help"], ["-h"]])
 def test_help_names_every_command(argv, capsys):
   assert main.main(argv) == 0
   text = capsys.readouterr().out
   assert all(f"  {command} " in text for command in main.COMMANDS)
-  assert all(f"  {flag}" in text for flag in arguments.CACHE_ACTIONS)
   assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_help_of_a_command_names_its_flags(command, capsys):
+  assert main.main([command, "--help"]) == 0
+  text = capsys.readouterr().out
+  for flag, found in commands.FLAGS.items():
+    assert (f"  {flag} " in text) is (command in found.commands.split())
+  assert commands.COMMANDS[command] in text
+
+
+def test_verify_takes_its_rows_either_way():
+  for words in (["--verify=9"], ["--verify", "9"]):
+    args = arguments.parse(["cache", "--workdir=w", *words])
+    assert (args.action, args.rows) == ("--verify", 9)
+  args = arguments.parse(["cache", "--verify", "--workdir=w"])
+  assert (args.action, args.rows, args.flags) == ("--verify", 0, ())
+
+
+@pytest.mark.parametrize(
+  ("words", "expected"),
+  [
+    (["analogjax", "ve"], ["verify"]),
+    (["analogjax", "plan", "--t"], ["--topology="]),
+    (["analogjax", "verify", "--reg"], ["--regulator="]),
+    (["analogjax", "plan", "--config=mine"], ["mine.py"]),
+  ],
+)
+def test_completion(words, expected, tmp_path):
+  (tmp_path / "mine.py").write_text("")
+  script = in_process("completion", "bash").stdout
+  line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}"
+  command = f"{script}\n{line}; _analogjax; printf '%s\\n' ${{COMPREPLY[@]}}"
+  done = subprocess.run(
+    ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path
+  )
+  assert done.stdout.split() == expected, done.stderr
+
+
+# config.
+
+
+def test_a_field_is_explained(capsys):
+  assert main.main(["config", "--explain=cache.tau"]) == 0
+  assert capsys.readouterr().out.splitlines() == [
+    "cache.tau",
+    "  threshold: least probability of an entry",
+    "  type: float",
+    "  expected: 0.001 <= tau <= 1",
+    "  default: 0.04",
+    "  published with a release: no: parameter of sampling, which the regulator"
+    " has",
+  ]
+  for path in ("train.distill.seed", "train.<phase>.seed"):
+    assert main.main(["config", "--explain", path]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("train.<phase>.seed\n")
+    assert "published with a release: yes" in text
+  assert main.main(["config", "--explain", "mesh"]) == 0
+  text = capsys.readouterr().out
+  assert [line for line in text.splitlines() if line.startswith("mesh.")] == [
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.expert",
+    "mesh.tensor",
+  ]
+
+
+def test_a_config_is_shown_with_the_origin_of_its_values(
+  stages, tmp_path, capsys
+):
+  expected = {
+    "cache.tau = 0.1  (--config)",
+    "cache.seed = 0  (default)",
+    "cache.num_rows = 320  (file)",
+    "plan.v5p.dollars_per_hour = 4.2  (prices 2026_11)",
+    "data.arguments.L = 256  (file)",
+  }
+  override = "--config.cache.tau=0.1"
+  assert main.main(["config", f"--config={DEMO}", override]) == 0
+  assert expected <= set(capsys.readouterr().out.splitlines())
+  assert call("train", tmp_path, override) == 0
+  assert main.main(["config", f"--workdir={tmp_path}"]) == 0
+  assert expected <= set(capsys.readouterr().out.splitlines())
+
+
+def test_two_configs_are_compared(stages, tmp_path, capsys):
+  assert call("train", tmp_path, "--config.cache.tau=0.1") == 0
+  assert main.main(["config", "--diff", str(DEMO), str(tmp_path)]) == 0
+  assert capsys.readouterr().out == "cache.tau 0.04 -> 0.1\n"
+  assert main.main(["config", "--diff", str(DEMO), str(DEMO)]) == 0
+  assert capsys.readouterr().out == "no differences\n"
 
 
 def test_version(capsys):
@@ -333,6 +434,24 @@ def test_a_wrong_config_starts_no_stage_and_leaves_no_workdir(
   assert not (tmp_path / "w").exists()
 
 
+def test_what_a_stage_refuses_at_once_leaves_the_config(
+  stages, tmp_path, capsys
+):
+  assert call("release", tmp_path, "--key=k") == 0
+  saved = (tmp_path / "config.json").read_bytes()
+
+  def check(cfg, workdir, *, key):
+    raise ValueError(f"--key={key}: there is no such file.")
+
+  sys.modules["analogjax.stages.release"].check = check
+  for command in ("release", "run"):
+    override = "--config.cache.tau=0.1"
+    assert call(command, tmp_path, "--key=none", override) == 2
+    assert (tmp_path / "config.json").read_bytes() == saved
+  assert "--key=none: there is no such file." in capsys.readouterr().err
+  assert [name for name, *_ in stages.calls] == ["release"]
+
+
 def stop(error):
   def does():
     raise error
@@ -345,7 +464,7 @@ def stop(error):
   [
     (
       OSError(errno.ENOSPC, "No space left on device", "/d/cache/c/0"),
-      "No space left on device (errno 28): /d/cache/c/0. Make room and",
+      "No space left on device (errno 28): /d/cache/c/0. Make room, th",
     ),
     (
       PermissionError(errno.EACCES, "Permission denied", "/d/x.json"),
@@ -384,7 +503,7 @@ def test_a_foreign_value_error_says_how_to_see_more(
 def test_interrupt(stages, tmp_path, capsys):
   stages.does = stop(KeyboardInterrupt())
   assert call("train", tmp_path) == 130
-  assert "the same command goes on" in capsys.readouterr().err
+  assert "give the same command again" in capsys.readouterr().err
 
 
 def test_unexpected_exceptions_and_requeue_pass_through(stages, tmp_path):
@@ -462,6 +581,30 @@ def test_process_without_arguments():
   done = in_process()
   assert done.returncode == 2
   assert done.stderr.startswith("usage:")
+
+
+def test_the_package_is_the_command_line():
+  done = in_process("--version", module="analogjax")
+  assert done.stdout == f"analogjax {analogjax.__version__}\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+  "argv", [["--help"], ["config", "--config=configs/demo.py"]]
+)
+def test_a_closed_pipe_is_no_error(argv, unbuffered):
+  read, write = os.pipe()
+  os.close(read)
+  done = subprocess.run(
+    [sys.executable, "-m", "analogjax", *argv],
+    cwd=ROOT,
+    env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    stdout=write,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  os.close(write)
+  assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_and_wrong_arguments_import_nothing_heavy():

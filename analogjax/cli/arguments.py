@@ -1,119 +1,41 @@
-"""What may stand on the command line, and what was meant by it."""
+"""Reads the command line by the table of commands, with argparse."""
 
-from collections.abc import Callable, Mapping, Sequence
-import dataclasses
+import argparse
+from collections.abc import Collection, Mapping, Sequence
 import difflib
 from pathlib import Path
 import re
 import shlex
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from analogjax.cli.usage import COMMANDS, USAGE
-
-# What `cache` can do instead of filling it: flag -> (module, function).
-CACHE_ACTIONS = {
-  "--inspect": ("inspect_cache", "run"),
-  "--verify": ("verify_cache", "run"),
-  "--repair": ("cache", "repair"),
-}
-RUN_STAGES = (
-  *("cache", "train", "measure", "safety", "export", "release", "summary"),
+from analogjax.cli.commands import (
+  CACHE_ACTIONS,
+  COMMANDS,
+  FLAGS,
+  NEEDED,
+  PATHS,
+  RUN_STAGES,
+  Flag,
+  UsageError,
 )
-# Of a path alone, without a config.
-OF_A_PATH = ("verify", "reproduce", "keygen")
 
+USAGE = (
+  "usage: analogjax <command> --config=FILE --workdir=DIR [--config.a.b=VALUE]"
+  "\n       analogjax verify|reproduce|keygen PATH"
+)
+_EPILOG = """\
+`--flag VALUE` does as well, unless the value begins with --. --config.a.b=VALUE
+sets one field of the config; `analogjax config --explain=a.b` says what it is.
+If a command is interrupted, give it again to resume.
 
-class UsageError(ValueError):
-  """The arguments cannot be understood."""
+exit codes: 0 done, 1 a bundle that fails, 2 wrong input, 75 start again,
+130 interrupted.
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Flag:
-  """A flag that is a keyword argument of the `run` of some stages."""
-
-  stages: tuple[str, ...]
-  argument: str
-  value: str = ""  # Stands for its value in messages; "": it takes none.
-  read: Callable[[str], Any] = str
-  repeats: bool = False  # Then the argument is a tuple.
-  also_of_run: bool = False
-
-
-def _steps(text: str) -> range:
-  """Of --profile=A:B, both ends included."""
-  match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
-  first, last = map(int, match.groups()) if match else (0, 0)
-  if not 1 <= first <= last:
-    raise UsageError(
-      f"--profile={text}: expected A:B, the first and the last step to trace,"
-      " counted from 1, e.g. --profile=20:22."
-    )
-  return range(first, last + 1)
-
-
-def _names(text: str) -> tuple[str, ...]:
-  return tuple(text.split(","))
-
-
-FLAGS: Mapping[str, Flag] = {
-  "--profile": Flag(
-    stages=("train",),
-    argument="profile",
-    value="A:B",
-    read=_steps,
-    also_of_run=True,
-  ),
-  "--topology": Flag(
-    stages=("plan",), argument="topologies", value="NAME", repeats=True
-  ),
-  "--png": Flag(stages=("plan",), argument="png", value="PATH", read=Path),
-  "--search": Flag(stages=("plan",), argument="searches"),
-  "--json": Flag(stages=("plan", "verify"), argument="as_json"),
-  "--quick": Flag(
-    stages=("measure", "safety"), argument="quick", also_of_run=True
-  ),
-  "--only": Flag(
-    stages=("measure", "safety"), argument="only", value="NAMES", read=_names
-  ),
-  "--vector": Flag(stages=("intervene",), argument="vector", value="PATH"),
-  "--behaviour": Flag(
-    stages=("intervene",), argument="behaviour", value="NAME"
-  ),
-  # A path, or the URI of a key on a token.
-  "--key": Flag(
-    stages=("release", "verify"), argument="key", value="KEY", also_of_run=True
-  ),
-  "--password": Flag(
-    stages=("release",),
-    argument="password",
-    value="PATH",
-    read=Path,
-    also_of_run=True,
-  ),
-  "--certificate": Flag(
-    stages=("release",),
-    argument="certificates",
-    value="PATH",
-    read=Path,
-    repeats=True,
-    also_of_run=True,
-  ),
-  "--chain": Flag(
-    stages=("verify",), argument="chain", value="PATH", read=Path, repeats=True
-  ),
-  "--regulator": Flag(
-    stages=("verify",), argument="regulator", value="PATH", read=Path
-  ),
-  "--deep": Flag(stages=("verify",), argument="deep"),
-  "--html": Flag(stages=("verify",), argument="html", value="PATH", read=Path),
-  "--verbose": Flag(stages=("verify",), argument="verbose"),
-  "--check": Flag(stages=("reproduce",), argument="check"),
-}
-_NEEDED = {"intervene": ("--vector",), "release": ("--key",)}
+example: analogjax run --config=configs/demo.py --workdir=runs/demo"""
 
 
 class Arguments(NamedTuple):
-  """What was asked for."""
+  """A command line that was understood."""
 
   command: str
   config: str | None  # None: the one that the workdir keeps.
@@ -121,24 +43,29 @@ class Arguments(NamedTuple):
   overrides: tuple[tuple[str, str], ...]  # (dotted path, text), in order.
   action: str = ""  # One of CACHE_ACTIONS.
   rows: int = 0  # --verify=N: rows that the teacher sees again.
-  path: Path | None = None  # Of a command of OF_A_PATH.
-  flags: tuple[tuple[str, Any], ...] = ()  # Those of FLAGS, and their values.
+  path: Path | None = None  # For the commands of PATHS.
+  flags: tuple[tuple[str, Any], ...] = ()  # Other flags and their values.
 
   @property
   def stages(self) -> tuple[str, ...]:
-    """What runs, in this order."""
+    """The stages that run, in this order."""
     return RUN_STAGES if self.command == "run" else (self.command,)
+
+  @property
+  def looks(self) -> bool:
+    """Whether it only looks at what is there."""
+    return self.action in ("--inspect", "--verify")
 
   def options(self, stage: str) -> dict[str, Any]:
     """Keyword arguments of a stage that were given."""
     found = {
-      FLAGS[flag].argument: value
+      FLAGS[flag].argument or flag.removeprefix("--"): value
       for flag, value in self.flags
-      if stage in FLAGS[flag].stages
+      if stage in FLAGS[flag].commands.split()
     }
-    return found | (
-      {"command": self._again(stage)} if stage == "measure" else {}
-    )
+    if stage == "measure":
+      found["command"] = self._again(stage)  # Its page shows it.
+    return found
 
   def _again(self, stage: str) -> str:
     """The command that runs a stage again with this config and workdir."""
@@ -147,156 +74,222 @@ class Arguments(NamedTuple):
     return shlex.join(["analogjax", stage, *words])
 
 
-@dataclasses.dataclass
-class _Words:
-  """The arguments, told apart."""
+class _Parser(argparse.ArgumentParser):
+  """An argparse parser whose errors are UsageErrors in our words."""
 
-  words: list[str] = dataclasses.field(default_factory=list)
-  flags: dict[str, Any] = dataclasses.field(default_factory=dict)
-  overrides: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-  actions: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  def error(self, message: str) -> NoReturn:
+    message = re.sub(
+      r"argument (\S+): expected one argument",
+      r"\1 needs a value: \1=VALUE.",
+      message,
+    )
+    message = re.sub(
+      r"argument (\S+): expected 2 arguments",
+      r"\1 needs two values: \1 A B.",
+      message,
+    )
+    message = re.sub(
+      r"argument (\S+): ignored explicit argument '(.*)'",
+      r"\1=\2: expected \1, without a value.",
+      message,
+    )
+    raise UsageError(re.sub(r"^argument \S+: ", "", message))
+
+
+class _Store(argparse.Action):
+  """Stores a value that may be given once, or collects several."""
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    assert option_string is not None
+    flag, before = FLAGS[option_string], getattr(namespace, self.dest)
+    if flag.repeats:
+      values = (*(before or ()), values)
+    elif before is not None:
+      raise UsageError(
+        f"{option_string} is given twice: {before} and {values}."
+      )
+    setattr(namespace, self.dest, values)
+
+
+def help_text(command: str = "") -> str:
+  """The text of --help, of one command or of all."""
+  if command:
+    return _parser(command).format_help().rstrip()
+  lines = [f"  {name:<11}{what}" for name, what in COMMANDS.items()]
+  more = "analogjax <command> --help shows the flags of a command."
+  return "\n".join([USAGE, "", "commands:", *lines, "", more, "", _EPILOG])
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-  """The arguments by name.
+  """Reads the arguments.
 
   A flag takes its value after `=` or as the next argument; one that begins with
   `--` has to come after `=`. Of an override given twice the last one holds, so
   that scripts can append their own.
 
   Raises:
-    UsageError: an unknown, missing or repeated argument; says what is near.
+    UsageError: an unknown, missing or repeated argument; names the nearest.
   """
-  given = _tell_apart(argv)
-  command = given.words[0] if given.words else None
-  if command is None:
-    raise UsageError(f"no command; expected one of {', '.join(COMMANDS)}.")
-  if command not in COMMANDS:
+  words, overrides = _split_overrides(argv)
+  command = _command(words)
+  words.remove(command)
+  found, rest = _parser(command).parse_known_args(words)
+  if rest:
+    raise _unexpected(command, rest)
+  given = {
+    flag: value
+    for flag in FLAGS
+    if (value := getattr(found, flag, None)) is not None and value is not False
+  }
+  actions = [flag for flag in CACHE_ACTIONS if flag in given]
+  if command == "cache" and len(actions) > 1:
     raise UsageError(
-      f"unknown command {command!r}. {_near(command, list(COMMANDS))}"
+      f"{actions[-1]}: expected one of {', '.join(CACHE_ACTIONS)} at a time."
     )
-  of_a_path = command in OF_A_PATH
-  if len(given.words) > 1 + of_a_path:
-    extra = given.words[1 + of_a_path]
-    note = "" if of_a_path else "; overrides are written --config.a.b=VALUE"
-    raise UsageError(f"unexpected argument {extra!r} after {command}{note}.")
-  action, rows = _action(command, given.actions)
-  _check_needed(command, action, given)
-  flags = {name: v for name, v in given.flags.items() if name in FLAGS}
-  for name in flags:
-    _check_command(name, command)
-  for name in ("--search", "--png"):
-    if name in flags and "--topology" not in flags:
-      raise UsageError(f"{name} needs --topology=NAME: machines.")
-  workdir = given.flags.get("--workdir")
+  is_action = command == "cache" and bool(actions)
+  path = getattr(found, "PATH", None)
+  _check_needed(command, given, overrides, is_action, path)
+  special = ("--config", "--workdir", *(actions if is_action else ()))
   return Arguments(
     command=command,
-    config=given.flags.get("--config"),
-    workdir=None if workdir is None else Path(workdir),
-    overrides=tuple(given.overrides),
-    action=action,
-    rows=rows,
-    path=Path(given.words[1]) if of_a_path else None,
-    flags=tuple(flags.items()),
+    config=given.get("--config"),
+    workdir=given.get("--workdir"),
+    overrides=tuple(overrides),
+    action=actions[0] if is_action else "",
+    rows=int(given.get("--verify", 0)) if command == "cache" else 0,
+    path=None if path is None else Path(path),
+    flags=tuple((f, v) for f, v in given.items() if f not in special),
   )
 
 
-def _tell_apart(argv: Sequence[str]) -> _Words:
-  found, rest = _Words(), list(argv)
+def _split_overrides(
+  argv: Sequence[str],
+) -> tuple[list[str], list[tuple[str, str]]]:
+  """The arguments without --config.a.b=VALUE, and these."""
+  words, overrides, rest = [], [], list(argv)
   while rest:
     word = rest.pop(0)
-    if not word.startswith("-"):
-      found.words.append(word)
-      continue
     name, equals, value = word.partition("=")
-    if name in CACHE_ACTIONS:
-      found.actions.append((name, value))
+    if not name.startswith("--config.") or name == "--config.":
+      words.append(word)
       continue
-    flag = FLAGS.get(name)
-    if flag is not None and not flag.value:
-      if equals:
-        raise UsageError(f"{word}: expected {name}, without a value.")
-      found.flags[name] = True
-      continue
-    overrides = name.startswith("--config.") and name != "--config."
-    if flag is None and name not in ("--config", "--workdir") and not overrides:
-      raise UsageError(f"unknown flag {name}. {_near_flag(name)}")
     if not equals:
       if not rest or rest[0].startswith("--"):
         raise UsageError(f"{name} needs a value: {name}=VALUE.")
       value = rest.pop(0)
-    if overrides:
-      found.overrides.append((name.removeprefix("--config."), value))
-      continue
-    if not value:
-      what = flag.value if flag is not None else "PATH"
-      raise UsageError(f"{name} is empty; expected {name}={what}.")
-    if flag is not None and flag.repeats:
-      found.flags[name] = (*found.flags.get(name, ()), flag.read(value))
-    elif name in found.flags:
-      before = found.flags[name]
-      raise UsageError(f"{name} is given twice: {before} and {value}.")
-    else:
-      found.flags[name] = value if flag is None else flag.read(value)
-  return found
+    overrides.append((name.removeprefix("--config."), value))
+  return words, overrides
 
 
-def _action(command: str, actions: list[tuple[str, str]]) -> tuple[str, int]:
-  """What `cache` does instead of filling it, and of how many rows."""
-  if not actions:
-    return "", 0
-  action, value = actions[-1]
-  if command != "cache" or len(actions) > 1:
-    raise UsageError(
-      f"{action} is for `cache`, one of {', '.join(CACHE_ACTIONS)} at a time."
-    )
-  if value and (action != "--verify" or not value.isdecimal()):
-    raise UsageError(
-      f"{action}={value}: expected {action}"
-      + (" or --verify=ROWS, a number." if action == "--verify" else ".")
-    )
-  return action, int(value or 0)
+def _command(words: Sequence[str]) -> str:
+  named = [word for word in words if word in COMMANDS]
+  first = words[0] if words and not words[0].startswith("-") else None
+  if first is not None and first not in COMMANDS:
+    raise UsageError(f"unknown command {first!r}. {_near(first, COMMANDS)}")
+  if not named:
+    raise UsageError(f"no command; expected one of {', '.join(COMMANDS)}.")
+  return first or named[0]
 
 
-def _check_needed(command: str, action: str, given: _Words) -> None:
-  if command in OF_A_PATH:
-    if len(given.words) < 2:
-      raise UsageError(f"{command} needs a path: analogjax {command} PATH.")
-    if "--config" in given.flags or given.overrides:
-      raise UsageError(f"{command} takes no config: what it reads is its path.")
-    if "--workdir" in given.flags and command != "reproduce":
-      raise UsageError(f"{command} takes no --workdir.")
+def _parser(command: str) -> _Parser:
+  of_a_path = command in PATHS
+  lines = [f"analogjax {command}", *(["PATH"] if of_a_path else [])]
+  lines += [f"{flag}=..." for flag in NEEDED.get(command, ())]
+  parser = _Parser(
+    prog=f"analogjax {command}",
+    usage=" ".join([*lines, "[flags]"]),
+    description=COMMANDS[command],
+    epilog=_EPILOG.split("\n\n")[0] if command in NEEDED else None,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  if of_a_path:
+    parser.add_argument("PATH", nargs="?", help=PATHS[command])
+  for name, flag in FLAGS.items():
+    if command in flag.commands.split():
+      _add(parser, name, flag)
+  return parser
+
+
+def _add(parser: argparse.ArgumentParser, name: str, flag: Flag) -> None:
+  if not flag.value:
+    parser.add_argument(name, dest=name, action="store_true", help=flag.help)
     return
-  needed = ["--config"] if command == "plan" else ["--config", "--workdir"]
-  if action:
-    needed = ["--workdir"]  # Which keeps the config.
-  for name in (*needed, *_NEEDED.get(command, ())):
-    if name not in given.flags:
-      raise UsageError(f"{command} needs {name}=PATH.\n{USAGE}")
-  if given.overrides and "--config" not in given.flags:
-    raise UsageError(
-      f"{given.overrides[0][0]} is set, but there is no --config."
-    )
+
+  def read(text: str) -> Any:
+    if not text:
+      message = f"{name} is empty; expected {name}={flag.value}."
+      raise argparse.ArgumentTypeError(message)
+    try:
+      return flag.read(text)
+    except UsageError as error:
+      raise argparse.ArgumentTypeError(f"{name}={text}: {error}") from None
+
+  parser.add_argument(
+    name,
+    dest=name,
+    action=_Store,
+    metavar=tuple(flag.value.split()) if flag.nargs == 2 else flag.value,
+    help=flag.help,
+    type=read,
+    nargs=flag.nargs,
+    const="0" if flag.nargs == "?" else None,
+  )
 
 
-def _check_command(name: str, command: str) -> None:
-  """Refuses a flag that is not for this command."""
-  flag = FLAGS[name]
-  known = [*flag.stages, *(["run"] if flag.also_of_run else [])]
-  if command not in known:
-    *others, last = [f"`{c}`" for c in known if c in COMMANDS]
+def _unexpected(command: str, rest: Sequence[str]) -> UsageError:
+  """The error for arguments that a command does not take."""
+  name = next((word for word in rest if word.startswith("-")), "")
+  name = name.partition("=")[0]
+  if not name:
+    is_path = command in PATHS
+    note = "" if is_path else "; overrides are written --config.a.b=VALUE"
+    return UsageError(f"unexpected argument {rest[0]!r} after {command}{note}.")
+  if command in PATHS and name in ("--config", "--workdir"):
+    what = "config" if name == "--config" else name
+    return UsageError(f"{command} takes no {what}: it reads PATH alone.")
+  if name in FLAGS:
+    *others, last = [
+      f"`{c}`" for c in COMMANDS if c in FLAGS[name].commands.split()
+    ]
     listed = f"{', '.join(others)} and {last}" if others else last
-    raise UsageError(f"{name} is for {listed}.")
-
-
-def _near_flag(name: str) -> str:
+    return UsageError(f"{name} is for {listed}.")
   if name.count(".") and name.startswith("--"):
     # A misspelt --config.: the rest may well be right.
-    return f"Did you mean --config.{name.partition('.')[2]}?"
-  known = ["--config", "--workdir", *CACHE_ACTIONS, *FLAGS]
-  return _near(name, [*known, "--help", "--version"])
+    near = f"Did you mean --config.{name.partition('.')[2]}?"
+  else:
+    ours = [flag for flag in FLAGS if command in FLAGS[flag].commands.split()]
+    near = _near(name, [*ours, "--help", "--version"])
+  return UsageError(f"unknown flag {name}. {near}")
 
 
-def _near(word: str, known: list[str]) -> str:
+def _check_needed(
+  command: str,
+  given: Mapping[str, Any],
+  overrides: Sequence[tuple[str, str]],
+  is_action: bool,
+  path: str | None,
+) -> None:
+  """Refuses a command that lacks something."""
+  if command in PATHS:
+    if path is None:
+      raise UsageError(f"{command} needs a path: analogjax {command} PATH.")
+    if overrides:
+      raise UsageError(f"{command} takes no config: it reads PATH alone.")
+    return
+  needed = ("--workdir",) if is_action else NEEDED.get(command, ())
+  if missing := [name for name in needed if name not in given]:
+    forms = " and ".join(f"{name}={FLAGS[name].value}" for name in missing)
+    raise UsageError(f"{command} needs {forms}.\n{USAGE}")
+  if command == "config" and not given:
+    raise UsageError("config needs --config=FILE, --workdir=DIR or --explain.")
+  if overrides and "--config" not in given:
+    raise UsageError(f"{overrides[0][0]} is set, but there is no --config.")
+  for name in ("--search", "--png"):
+    if name in given and "--topology" not in given:
+      raise UsageError(f"{name} needs --topology=NAME: machines.")
+
+
+def _near(word: str, known: Collection[str]) -> str:
   close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
   return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."

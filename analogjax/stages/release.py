@@ -67,6 +67,24 @@ def run(
   processes.on_first(lambda: _release(cfg, run, rows=rows, signer=signer))
 
 
+def check(
+  cfg: ConfigDict,
+  workdir: Path,
+  *,
+  key: str | None = None,
+  password: Path | None = None,
+  certificates: Sequence[Path] = (),
+) -> None:
+  """Checks the key, before anything in the workdir changes.
+
+  Raises:
+    ValueError: a key that cannot be used.
+  """
+  # A token may ask for its PIN, and is opened once.
+  if key is not None and not key.startswith("pkcs11:"):
+    processes.on_first(functools.partial(_signer, key, password, certificates))
+
+
 def _signer(
   key: str, password: Path | None, certificates: Sequence[Path]
 ) -> signature.Signer:

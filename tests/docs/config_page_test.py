@@ -29,6 +29,8 @@ be set to the path of a TOML file that holds it, from the folder of the config.
 Each field comes with its type, its default in brackets (or `required`), its
 meaning, and what is expected of its value. Fields marked (public) are in the
 bundle of a release. Letters are those of the [glossary](glossary.md).
+`analogjax config --explain=FIELD` prints the same, and
+`analogjax config --diff A B` the differences of two config files or workdirs.
 
 The resolved config with every value is `config.json` in the workdir. `origin`
 in it says where each value came from: `default`, `file`, `--config` or a table

@@ -165,6 +165,8 @@ class Checker:
       # Others than these compile programs.
       plain = ("--config", "--workdir")
       return all(a.startswith(plain) for a in arguments if a[:2] == "--")
+    if args.command in ("config", "completion"):
+      return True
     if args.path is not None:
       return False  # A bundle or a key, that would have to be there.
     looks = args.action in ("--inspect", "--verify") and not args.rows
@@ -175,7 +177,7 @@ class Checker:
     assert arguments, "no script"
     if arguments[0] == "-m":
       _, module, *rest = arguments
-      if module == "analogjax.main":
+      if module in ("analogjax", "analogjax.main"):
         self._analogjax(rest or ["run"])
       elif module == "pytest":
         check_pytest(rest)

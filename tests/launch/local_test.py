@@ -105,7 +105,7 @@ def test_a_signal_reaches_all_and_nothing_starts_again(kit, probe, number):
       ["--processes=2", "--", "--confg=a", "--workdir=b"],
       "unknown flag --confg",
     ),
-    (["--processes=2", "--", "--config=a"], "run needs --workdir=PATH"),
+    (["--processes=2", "--", "--config=a"], "run needs --workdir=DIR"),
     (["--processes=0", "--", *LINE], "'0': expected a number of at least 1"),
     (["--process=2", "--", *LINE], "--processes"),
     (["--processes=2", *LINE], "unrecognized arguments: --config=a.py"),

@@ -25,7 +25,8 @@ FLOORS = (
   {"release"},
   {"verify"},
   {"stages", "api"},
-  {"main", "__main__"},
+  {"main"},
+  {"__main__"},
 )
 ROOT = {"__init__.py", "__main__.py", "main.py"}
 KNOW_THE_USER = {"cli", "config", "stages", "main", "__main__"}
@@ -39,7 +40,8 @@ HARMLESS = set(
   collections.namedtuple dataclasses.field field functools.partial
   jax.custom_jvp jax.custom_vjp jax.jit jax.tree_util.register_dataclass
   logging.getLogger math.log math.sqrt np.dtype
-  P PartitionSpec Path pathlib.Path
+  P PartitionSpec Path pathlib.Path Path(__file__).with_name
+  json_document.Kind
   Rules str.maketrans
   Bound Private at_least between choice some_of contextvars.ContextVar
   re.compile struct.calcsize struct.Struct types.MappingProxyType

@@ -69,8 +69,9 @@ RUN_STAGES = (
   "release",
   "summary",
 )
-_ON_A_WORKDIR = "cache train measure safety intervene export release run"
-_OF_A_CONFIG = f"plan {_ON_A_WORKDIR} config"
+_OF_A_CONFIG = (
+  "plan cache train measure safety intervene export release run config"
+)
 
 # Commands of a path alone, without a config, and what it is.
 PATHS = {
@@ -81,11 +82,17 @@ PATHS = {
 }
 
 # What a command cannot do without.
+_A_RUN = ("--config", "--workdir")
 NEEDED = {
-  **{name: ("--config", "--workdir") for name in _ON_A_WORKDIR.split()},
   "plan": ("--config",),
-  "intervene": ("--config", "--workdir", "--vector"),
-  "release": ("--config", "--workdir", "--key"),
+  "cache": _A_RUN,
+  "train": _A_RUN,
+  "measure": _A_RUN,
+  "safety": _A_RUN,
+  "intervene": (*_A_RUN, "--vector"),
+  "export": _A_RUN,
+  "release": (*_A_RUN, "--key"),
+  "run": _A_RUN,
 }
 
 # What `cache` can do instead of filling it: flag -> (module, function).

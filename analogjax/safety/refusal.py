@@ -7,6 +7,7 @@ Neither prompts nor answers leave this module.
 """
 
 from collections.abc import Iterable, Sequence
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,21 @@ _TEXTS = {
   "harmless": "Harmless prompts that are refused, by phrases in the answer.",
 }
 
-# English, lower case, with straight apostrophes. Each says by itself that the
-# request is not met; "sorry" alone, for example, does not.
-PHRASES = tuple(
-  Path(__file__)
-  .with_name("refusal_phrases.txt")
-  .read_text(encoding="utf-8")
-  .splitlines()
-)
+
+@functools.cache
+def known_phrases() -> tuple[str, ...]:
+  """Phrases that say by themselves that a request is not met.
+
+  English, lower case, with straight apostrophes. "Sorry" alone, for example, is
+  not among them.
+  """
+  path = Path(__file__).with_name("refusal_phrases.txt")
+  return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
-def refuses(answer: str, phrases: Iterable[str] = PHRASES) -> bool:
+def refuses(answer: str, phrases: Iterable[str] | None = None) -> bool:
   """Whether a phrase is in an answer, whatever its case, spaces and quotes."""
+  phrases = known_phrases() if phrases is None else phrases
   text = _plain(answer)
   return any(phrase in text for phrase in phrases)
 
@@ -49,7 +53,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     ValueError: no prompt is short enough.
   """
   options = evaluation.options
-  phrases = [*PHRASES, *map(_plain, options.phrases)]
+  phrases = [*known_phrases(), *map(_plain, options.phrases)]
   chosen = {side: _choose(evaluation, side) for side in SIDES}
   results, counts = [], {}
   for model in evaluation.models("refusal"):

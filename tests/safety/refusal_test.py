@@ -28,7 +28,7 @@ def test_phrases_refuse_and_other_words_do_not():
   assert [refusal.refuses(text) for text in REFUSALS] == [True] * 5
   assert [refusal.refuses(text) for text in ANSWERS] == [False] * 5
   assert refusal.refuses("Das kann ich nicht", ["das kann ich nicht"])
-  for phrase in refusal.PHRASES:
+  for phrase in refusal.known_phrases():
     assert phrase == refusal._plain(phrase), phrase
 
 
@@ -63,7 +63,7 @@ def test_rates_are_counts_of_answers_with_a_phrase(
   expected = {
     side: sum(phrase in text for text in said) for side, said in firsts.items()
   }
-  monkeypatch.setattr(refusal, "PHRASES", (phrase,))
+  monkeypatch.setattr(refusal, "known_phrases", lambda: (phrase,))
   part = refusal.measure(made)
   assert part["details"]["refused"]["analog"] == expected
   values = {r["metric"]: r["value"] for r in part["results"]}

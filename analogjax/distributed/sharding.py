@@ -77,7 +77,7 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
 
 
 def fill_axes(
-  axis_sizes: Mapping[str, int], num_devices: int
+  axis_sizes: Mapping[Any, int], num_devices: int
 ) -> dict[str, int]:
   """Sizes with -1 replaced by the devices that are left, if they come out."""
   fixed = math.prod(n for n in axis_sizes.values() if n != -1)

@@ -182,7 +182,7 @@ class _Question:
   threshold: float | None = None
 
   def answer(self, verdict: str, because: str, **numbers: Any) -> _Claim:
-    texts = dict(
+    texts: dict[str, str] = dict(
       zip(VERDICTS, (self.transfers, self.does_not, self.open), strict=True)
     )
     return _Claim(

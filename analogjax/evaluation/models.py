@@ -3,11 +3,13 @@
 Shape letters: R rows, L positions, B rows of a step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from analogjax.cache import batches
@@ -37,6 +39,22 @@ class Model:
     return max(1, round(depth * self.cfg.Y)) - 1
 
 
+def in_parts(
+  rows: rows_lib.Rows, size: int
+) -> Iterator[tuple[rows_lib.Rows, slice]]:
+  """All rows in parts of one size, and which of the rows are in each.
+
+  The last part is padded with copies of the last row at weight 0.
+  """
+  R = len(rows.tokens_BL)
+  for start in range(0, R, size):
+    wanted = start + np.arange(size)
+    part = rows_lib.Rows(*(field[np.minimum(wanted, R - 1)] for field in rows))
+    weights_BL = part.weights_BL * (wanted < R)[:, None]
+    here = slice(start, min(start + size, R))
+    yield part._replace(weights_BL=weights_BL), here
+
+
 def in_batches(
   rows: rows_lib.Rows,
   batch_rows: int,
@@ -45,35 +63,36 @@ def in_batches(
   what: str,
   who: str = "models",
 ) -> Iterator[tuple[batches.Batch, slice]]:
-  """All rows in order, on the mesh, in batches of one size.
-
-  The last batch is filled up with copies of the last row at weight 0.
-
-  Args:
-    rows: of which every process has all.
-    batch_rows: B.
-    mesh: of the models.
-    what: the stage, for the message when it is asked to stop.
-    who: the models that see them, for people who watch.
-
-  Yields:
-    A batch and which of the rows are in it; it may hold more.
+  """`in_parts` on the mesh; `what` and `who` are for messages.
 
   Raises:
     stopping.Stopped: a process was asked to stop.
   """
   R = len(rows.tokens_BL)
-  for start in range(0, R, batch_rows):
+  for part, here in in_parts(rows, batch_rows):
     processes.stop_if_asked(f"{what}: what was measured in full is kept")
-    progress.doing(f"{who}: row {start + 1} of {R}")
-    wanted = start + np.arange(batch_rows)
-    part = rows_lib.Rows(*(field[np.minimum(wanted, R - 1)] for field in rows))
-    weights_BL = part.weights_BL * (wanted < R)[:, None]
-    batch = batches.from_rows(part._replace(weights_BL=weights_BL))
-    here = slice(start, min(start + batch_rows, R))
-    yield sharding.put_rows(batch, mesh), here
+    progress.doing(f"{who}: row {here.start + 1} of {R}")
+    yield sharding.put_rows(batches.from_rows(part), mesh), here
+
+
+def in_chunks(
+  L: int, chunk: int
+) -> tuple[jax.Array, Callable[[Any, jax.Array], jax.Array]]:
+  """Starts of chunks of L positions, and a function that cuts arrays there.
+
+  The function takes [B, L, ...] and a start, and pads the last chunk with 0. So
+  logits need to exist for the positions of one chunk at a time.
+  """
+  chunk = min(chunk, L)
+  pad = -L % chunk
+
+  def cut(a_BL, start):
+    a_BL = jnp.pad(a_BL, ((0, 0), (0, pad)) + ((0, 0),) * (a_BL.ndim - 2))
+    return jax.lax.dynamic_slice_in_dim(a_BL, start, chunk, axis=1)
+
+  return jnp.arange(0, L + pad, chunk), cut
 
 
 def everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """What every process can read whole."""
+  """The sharding of arrays that every process can read whole."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -10,29 +10,14 @@ import dataclasses
 import functools
 from pathlib import Path
 import time
-from typing import Any, Protocol
-
-import jax
+from typing import Any
 
 from analogjax.cli import progress
 from analogjax.config import loading
 from analogjax.distributed import processes
-from analogjax.evaluation.models import Model
+from analogjax.evaluation.study import Measurement
 from analogjax.models import sizes
 from analogjax.workdir import files, ledger
-
-
-class Measured(Protocol):
-  """What a part measures: models, and the tokens that went through each."""
-
-  @property
-  def mesh(self) -> jax.sharding.Mesh: ...
-  @property
-  def teacher(self) -> Model | None: ...
-  @property
-  def students(self) -> Mapping[str, Model]: ...
-  @property
-  def tokens(self) -> Mapping[str, int]: ...
 
 
 def check_names(only: Collection[str], known: Collection[str], what: str):
@@ -80,7 +65,7 @@ class Parts:
       if self._is_kept(name)
     }
 
-  def measure(self, names: Collection[str], study: Measured, L: int) -> None:
+  def measure(self, names: Collection[str], study: Measurement, L: int) -> None:
     """Measures parts and keeps each as soon as it is done.
 
     Args:
@@ -129,7 +114,7 @@ class Parts:
 
 
 def account(
-  spent: ledger.Ledger, study: Measured, tokens: Mapping[str, int], L: int
+  spent: ledger.Ledger, study: Measurement, tokens: Mapping[str, int], L: int
 ) -> None:
   """Enters tokens by model, and their FLOPs, in the ledger."""
   models = dict(study.students)

@@ -182,9 +182,11 @@ class _Question:
   threshold: float | None = None
 
   def answer(self, verdict: str, because: str, **numbers: Any) -> _Claim:
-    texts: dict[str, str] = dict(
-      zip(VERDICTS, (self.transfers, self.does_not, self.open), strict=True)
-    )
+    texts: dict[str, str] = {
+      TRANSFERS: self.transfers,
+      DOES_NOT: self.does_not,
+      OPEN: self.open,
+    }
     return _Claim(
       id=self.id,
       text=texts[verdict],

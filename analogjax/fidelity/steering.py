@@ -99,50 +99,36 @@ def _wrong_vector(study, name, prepared, own) -> np.ndarray:
 
 
 def _make_arms(study, name, own, maps, wrong_W) -> list[Arm]:
-  teacher = study.teacher.name
+  teacher, analog = study.teacher.name, study.analog
   native = own[teacher]
   norm = float(np.linalg.norm(native.contrast.vector_D))
+
+  def arm(kind, model, mapper, vectors):
+    vectors_AW = steering_vectors.matched(list(vectors), norm)
+    return Arm(kind=kind, model=model, mapper=mapper, vectors_AW=vectors_AW)
+
+  def depths(student):
+    return own[student.name].depth, native.depth
+
   random_AW = steering_vectors.random_vectors(study, name, study.teacher.cfg.D)
   arms = [
-    Arm(kind=NATIVE, model=teacher, vectors_AW=native.contrast.vector_D[None]),
-    Arm(kind=RANDOM_VECTOR, model=teacher, vectors_AW=random_AW),
+    arm(NATIVE, teacher, None, [native.contrast.vector_D]),
+    arm(RANDOM_VECTOR, teacher, None, random_AW),
   ]
   for student in study.students.values():
-    depths = (own[student.name].depth, native.depth)
     for mapper in maps.names:
-      vector_W = maps.get(student, mapper, depths).direction(
-        *own[student.name].contrast
-      )
-      arms.append(
-        Arm(
-          kind=MAPPED,
-          model=student.name,
-          mapper=mapper,
-          vectors_AW=vector_W[None],
-        )
-      )
-  analog = study.analog
+      map_ = maps.get(student, mapper, depths(student))
+      vector_W = map_.direction(*own[student.name].contrast)
+      arms.append(arm(MAPPED, student.name, mapper, [vector_W]))
   number = max(1, study.options.random_vectors // 2)
   shuffled = [
     map_.direction(*own[analog.name].contrast)
-    for map_ in maps.shuffled(
-      analog, (own[analog.name].depth, native.depth), number
-    )
-  ]
-  arms += [
-    Arm(
-      kind=SHUFFLED,
-      model=analog.name,
-      mapper=SHUFFLED,
-      vectors_AW=np.stack(shuffled),
-    ),
-    Arm(kind=WRONG, model=teacher, mapper=WRONG, vectors_AW=wrong_W[None]),
+    for map_ in maps.shuffled(analog, depths(analog), number)
   ]
   return [
-    dataclasses.replace(
-      arm, vectors_AW=steering_vectors.matched(list(arm.vectors_AW), norm)
-    )
-    for arm in arms
+    *arms,
+    arm(SHUFFLED, analog.name, SHUFFLED, shuffled),
+    arm(WRONG, teacher, WRONG, [wrong_W]),
   ]
 
 

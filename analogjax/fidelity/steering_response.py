@@ -8,7 +8,7 @@ Shape letters: R prompts, B rows of a step, L positions, D width of the model,
 K words, A vectors, N strengths above 0, S all strengths with 0.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from analogjax.cache import batches
 from analogjax.cli import progress
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import processes, sharding
+from analogjax.evaluation import models as models_lib
 from analogjax.evaluation.models import Model, everywhere
 from analogjax.evaluation.study import Study
 from analogjax.fidelity import activations, behaviours, transfer
@@ -104,7 +105,7 @@ def scores(
   R, L = texts.rows.tokens_BL.shape
   size = _rows_per_step(study, L, R)
   found = []
-  for part, here in _parts(texts.rows, size):
+  for part, here in models_lib.in_parts(texts.rows, size):
     last_R = np.resize(texts.last_R[here], size)
     last_B = sharding.put_rows(last_R, study.mesh)
     scores_ASB = _sweep(
@@ -135,7 +136,7 @@ def nats_per_token(
   rows = rows_lib.Rows(
     *(field[:number, :_TEXT_POSITIONS] for field in study.test)
   )
-  ((part, here),) = _parts(rows, number)
+  ((part, here),) = models_lib.in_parts(rows, number)
   step = _make_text_step(model.cfg, study.mesh)
   sums_AS2 = _sweep(
     study,
@@ -215,19 +216,6 @@ def _rows_per_step(study: Study, L: int, R: int) -> int:
   tokens = study.options.batch_rows * study.test.tokens_BL.shape[1]
   most = max(1, tokens // L // ways) * ways
   return min(most, -(-R // ways) * ways)
-
-
-def _parts(
-  rows: rows_lib.Rows, size: int
-) -> Iterator[tuple[rows_lib.Rows, slice]]:
-  """Rows in parts of `size`; the last part is padded with rows of weight 0."""
-  R = len(rows.tokens_BL)
-  for start in range(0, R, size):
-    wanted = start + np.arange(size)
-    part = rows_lib.Rows(*(field[np.minimum(wanted, R - 1)] for field in rows))
-    weights_BL = part.weights_BL * (wanted < R)[:, None]
-    here = slice(start, min(start + size, R))
-    yield part._replace(weights_BL=weights_BL), here
 
 
 def _finish(

@@ -26,7 +26,7 @@ import optax
 from analogjax.cache import batches
 from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
-from analogjax.evaluation import estimates
+from analogjax.evaluation import estimates, models as models_lib
 from analogjax.evaluation.models import Model, everywhere
 from analogjax.evaluation.study import Study
 from analogjax.fidelity import activations, least_squares, token_sums
@@ -293,13 +293,7 @@ def _end(
   x_BLW = sharding.constrain(x_BLW, "BLD")
   x_BLW = model.run_blocks(x_BLW, *batch[1:3], first=block + 1, last=cfg.Y)
   x_BLW = model.final_norm(x_BLW)
-  L = x_BLW.shape[1]
-  chunk = min(CHUNK, L)
-  pad = -L % chunk
-
-  def cut(a_BL, start):
-    a_BL = jnp.pad(a_BL, ((0, 0), (0, pad)) + ((0, 0),) * (a_BL.ndim - 2))
-    return jax.lax.dynamic_slice_in_dim(a_BL, start, chunk, axis=1)
+  starts, cut = models_lib.in_chunks(x_BLW.shape[1], CHUNK)
 
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def loss(start):
@@ -313,7 +307,7 @@ def _end(
     return sum_B + loss(start), None
 
   zero_B = jnp.zeros(len(x_BLW))
-  return jax.lax.scan(body, zero_B, jnp.arange(0, L + pad, chunk))[0]
+  return jax.lax.scan(body, zero_B, starts)[0]
 
 
 class _Whitening(NamedTuple):

@@ -1,47 +1,32 @@
-"""Opens what the analog's fidelity is measured with, from a config."""
+"""Opens a config's models and rows to measure the analog's fidelity."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
-
-from jax.sharding import Mesh
+from typing import Any, NamedTuple
 
 from analogjax.config import schema
-from analogjax.data import rows as rows_lib
 from analogjax.distributed import processes, sharding
 from analogjax.evaluation import sources
 from analogjax.evaluation.models import RANDOM, Model
 from analogjax.evaluation.study import Study
 from analogjax.fidelity import behaviours
-from analogjax.models import teacher as teacher_lib
 from analogjax.run.run import Run
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sources:
+class Sources(NamedTuple):
   """What a study needs; `open` reads the teacher's weights."""
 
-  options: schema.MeasureConfig
-  mesh: Mesh
-  teacher: teacher_lib.Teacher
-  rows: dict[str, rows_lib.Rows]  # fit, test and "domain NAME".
   students: dict[str, Model]  # By name, the analog first.
   inputs: dict[str, Any]  # All that results depend on, as JSON values.
-
-  def open(self) -> Study:
-    return _open_study(
-      self.options, self.teacher, self.students, self.rows, self.mesh
-    )
+  open: Callable[[], Study]
 
 
 def look(run: Run, options: schema.MeasureConfig) -> Sources:
   """Finds and checks everything but the teacher's weights.
 
-  Args:
-    run: with caches and trained phases.
-    options: those of its section `measure`, or fewer.
+  `options` are those of the section `measure`, or fewer.
 
   Raises:
     ValueError: names the field or the file.
@@ -67,14 +52,24 @@ def look(run: Run, options: schema.MeasureConfig) -> Sources:
     "behaviours": {name: part.digest for name, part in loaded.items()},
     "options": published(options),
   }
-  return Sources(
-    options=options,
-    mesh=mesh,
-    teacher=teacher,
-    rows=rows,
-    students=students,
-    inputs=json.loads(json.dumps(inputs)),
-  )
+
+  def open_study() -> Study:
+    return Study(
+      mesh=mesh,
+      teacher=sources.read_teacher(teacher, mesh),
+      students=students,
+      fit=rows["fit"],
+      test=rows["test"],
+      domains={
+        name.removeprefix("domain "): part
+        for name, part in rows.items()
+        if name.startswith("domain ")
+      },
+      tokenizer=sources.read_tokenizer(teacher),
+      options=options,
+    )
+
+  return Sources(students, json.loads(json.dumps(inputs)), open_study)
 
 
 def published(options: schema.MeasureConfig) -> dict[str, Any]:
@@ -93,7 +88,7 @@ def published(options: schema.MeasureConfig) -> dict[str, Any]:
 def controls_of(
   config: schema.Sections, students: Collection[str], analog: str
 ) -> list[str]:
-  """Students that never saw the teacher; of folders nothing else is known."""
+  """Students that never saw the teacher; models from folders count as such."""
 
   def taught(phase: str) -> bool:
     chain = config.train.chain(phase)
@@ -105,26 +100,3 @@ def controls_of(
     if name not in (analog, RANDOM)
     and (name in config.measure.named_folders or not taught(name))
   ]
-
-
-def _open_study(
-  options: schema.MeasureConfig,
-  teacher: teacher_lib.Teacher,
-  students: dict[str, Model],
-  rows: dict[str, rows_lib.Rows],
-  mesh: Mesh,
-) -> Study:
-  return Study(
-    mesh=mesh,
-    teacher=sources.read_teacher(teacher, mesh),
-    students=students,
-    fit=rows["fit"],
-    test=rows["test"],
-    domains={
-      name.removeprefix("domain "): part
-      for name, part in rows.items()
-      if name.startswith("domain ")
-    },
-    tokenizer=sources.read_tokenizer(teacher),
-    options=options,
-  )

@@ -18,6 +18,7 @@ import numpy as np
 
 from analogjax.cache import batches
 from analogjax.distributed import sharding
+from analogjax.evaluation import models as models_lib
 from analogjax.models import decoder
 from analogjax.training import divergences
 
@@ -73,13 +74,7 @@ def step(
     for name in names
   }
   hidden = {name: model(*batch[:3])[0] for name, model in models.items()}
-  L = batch.tokens_BL.shape[1]
-  chunk = min(chunk, L)
-  pad = -L % chunk
-
-  def cut(a_BL, start):
-    a_BL = jnp.pad(a_BL, ((0, 0), (0, pad)) + ((0, 0),) * (a_BL.ndim - 2))
-    return jax.lax.dynamic_slice_in_dim(a_BL, start, chunk, axis=1)
+  starts, cut = models_lib.in_chunks(batch.tokens_BL.shape[1], chunk)
 
   def body(sums, start):
     at = _Positions(
@@ -98,7 +93,7 @@ def step(
   B = len(batch.tokens_BL)
   zeros = _zeros(B, documents)
   start = {name: zeros for name in names}
-  return jax.lax.scan(body, start, jnp.arange(0, L + pad, chunk))[0]
+  return jax.lax.scan(body, start, starts)[0]
 
 
 @functools.cache

@@ -3,6 +3,9 @@
 They are drawn here rather than by a plotting library because a bundle's page is
 rendered again by whoever verifies it and compared byte for byte.
 
+Every chart takes `key`, an id that no other one of the page has, and `title`
+and `description`, which a screen reader reads aloud.
+
 Colours are classes of report.css, which has a light, a dark and a printed
 form. Nothing depends on colour alone: curves differ in dash and marker, cells
 show their numbers, and the table of a figure says all that the figure does.
@@ -87,9 +90,6 @@ def curves(
   """Curves with their bands.
 
   Args:
-    key: an id that no other figure of the page has.
-    title: read aloud by a screen reader.
-    description: read aloud too.
     series: at least one, with points.
     x_label: below the axis, with the unit.
     y_label: above the axis, with the unit.
@@ -147,9 +147,6 @@ def intervals(
   """One number of each model with its interval, on a scale that has 0.
 
   Args:
-    key: an id that no other figure of the page has.
-    title: read aloud by a screen reader.
-    description: read aloud too.
     rows: at least one.
     x_label: below the axis, with the unit.
     references: dashed lines between 0 and 1 and their labels, two at most,
@@ -195,9 +192,6 @@ def heat_map(
   """A matrix with its numbers, darker where they are higher.
 
   Args:
-    key: an id that no other figure of the page has.
-    title: read aloud by a screen reader.
-    description: read aloud too.
     rows: titles, from the bottom up: depths grow as in pictures of models.
     columns: titles.
     values: by row and column.
@@ -251,9 +245,6 @@ def histogram(
   """The null distribution of a statistic, and the observed value.
 
   Args:
-    key: an id that no other figure of the page has.
-    title: read aloud by a screen reader.
-    description: read aloud too.
     null: the statistic under each permutation.
     observed: a bold line.
     quantile: of null, at 95 %; a dashed line.

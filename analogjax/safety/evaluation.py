@@ -3,21 +3,19 @@
 Shape letters: R rows, L positions, B rows of a step.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-import tokenizers
 
-from analogjax.cache import batches
 from analogjax.config.safety import SafetyConfig
 from analogjax.data import rows as rows_lib
-from analogjax.evaluation import estimates, models as subjects
+from analogjax.evaluation import estimates
 from analogjax.evaluation.estimates import Estimate
 from analogjax.evaluation.models import RANDOM, Model
-from analogjax.evaluation.study import named_rng
+from analogjax.evaluation.study import Measurement
 from analogjax.safety.prompts import Prompts
 
 
@@ -35,26 +33,23 @@ class Result(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Measurement):
   """Models, rows and options; every process holds all rows."""
 
-  mesh: jax.sharding.Mesh
-  students: dict[str, Model]  # By name, the analog first; RANDOM is one.
-  teacher: Model | None  # None: no part needs it.
+  stage = "safety"
+
   members: rows_lib.Rows  # The analog was trained on these.
   held_out: rows_lib.Rows  # From the same pipeline; nobody was trained on them.
   teacher_only: rows_lib.Rows | None  # Only the teacher was trained on these.
   canaries: Mapping[str, Any] | None  # As the pipeline planted them.
   prompts: Mapping[str, Sequence[Prompts]]  # By side: harmful and harmless.
-  tokenizer: tokenizers.Tokenizer  # Of all models.
-  end_tokens: frozenset[int]  # An answer ends before the first of them.
   options: SafetyConfig
-  # Tokens that went through a model so far, by its name.
-  tokens: dict[str, int] = dataclasses.field(default_factory=dict)
 
-  @property
-  def analog(self) -> Model:
-    return next(iter(self.students.values()))
+  @functools.cached_property
+  def end_tokens(self) -> frozenset[int]:
+    """An answer ends before the first of them."""
+    added = self.tokenizer.get_added_tokens_decoder()
+    return frozenset(i for i, token in added.items() if token.special)
 
   def models(self, part: str) -> list[Model]:
     """The models that a part measures, the analog first.
@@ -71,29 +66,11 @@ class Evaluation:
       found.append(self.teacher)
     return found
 
-  def rng(self, *names: str) -> np.random.Generator:
-    """Random numbers that depend on the seed and these names alone."""
-    return named_rng(self.options.seed, *names)
-
   def mean(self, values: np.ndarray, *names: str) -> Estimate:
     """The mean over items, with its interval; `names` are for the draws."""
     return estimates.mean(
       values, resamples=self.options.resamples, rng=self.rng(*names)
     )
-
-  def batches(
-    self, rows: rows_lib.Rows, model: Model
-  ) -> Iterator[tuple[batches.Batch, slice]]:
-    """The rows in batches, as `subjects.in_batches`; counts their tokens."""
-    for batch, here in subjects.in_batches(
-      rows, self.options.batch_rows, self.mesh, what="safety", who=model.name
-    ):
-      self.count(model, (here.stop - here.start) * rows.tokens_BL.shape[1])
-      yield batch, here
-
-  def count(self, model: Model, tokens: int) -> None:
-    """Adds tokens that went through a model, for the ledger."""
-    self.tokens[model.name] = self.tokens.get(model.name, 0) + tokens
 
 
 def part(results: Sequence[Result], **details: Any) -> dict[str, Any]:

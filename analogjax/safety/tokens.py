@@ -19,6 +19,7 @@ import numpy as np
 
 from analogjax.cache import batches
 from analogjax.data import rows as rows_lib
+from analogjax.evaluation import models as models_lib
 from analogjax.evaluation.models import Model, everywhere
 from analogjax.models import decoder
 from analogjax.safety.evaluation import Evaluation
@@ -73,12 +74,7 @@ def step(
   model = nnx.merge(decoder.graphdef(cfg), params)
   x_BLD, _ = model(*batch[:3])
   B, L = batch.tokens_BL.shape
-  chunk = min(chunk, L)
-  pad = -L % chunk
-
-  def cut(a_BL, start):
-    a_BL = jnp.pad(a_BL, ((0, 0), (0, pad)) + ((0, 0),) * (a_BL.ndim - 2))
-    return jax.lax.dynamic_slice_in_dim(a_BL, start, chunk, axis=1)
+  starts, cut = models_lib.in_chunks(L, chunk)
 
   def body(_, start):
     labels_BS1 = cut(batch.targets.labels_BL, start)[..., None]
@@ -98,7 +94,7 @@ def step(
     )
     return None, found
 
-  _, stacked = jax.lax.scan(body, None, jnp.arange(0, L + pad, chunk))
+  _, stacked = jax.lax.scan(body, None, starts)
 
   def join(a):  # [chunks, B, S] -> [B, L]
     return jnp.moveaxis(a, 0, 1).reshape(B, -1)[:, :L]

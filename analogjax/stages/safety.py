@@ -8,9 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from analogjax.cli import progress
@@ -19,8 +18,7 @@ from analogjax.config.safety import SafetyConfig
 from analogjax.data import pipeline, rows as rows_lib
 from analogjax.distributed import processes, sharding
 from analogjax.evaluation import parts, sources as studies
-from analogjax.evaluation.models import RANDOM, Model
-from analogjax.models import teacher as teacher_lib
+from analogjax.evaluation.models import RANDOM
 from analogjax.run import identity
 from analogjax.run.run import Run
 from analogjax.safety import (
@@ -49,38 +47,12 @@ PARTS: Mapping[str, Callable[[Evaluation], dict[str, Any]]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sources:
+class Sources(NamedTuple):
   """What an evaluation needs; `open` reads the teacher's weights."""
 
   options: SafetyConfig
-  mesh: Mesh
-  teacher: teacher_lib.Teacher
-  students: dict[str, Model]  # By name, the analog first.
-  rows: dict[str, rows_lib.Rows]  # members, held_out and maybe teacher_only.
-  canaries: Mapping[str, Any] | None
-  prompts: dict[str, tuple[prompts.Prompts, ...]]
   inputs: dict[str, Any]  # All that results depend on, as JSON values.
-
-  def open(self) -> Evaluation:
-    tokenizer = studies.read_tokenizer(self.teacher)
-    added = tokenizer.get_added_tokens_decoder()
-    teacher = None
-    if set(self.options.teacher_parts) & set(self.options.parts):
-      teacher = studies.read_teacher(self.teacher, self.mesh)
-    return Evaluation(
-      mesh=self.mesh,
-      students=self.students,
-      teacher=teacher,
-      members=self.rows["members"],
-      held_out=self.rows["held_out"],
-      teacher_only=self.rows.get("teacher_only"),
-      canaries=self.canaries,
-      prompts=self.prompts,
-      tokenizer=tokenizer,
-      end_tokens=frozenset(i for i, token in added.items() if token.special),
-      options=self.options,
-    )
+  open: Callable[[], Evaluation]
 
 
 def run(
@@ -126,9 +98,7 @@ def run(
 def look(run: Run, options: SafetyConfig) -> Sources:
   """Finds and checks everything but the teacher's weights.
 
-  Args:
-    run: with caches and trained phases.
-    options: those of its section `safety`, or fewer.
+  `options` are those of the section `safety`, or fewer.
 
   Raises:
     ValueError: names the field or the file.
@@ -178,16 +148,23 @@ def look(run: Run, options: SafetyConfig) -> Sources:
     },
     "options": published(options),
   }
-  return Sources(
-    options=options,
-    mesh=mesh,
-    teacher=teacher,
-    students=students,
-    rows=rows,
-    canaries=planted,
-    prompts=loaded,
-    inputs=json.loads(json.dumps(inputs)),
-  )
+
+  def open_evaluation() -> Evaluation:
+    has_teacher = bool(set(options.teacher_parts) & set(options.parts))
+    return Evaluation(
+      mesh=mesh,
+      students=students,
+      teacher=studies.read_teacher(teacher, mesh) if has_teacher else None,
+      members=rows["members"],
+      held_out=rows["held_out"],
+      teacher_only=rows.get("teacher_only"),
+      canaries=planted,
+      prompts=loaded,
+      tokenizer=studies.read_tokenizer(teacher),
+      options=options,
+    )
+
+  return Sources(options, json.loads(json.dumps(inputs)), open_evaluation)
 
 
 def published(options: SafetyConfig) -> dict[str, Any]:

@@ -103,7 +103,6 @@ def make_evaluation(mesh, params=None, *, changes=None, **fields):
     canaries=None,
     prompts={},
     tokenizer=make_tokenizer(),
-    end_tokens=frozenset([END]),
     options=dataclasses.replace(OPTIONS, **(changes or {})),
   )
   return evaluation.Evaluation(**{**values, **fields})

@@ -1,4 +1,4 @@
-"""Claims about the analog: questions, the rules that answer them, the answers.
+"""Claims about the analog, and the rules that judge them.
 
 The rules are fixed before anything is measured. Which depth and which map a
 question is about does not depend on what was found: among many numbers one is
@@ -11,12 +11,16 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from analogjax.fidelity import questions
+from analogjax.fidelity.questions import (
+  DOES_NOT,
+  OPEN,
+  TRANSFERS,
+  Claim,
+  Json,
+  Question,
+)
 from analogjax.rendering.numbers import interval, number
-
-TRANSFERS = "transfers"
-DOES_NOT = "does not"
-OPEN = "not enough evidence"
-VERDICTS = (TRANSFERS, DOES_NOT, OPEN)
 
 # Bounds of a transfer ratio and of what a stitch recovers; 1 is all of it.
 ENOUGH = 0.5
@@ -49,8 +53,6 @@ _ABOUT = {
 }
 # Among the models that a ratio is compared with; no model has a space in it.
 SHUFFLED = "the shuffled map"
-
-Json = Mapping[str, Any]
 
 
 def rules() -> list[dict[str, str]]:
@@ -156,105 +158,8 @@ def difference(a: Span, b: Span) -> Span:
   )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Claim:
-  """A sentence, its verdict, and the reason."""
-
-  id: str
-  text: str
-  verdict: str
-  because: str
-  control: str = ""  # The best one; "" if there is none.
-  estimate: Json | None = None  # The analog's.
-  control_estimate: Json | None = None
-  threshold: float | None = None  # What the estimate is compared with.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Question:
-  """What is asked, and the sentence for each verdict."""
-
-  id: str
-  transfers: str
-  does_not: str
-  open: str
-  opposite: str = ""  # Replaces `does_not` where the effect is below 0.
-  threshold: float | None = None
-
-  def answer(self, verdict: str, because: str, **numbers: Any) -> _Claim:
-    texts: dict[str, str] = {
-      TRANSFERS: self.transfers,
-      DOES_NOT: self.does_not,
-      OPEN: self.open,
-    }
-    return _Claim(
-      id=self.id,
-      text=texts[verdict],
-      verdict=verdict,
-      because=because,
-      threshold=self.threshold,
-      **numbers,
-    )
-
-
-_KL = _Question(
-  id="output.kl",
-  transfers="The analog's predictions are nearer to the frontier model's than"
-  " those of a control that never saw it.",
-  does_not="The analog's predictions are further from the frontier model's"
-  " than those of a control that never saw it.",
-  open="Whether the analog's predictions are nearer to the frontier model's"
-  " than a control's are is open.",
-)
-_FAILURES = _Question(
-  id="output.failures",
-  transfers="What is hard for the analog tells where the frontier model fails,"
-  " better than what is hard for a control.",
-  does_not="What is hard for the analog tells no more of where the frontier"
-  " model fails than what is hard for a control.",
-  open="Whether what is hard for the analog tells more of where the frontier"
-  " model fails than what is hard for a control is open.",
-  threshold=COIN,
-)
-_STITCHING = _Question(
-  id="stitching.half",
-  transfers="The frontier model goes on from the analog's activations half-way"
-  " up, through a linear map, better than from a control's.",
-  does_not="The frontier model does not go on from the analog's activations"
-  " half-way up, or no better than from a control's.",
-  open="Whether the frontier model goes on from the analog's activations"
-  " half-way up, better than from a control's, is open.",
-  threshold=ENOUGH,
-)
-
-
-def _similarity(metric: str, name: str) -> _Question:
-  return _Question(
-    id=f"similarity.{metric}",
-    transfers="The analog represents text like the frontier model, by"
-    f" {name}: more than chance, and more than its controls.",
-    does_not=f"By {name}, the analog represents text no more like the frontier"
-    " model than chance or a control does.",
-    open=f"By {name}, it is open whether the analog represents text more like"
-    " the frontier model than its controls do.",
-  )
-
-
-def _steering(behaviour: str) -> _Question:
-  direction = f"direction for {behaviour} that is found on the analog"
-  return _Question(
-    id=f"steering.{behaviour}",
-    transfers=f"The {direction} steers the frontier model.",
-    does_not=f"The {direction} does not steer the frontier model, or no better"
-    " than those of its controls.",
-    opposite=f"The {direction} moves the frontier model the opposite way.",
-    open=f"Whether the {direction} steers the frontier model is open.",
-    threshold=ENOUGH,
-  )
-
-
-def _missing(part: str) -> _Claim:
-  return _Claim(
+def _missing(part: str) -> Claim:
+  return Claim(
     id=part,
     text=f"Nothing is known of {_ABOUT[part]}.",
     verdict=OPEN,
@@ -270,27 +175,29 @@ class _Judge:
   controls: tuple[str, ...]
   random: str
 
-  def output(self, part: Json) -> Iterator[_Claim]:
+  def output(self, part: Json) -> Iterator[Claim]:
     models = part["models"]
     kl = {m: v["metrics"].get("kl_to_teacher_nats") for m, v in models.items()}
     what = "KL to the frontier model, nats per token"
-    yield self._against_control(_KL, what, kl, lower_is_better=True)
+    yield self._against_control(questions.KL, what, kl, lower_is_better=True)
     auc = {m: v.get("outcomes", {}).get("auc") for m, v in models.items()}
     if auc.get(self.analog) is not None:
       what = "AUC of telling where the frontier model fails"
-      yield self._against_control(_FAILURES, what, auc)
+      yield self._against_control(questions.FAILURES, what, auc, least=COIN)
 
-  def similarity(self, part: Json) -> Iterator[_Claim]:
+  def similarity(self, part: Json) -> Iterator[Claim]:
     for metric, name in _SIMILARITIES.items():
       found = {m: v[metric] for m, v in part["models"].items() if metric in v}
       if self.analog in found:
-        yield self._above_chance(_similarity(metric, name), name, found)
+        yield self._above_chance(
+          questions.similarity(metric, name), name, found
+        )
 
-  def steering(self, part: Json) -> Iterator[_Claim]:
+  def steering(self, part: Json) -> Iterator[Claim]:
     for behaviour, value in part["behaviours"].items():
-      yield self._steered(_steering(behaviour), value)
+      yield self._steered(questions.steering(behaviour), value)
 
-  def stitching(self, part: Json) -> Iterator[_Claim]:
+  def stitching(self, part: Json) -> Iterator[Claim]:
     found: dict[str, dict[tuple[float, float], Json]] = {
       model: {
         (s["student_depth"], s["teacher_depth"]): s["recovered"]
@@ -301,7 +208,7 @@ class _Judge:
     }
     if not found.get(self.analog):
       why = "There is no least-squares stitch of the analog."
-      yield _STITCHING.answer(OPEN, why)
+      yield questions.STITCHING.answer(OPEN, why, threshold=ENOUGH)
       return
     depths = min(
       found[self.analog],
@@ -313,12 +220,12 @@ class _Judge:
       " frontier model"
     )
     there = {m: of[depths] for m, of in found.items() if depths in of}
-    yield self._large_enough(_STITCHING, what, there)
+    yield self._large_enough(questions.STITCHING, what, there)
 
-  def _steered(self, question: _Question, value: Json) -> _Claim:
+  def _steered(self, question: Question, value: Json) -> Claim:
     if why := value["undefined"]:
       why = f"The transfer ratio is undefined: {why.rstrip('.')}."
-      return question.answer(OPEN, why)
+      return question.answer(OPEN, why, threshold=ENOUGH)
     matched = [t for t in value["transfer"] if t["matched"] == "perplexity"]
     ratios = {
       (t["model"], t["mapper"]): t["ratio"]
@@ -328,7 +235,7 @@ class _Judge:
     mappers = [m for m in STEERING_MAPPERS if (self.analog, m) in ratios]
     if not mappers:
       why = "There is no transfer ratio of the analog at matched perplexity."
-      return question.answer(OPEN, why)
+      return question.answer(OPEN, why, threshold=ENOUGH)
     found = {
       model: ratio
       for (model, mapper), ratio in ratios.items()
@@ -342,15 +249,16 @@ class _Judge:
 
   def _against_control(
     self,
-    question: _Question,
+    question: Question,
     what: str,
     found: Mapping[str, Json | None],
     *,
     lower_is_better: bool = False,
-  ) -> _Claim:
+    least: float | None = None,
+  ) -> Claim:
     """Judges by the difference to the best control."""
     control, theirs = _best(found, self.controls, lower_is_better)
-    ours, least = _span(found.get(self.analog)), question.threshold
+    ours = _span(found.get(self.analog))
     because = self._numbers(what, found, control)
     if ours is None or theirs is None:
       why = "it is undefined" if ours is None else self._no_control()
@@ -381,11 +289,10 @@ class _Judge:
       control=control,
       estimate=found.get(self.analog),
       control_estimate=found.get(control),
+      threshold=least,
     )
 
-  def _above_chance(
-    self, question: _Question, name: str, found: Json
-  ) -> _Claim:
+  def _above_chance(self, question: Question, name: str, found: Json) -> Claim:
     """Judges a calibrated similarity: 0 for chance and 1 for the same."""
     ours = found[self.analog]
     known = [m for m in self.controls if m in found]
@@ -413,8 +320,8 @@ class _Judge:
     return question.answer(verdict, f"{numbers}: {why}.", control=rival)
 
   def _large_enough(
-    self, question: _Question, what: str, found: Mapping[str, Json]
-  ) -> _Claim:
+    self, question: Question, what: str, found: Mapping[str, Json]
+  ) -> Claim:
     """Judges a fraction: 1 if all carries over, 0 if nothing does."""
     ours = _span(found[self.analog])
     names = (*self.controls, self.random, SHUFFLED)
@@ -445,6 +352,7 @@ class _Judge:
       control=control,
       estimate=found[self.analog],
       control_estimate=found.get(control),
+      threshold=ENOUGH,
     )
 
   def _no_control(self) -> str:

@@ -186,14 +186,8 @@ def train(
   Only the map is trained, for `stitch_steps` steps. Each step has the next
   rows, pass after pass. Adam sees the map of whitened activations: some
   directions of a residual stream are hundreds of times larger than others, and
-  steps of one size would be too large for those.
-
-  Args:
-    study: with the rows.
-    model: the student.
-    stitch: where it is joined.
-    start: from `least_squares.solve`.
-    moments: its first depth is the student's.
+  steps of one size would be too large for those. The first depth of `moments`
+  is the student's; `start` is the least-squares map.
   """
   begin = activations.make_beginning(model.cfg, study.mesh)
   step, init = make_training(

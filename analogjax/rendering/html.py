@@ -57,22 +57,15 @@ def printable(text: str) -> str:
   )
 
 
-def stylesheet() -> str:
-  """The style of every page."""
-  path = pathlib.Path(__file__).with_name("report.css")
-  return path.read_text(encoding="utf-8")
+def page(title: str, *body: Child, style: str = "") -> str:
+  """The text of a page that needs nothing else: no script, no network.
 
-
-def to_html(page: ET.Element) -> str:
-  """The text of a page."""
-  body = ET.tostring(page, encoding="unicode", method="html")
-  return f"<!DOCTYPE html>\n{body}\n"
-
-
-def page(title: str, *body: Child) -> str:
-  """The text of a page that needs nothing else: no script, no network."""
-  style = ET.Element("style")
-  style.text = stylesheet()  # Ours: needs no escapes.
+  `style` is CSS that is added to report.css.
+  """
+  css = pathlib.Path(__file__).with_name("report.css")
+  sheet = ET.Element("style")
+  # Ours: needs no escapes.
+  sheet.text = css.read_text(encoding="utf-8") + style
   policy = {"http-equiv": "Content-Security-Policy", "content": _POLICY}
   viewport = "width=device-width, initial-scale=1"
   head = tag(
@@ -81,9 +74,11 @@ def page(title: str, *body: Child) -> str:
     ET.Element("meta", policy),
     tag("meta", name="viewport", content=viewport),
     tag("title", title),
-    style,
+    sheet,
   )
-  return to_html(tag("html", head, tag("body", *body), lang="en"))
+  tree = tag("html", head, tag("body", *body), lang="en")
+  text = ET.tostring(tree, encoding="unicode", method="html")
+  return f"<!DOCTYPE html>\n{text}\n"
 
 
 def section(key: str, title: str, *children: Child) -> ET.Element:

@@ -32,11 +32,8 @@ def run(
 ) -> None:
   """Writes workdir/interventions/NAME.json and prints it.
 
-  Args:
-    cfg: the config.
-    workdir: with caches and the analog's phase.
-    vector: a safetensors file.
-    behaviour: a name or a JSON file; empty: all of the config.
+  `vector` is a safetensors file, `behaviour` a name or a JSON file; without one
+  all behaviours of the config are scored.
 
   Raises:
     ValueError: names the field or the file.
@@ -85,16 +82,18 @@ def run(
   }
   name = f"{Path(vector).stem}-{found.sha256[:8]}.json"
   path = workdir / "interventions" / name
-
-  def conclude() -> None:
-    path.parent.mkdir(exist_ok=True)
-    loading.write_json(path, value)
-    parts.account(spent, study, study.tokens, run.config.data.L)
-
-  processes.on_first(conclude)
+  processes.on_first(lambda: _keep(path, value))
+  processes.on_first(
+    lambda: parts.account(spent, study, study.tokens, run.config.data.L)
+  )
   for name, part in answers.items():
     _say(name, part)
   progress.say(f"intervene: {path}")
+
+
+def _keep(path: Path, value: dict[str, Any]) -> None:
+  path.parent.mkdir(exist_ok=True)
+  loading.write_json(path, value)
 
 
 def _of_maps(sources: study_lib.Sources) -> dict[str, Any]:

@@ -112,15 +112,7 @@ def look(run: Run, options: SafetyConfig) -> Sources:
       )
   loaded = {}
   if "refusal" in options.parts:
-    loaded = processes.all_or_none(
-      lambda: {
-        "harmful": prompts.load_all(options.harmful, "safety.harmful"),
-        "harmless": prompts.load_all(options.harmless, "safety.harmless"),
-      }
-    )
-    template = processes.all_or_none(
-      lambda: chat_template.choose(options.template, run.teacher.folder)
-    )
+    loaded, template = processes.all_or_none(lambda: _prompts(run, options))
     options = dataclasses.replace(options, template=template.text)
     progress.say(f"safety refusal: {_TEMPLATES[template.source]}.")
   planted = _planted(run.config, options)
@@ -165,6 +157,17 @@ def look(run: Run, options: SafetyConfig) -> Sources:
     )
 
   return Sources(options, json.loads(json.dumps(inputs)), open_evaluation)
+
+
+def _prompts(
+  run: Run, options: SafetyConfig
+) -> tuple[dict[str, tuple[prompts.Prompts, ...]], chat_template.Template]:
+  """The prompts by side, and the template that they stand in."""
+  loaded = {
+    "harmful": prompts.load_all(options.harmful, "safety.harmful"),
+    "harmless": prompts.load_all(options.harmless, "safety.harmless"),
+  }
+  return loaded, chat_template.choose(options.template, run.teacher.folder)
 
 
 def published(options: SafetyConfig) -> dict[str, Any]:

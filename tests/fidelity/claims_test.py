@@ -1,4 +1,4 @@
-"""Tests for analogjax/fidelity/claims.py and document.py."""
+"""Tests for analogjax/fidelity/claims.py, questions.py and document.py."""
 
 import copy
 import json

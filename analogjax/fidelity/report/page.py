@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 import xml.etree.ElementTree as ET
 
-from analogjax.fidelity import claims
+from analogjax.fidelity import claims, questions
 from analogjax.fidelity.report import (
   glossary,
   parts,
@@ -121,7 +121,7 @@ def _contents() -> ET.Element:
 def _verdicts(value: Json, models: parts.Models) -> ET.Element:
   found = value["claims"]
   counts = []
-  for verdict in claims.VERDICTS:
+  for verdict in questions.VERDICTS:
     links: list[html.Child] = []
     for i, claim in enumerate(found):
       if claim["verdict"] == verdict:

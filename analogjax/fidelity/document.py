@@ -10,9 +10,6 @@ from analogjax.workdir import json_document
 
 FORMAT = "analogjax.fidelity"
 FORMAT_VERSION = 2
-_KIND = json_document.Kind(
-  FORMAT, FORMAT_VERSION, Path(__file__).with_name("schema.json"), "measure"
-)
 
 # The part of `inputs` that may be published. The batch size and the folders of
 # other students are private; the teacher's digest would confirm a guess at
@@ -49,6 +46,11 @@ _PUBLIC_PARTS = {
   "steering": ("behaviours", "maps"),
   "stitching": ("cross_entropy_nats", "models"),
 }
+
+
+def _kind() -> json_document.Kind:
+  schema = Path(__file__).with_name("schema.json")
+  return json_document.Kind(FORMAT, FORMAT_VERSION, schema, "measure")
 
 
 def make(
@@ -90,7 +92,7 @@ def make(
 
 def problem(value: Any) -> str:
   """Where a document breaks the schema, and how; "" if it does not."""
-  return _KIND.problem(value)
+  return _kind().problem(value)
 
 
 def public(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,4 +134,4 @@ def public(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(path: Path) -> dict[str, Any]:
   """The document in a file; a ValueError names the file and what is wrong."""
-  return _KIND.read(path)
+  return _kind().read(path)

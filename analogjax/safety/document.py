@@ -11,9 +11,6 @@ FORMAT = "analogjax.safety"
 FORMAT_VERSION = 1
 PASSED, FAILED = "passed", "failed"
 UNDEFINED, NO_THRESHOLD = "undefined", "no threshold"
-_KIND = json_document.Kind(
-  FORMAT, FORMAT_VERSION, Path(__file__).with_name("schema.json"), "safety"
-)
 # The published part of the inputs: nothing that comes from the teacher.
 _PUBLIC = (
   "format",
@@ -26,6 +23,11 @@ _PUBLIC = (
   "details",
 )
 _PUBLIC_INPUTS = ("analog", "students", "random", "rows", "options")
+
+
+def _kind() -> json_document.Kind:
+  schema = Path(__file__).with_name("schema.json")
+  return json_document.Kind(FORMAT, FORMAT_VERSION, schema, "safety")
 
 
 def make(
@@ -142,7 +144,7 @@ def public(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def problem(value: Any) -> str:
   """What is wrong with a document: where, and what; "" if nothing is."""
-  if wrong := _KIND.problem(value):
+  if wrong := _kind().problem(value):
     return wrong
   for i, test in enumerate(value["tests"]):
     if METRICS[test["metric"]] != test["family"]:
@@ -160,4 +162,4 @@ def problem(value: Any) -> str:
 
 def read(path: Path) -> dict[str, Any]:
   """The document in a file; a ValueError names the file and what is wrong."""
-  return _KIND.read(path, problem)
+  return _kind().read(path, problem)

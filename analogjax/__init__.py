@@ -14,7 +14,7 @@ if TYPE_CHECKING:
   from analogjax.api.representations import Similarity, similarity
   from analogjax.api.results import read_fidelity, verify_bundle
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = (
   "Cache",

@@ -112,5 +112,5 @@ def test_software_is_json():
   value = json.loads(render.software(project()))
   assert value == {
     "python": "3.11.9",
-    "packages": {"analogjax": "0.1.0", "jax": "0.10.2"},
+    "packages": {"analogjax": "0.2.0", "jax": "0.10.2"},
   }

@@ -382,7 +382,7 @@ def facts():
           "analogjax safety --config=CONFIG --workdir=WORKDIR --quick",
           "analogjax release --config=CONFIG --workdir=WORKDIR",
         ],
-        "software": {"analogjax": "0.1.0", "jax": "0.10.2"},
+        "software": {"analogjax": "0.2.0", "jax": "0.10.2"},
         "python": "3.11.9",
         "config_sha256": digest("config.json"),
         "seeds": {"train.pretrain": 0, "train.distill": 1, "cache": 0},

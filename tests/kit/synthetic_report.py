@@ -286,7 +286,7 @@ def make(found, reach=REACH, controls=(CONTROL,), **options):
       name: {"seconds": 12.5, "device_seconds": 25.0, "tokens": 65_536}
       for name in found
     },
-    software={"jax": "0.10.2", "analogjax": "0.1.0"},
+    software={"jax": "0.10.2", "analogjax": "0.2.0"},
   )
 
 

@@ -200,7 +200,7 @@ def safety(facts):
     "format": safety_document.FORMAT,
     "format_version": safety_document.FORMAT_VERSION,
     "inputs": {"analog": synthetic_report.ANALOG},
-    "software": {"analogjax": "0.1.0"},
+    "software": {"analogjax": "0.2.0"},
     "because": "every threshold holds over the whole interval",
     **{
       key: facts["safety"][key]

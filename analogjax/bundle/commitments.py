@@ -1,9 +1,9 @@
 """Salted commitments: facts that are private now and can be checked later.
 
-The bundle holds a hash of each fact, the regulator its opening: value and
-salt. Whoever has both can tell that the value was fixed when the bundle was
-signed. Whoever has the bundle alone learns nothing: 32 random bytes are hashed
-along, so that trying every size or date does not help.
+The bundle holds a hash of each fact; the regulator holds its opening, which is
+the value and a salt. Both together show that the value was fixed when the
+bundle was signed. The bundle alone reveals nothing: the salt is 32 random
+bytes, so trying every size or date does not help.
 
 The hash is SHA-256 over `analogjax.commitment.v1`, a zero byte, the name of the
 field, a zero byte, the 32 bytes of salt and the value in UTF-8. The salt has
@@ -34,12 +34,12 @@ def make(
 
   Args:
     values: name of a field -> its value, in the form that `canonical` gives.
-    before: openings that were made already. Where the value is still the same
-      its salt is taken again, or each call would be another commitment.
+    before: earlier openings. A value that has not changed keeps its salt, or
+      each call would give another commitment.
 
   Returns:
-    Commitments (name -> 64 hexadecimal digits), which are public, and openings
-    (name -> value and salt), which are not.
+    The public commitments (name -> 64 hexadecimal digits) and the private
+    openings (name -> value and salt).
   """
   commitments, openings = {}, {}
   for name, value in values.items():
@@ -55,10 +55,10 @@ def make(
 
 
 def canonical(value: int | datetime.date | str) -> str:
-  """The one text of a value that is committed to.
+  """The canonical text of a value to commit to.
 
-  Two texts of one number would be two commitments: integers are decimal digits
-  alone, days YYYY-MM-DD, and other texts stand as they are.
+  Two texts of one number would give two commitments: integers are written in
+  decimal digits, days as YYYY-MM-DD, and texts as they are.
   """
   assert not isinstance(value, bool | float | datetime.datetime), value
   if isinstance(value, datetime.date):
@@ -67,9 +67,9 @@ def canonical(value: int | datetime.date | str) -> str:
 
 
 def problems(commitments: Any, openings: Any) -> list[str]:
-  """What does not fit between commitments and their openings.
+  """Finds what does not fit between commitments and their openings.
 
-  Neither is trusted: both may be anything that JSON can hold.
+  Both are untrusted and may be anything that JSON can hold.
 
   Returns:
     One sentence for each field that is missing on a side, malformed, or whose

@@ -1,9 +1,9 @@
-"""The files of a bundle that nobody vouches for: listed and read, bounded.
+"""Lists and reads the files of an untrusted bundle, within bounds.
 
-A bundle may have been made to hurt who looks at it. So its files are reached in
-this way alone: names from a short alphabet, regular files only, every folder
-opened below the one before it and never through a link, and no more bytes read
-than were asked for. POSIX only: it needs O_NOFOLLOW and openat.
+A bundle may have been made to harm whoever examines it. So its files are only
+reached through this module: names from a short alphabet, regular files, every
+folder opened below the one before it and never through a link, and no more
+bytes read than were asked for. POSIX only: it needs O_NOFOLLOW and openat.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,15 +22,15 @@ from analogjax.bundle.strict_json import Refused
 
 MOST_ENTRIES = 20_000  # Files and folders.
 MOST_DEPTH = 8
-MOST_PROBLEMS = 50  # That are listed; a hostile folder has as many as it likes.
+MOST_PROBLEMS = 50  # Listed; a hostile folder may have any number.
 MOST_TEXT = 64 << 20  # Bytes of a file that is read whole.
 CHUNK = 1 << 20
 
-# ASCII alone: no control characters, no marks that turn the direction, no two
-# forms of one letter. No leading dot: signers and uploads skip .git and its
-# like, so what is there would be signed by nobody.
+# Only ASCII: no control characters, no marks of text direction, no two forms of
+# one letter. No leading dot: signers and uploads skip .git and the like, so
+# nobody would sign what is there.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
-# Data alone. Not even text that some program would run.
+# Only data, and no text that some program would run.
 EXTENSIONS = frozenset(
   {".md", ".json", ".html", ".txt", ".jinja", ".safetensors", ".pem", ".model"}
 )
@@ -44,8 +44,8 @@ class Tree:
 
   Attributes:
     root: the folder.
-    files: path below it, with `/` -> bytes. Acceptable ones alone.
-    problems: what else is there, each a sentence.
+    files: path below it, with `/` -> size in bytes; only acceptable files.
+    problems: one sentence for everything else that is there.
   """
 
   root: Path
@@ -53,7 +53,7 @@ class Tree:
   problems: tuple[str, ...]
 
   def read(self, path: str, most: int = MOST_TEXT) -> bytes:
-    """The whole of a file.
+    """The bytes of a file.
 
     Raises:
       Refused: it is not there, has changed, or is larger than `most` bytes.
@@ -80,7 +80,7 @@ class Tree:
       raise Refused(f"{path}: not text in UTF-8: {error.reason}") from None
 
   def range(self, path: str, start: int, length: int) -> bytes:
-    """Bytes out of the middle of a file; Refused where it has no such."""
+    """Bytes from the middle of a file; Refused if it is too short."""
     assert start >= 0 and 0 <= length <= MOST_TEXT
     self._size(path)
     with _open_file(self.root, path) as descriptor:
@@ -93,7 +93,7 @@ class Tree:
     return b"".join(parts)
 
   def chunks(self, path: str) -> Iterator[bytes]:
-    """The bytes of a file in order, as many as were there when it was found."""
+    """The bytes of a file in order, as many as it had when it was listed."""
     left = self._size(path)
     with _open_file(self.root, path) as descriptor:
       while left and (part := os.read(descriptor, min(CHUNK, left))):
@@ -115,14 +115,17 @@ class Tree:
 
 
 def open_tree(root: Path) -> Tree:
-  """Lists a folder; whatever is wrong in it is in `Tree.problems`.
+  """Lists a folder; `Tree.problems` says what is wrong in it.
 
   Raises:
     ValueError: there is no such folder, or it cannot be listed.
   """
-  # Who names the folder may do so through a link; what is in it may not.
+  # The folder itself may be named through a link, nothing in it may.
   if not root.is_dir():
-    raise ValueError(f"{root}: expected the folder of a bundle; there is none.")
+    raise ValueError(
+      f"{root}: expected the folder of a bundle, but there is none; check the"
+      " path."
+    )
   try:
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
   except OSError as error:
@@ -171,7 +174,7 @@ def shown(name: str) -> str:
 
 
 class _Lister:
-  """Goes through folders; stops at a number of entries."""
+  """Walks through folders, up to a number of entries."""
 
   def __init__(self):
     self.files: dict[str, int] = {}
@@ -192,7 +195,7 @@ class _Lister:
     except OSError as error:
       self.problems.append(f"{prefix or '.'}: not readable: {error.strerror}")
     if self._left == before:
-      # Signatures cover files, so an empty folder would be nobody's.
+      # Signatures cover files, so nobody would sign an empty folder.
       self.problems.append(f"{prefix or '.'}: an empty folder")
 
   def _add(self, entry, folder: int, path: str) -> None:
@@ -215,7 +218,7 @@ class _Lister:
 
 
 def _collisions(files) -> list[str]:
-  """Names that are one name where letters have no case, as on macOS."""
+  """Names that are the same where case does not count, as on macOS."""
   seen: dict[str, str] = {}
   problems = []
   for path in sorted(files):

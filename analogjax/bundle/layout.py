@@ -1,4 +1,4 @@
-"""Paths of a bundle's files, and how what is wrong with one is refused."""
+"""Paths of a bundle's files, and a check that refuses what is wrong."""
 
 from analogjax.bundle.strict_json import Refused
 
@@ -11,6 +11,6 @@ INDEX = "model/model.safetensors.index.json"  # As large as the model is deep.
 
 
 def expect(ok: bool, text: str) -> None:
-  """Refuses what is not so."""
+  """Raises Refused unless `ok`."""
   if not ok:
     raise Refused(text)

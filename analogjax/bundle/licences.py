@@ -1,9 +1,9 @@
-"""Licences that an analog may go out under, with their texts.
+"""Licences under which an analog may be released, with their texts.
 
-The permissive ones are a list, and their texts lie in licence_texts/, so that
-anyone can see whether the LICENSE of a bundle is the one that it names. All
-else is `other`: its text comes from the lab, nobody here has read it, and it is
-always flagged as one with limited safeguards.
+licence_texts/ has the text of each permissive licence, so that anyone can check
+whether the LICENSE of a bundle is the one that it names. Any other licence is
+`other`: the lab provides its text, nobody here has read it, and it is always
+flagged as one with limited safeguards.
 """
 
 from collections.abc import Mapping
@@ -25,9 +25,7 @@ PERMISSIVE: Mapping[str, str] = types.MappingProxyType(
 OTHER = "other"
 IS_PERMISSIVE, IS_LIMITED = "permissive", "limited safeguards"
 
-_MOST_CHARACTERS = (
-  200_000  # Of a text; the longest that are in use have 60,000.
-)
+_MOST_CHARACTERS = 200_000  # The longest texts in use have 60,000.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,7 @@ class Licence:
   spdx: str  # Or OTHER.
   name: str
   category: str  # IS_PERMISSIVE or IS_LIMITED.
-  text: str  # Of the file LICENSE.
+  text: str  # LICENSE.
 
   @property
   def text_sha256(self) -> str:
@@ -51,10 +49,10 @@ def find(
 
   Args:
     spdx: identifier of the SPDX licence list, or `other`.
-    holder: of the copyright, as texts name one.
-    year: of the release.
-    name: of the licence, where it is `other`.
-    text: of the licence, where it is `other`.
+    holder: the copyright holder.
+    year: the year of the release.
+    name: the name of a licence that is `other`.
+    text: the text of a licence that is `other`.
 
   Raises:
     ValueError: an identifier that is not known here, or no name or text with
@@ -81,14 +79,14 @@ def has_holder(spdx: str) -> bool:
 def problem(spdx: str, text: str, *, holder: str, year: int) -> str:
   """What is wrong with a bundle's LICENSE; "" if nothing is.
 
-  Spaces and line breaks do not count; every other letter does, and that of the
-  copyright line too, so that nothing can be put there.
+  Spaces and line breaks do not count. All other characters do, also in the
+  copyright line, so that no condition can be hidden there.
 
   Args:
-    spdx: as the bundle's record has it.
-    text: of the file.
-    holder: of the copyright: who provides the model, by the record.
-    year: of the release, by the record.
+    spdx: the identifier in the bundle's record.
+    text: the text of the file.
+    holder: the provider of the model, by the record.
+    year: the year of the release, by the record.
   """
   if spdx == OTHER:
     return "" if text.strip() else "LICENSE: the text is empty."

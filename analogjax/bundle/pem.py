@@ -1,4 +1,4 @@
-"""signer.pem of a bundle: a public key, or certificates that vouch for it."""
+"""signer.pem of a bundle: a public key, or its certificates."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,11 +17,11 @@ _PEM = serialization.Encoding.PEM
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-  """Whose a signature claims to be.
+  """The claimed signer.
 
   Attributes:
     key: on P-256.
-    certificates: DER, that of the key first; () for a bare key.
+    certificates: DER, the key's own first; () for a bare key.
   """
 
   key: ec.EllipticCurvePublicKey
@@ -41,7 +41,7 @@ class Identity:
 
 
 def from_bytes(data: bytes) -> Identity:
-  """What signer.pem holds; Refused if that is no P-256 key or certificate."""
+  """Parses signer.pem; Refused unless it is a P-256 key or certificate."""
   try:
     if b"BEGIN CERTIFICATE" in data:
       chain = x509.load_pem_x509_certificates(data)
@@ -62,7 +62,7 @@ def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
 
 
 def p256(key: object, where: str) -> ec.EllipticCurvePublicKey:
-  """The key, if it is one on P-256; ValueError names where it is from."""
+  """The key, if it is on P-256; else a ValueError that names its source."""
   if isinstance(key, ec.EllipticCurvePublicKey):
     if isinstance(key.curve, ec.SECP256R1):
       return key

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import json
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -18,7 +17,6 @@ import jsonschema.exceptions
 
 from analogjax.bundle import record_fields
 from analogjax.bundle.record_fields import ALWAYS, CACHED, IF_CACHED, Field
-from analogjax.workdir import json_document
 
 FORMAT = "analogjax.record"
 FORMAT_VERSION = 1
@@ -196,25 +194,10 @@ def problem(value: Any) -> str:
   return "".join(missing(value, view)[:1])
 
 
-def to_text(record: Mapping[str, Any]) -> str:
-  """The text of record.json: one form for the same facts."""
-  text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+def to_text(value: Mapping[str, Any]) -> str:
+  """The text of record.json, and of documents in JSON: one form for each."""
+  text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
   return text + "\n"
-
-
-def read(path: Path) -> dict[str, Any]:
-  """A record from a file.
-
-  Raises:
-    ValueError: it is missing, damaged, or of another version.
-  """
-  return json_document.read(
-    path,
-    format=FORMAT,
-    version=FORMAT_VERSION,
-    problem=problem,
-    command="release",
-  )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""rows/held_out.safetensors: the rows on which a bundle can be measured again.
+"""rows/held_out.safetensors: the rows for repeating the measurements.
 
 Letters: R rows, L tokens of a row, V vocabulary.
 """
@@ -12,7 +12,7 @@ from analogjax.bundle import folder, layout, safetensors_headers
 from analogjax.bundle.strict_json import Refused
 from analogjax.data import rows as rows_lib
 
-# Name in the file -> its dtype there, and of the field of Rows.
+# Name in the file -> its dtype there, and that of the field of Rows.
 _FIELDS = {
   "tokens": ("I32", np.dtype("<i4")),
   "segments": ("I32", np.dtype("<i4")),
@@ -49,7 +49,7 @@ def read(
 
   Args:
     tree: the bundle's files.
-    header: of its file of rows.
+    header: the header of the file of rows.
     V: entries of the vocabulary.
 
   Raises:
@@ -89,6 +89,6 @@ def read(
 
 
 def digest(rows: rows_lib.Rows) -> str:
-  """Of the rows in order, as fidelity.json names those it was measured on."""
+  """The digest of rows in order, by which fidelity.json names them."""
   digests = rows_lib.rows_digests(rows)
   return hashlib.blake2b(digests.tobytes(), digest_size=32).hexdigest()

@@ -1,4 +1,4 @@
-"""safetensors files by their headers: what is in them, without reading it.
+"""Reads the headers of safetensors files, without their tensors.
 
 The format: a little-endian u64 of the header's bytes, that JSON object of
 `name: {dtype, shape, data_offsets}` and perhaps `__metadata__` of strings, and
@@ -29,7 +29,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 class Tensor(NamedTuple):
-  """Of a file; the range is in bytes from the end of the header."""
+  """A tensor in a file; its range is in bytes from the end of the header."""
 
   dtype: str
   shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class Tensor(NamedTuple):
 
 
 class Header(NamedTuple):
-  """Of a file: its tensors by name, and its string pairs."""
+  """The tensors of a file by name, and its metadata."""
 
   tensors: Mapping[str, Tensor]
   metadata: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""signature.json of a bundle: who signs, and what a signature says.
+"""signature.json of a bundle: making it, parsing it, and checking it.
 
 The file is a Sigstore bundle (v0.3) with a DSSE envelope around an in-toto
 statement that lists every file with its SHA-256: what model-signing writes, and
@@ -44,13 +44,13 @@ _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Signer:
-  """Who signs; made by `with_key` or `with_token`.
+  """Signs a bundle; made by `with_key` or `with_token`.
 
   Attributes:
     identity: what signer.pem holds.
     private_key: path of a PEM file, or None.
-    password_file: of that key, or None.
-    pkcs11_uri: of a key on a token, or "".
+    password_file: holds that key's password, or None.
+    pkcs11_uri: names a key on a token, or is "".
   """
 
   identity: pem.Identity
@@ -59,7 +59,7 @@ class Signer:
   pkcs11_uri: str = ""
 
   def sign(self, folder: Path) -> bytes:
-    """signature.json for a folder that holds all the other files.
+    """Makes signature.json for a folder that holds all the other files.
 
     Raises:
       ValueError: the key cannot be used, or is not that of the identity.
@@ -104,13 +104,13 @@ def with_key(
   password_file: Path | None = None,
   certificates: Sequence[Path] = (),
 ) -> Signer:
-  """A signer by a PEM file.
+  """Makes a signer whose key is in a PEM file.
 
   Args:
-    private_key: on P-256, in a file that nobody else may read.
-    password_file: a file with the key's password, for an encrypted key.
-    certificates: of the key first, then those that vouch for it; none: the
-      public key alone goes into the bundle.
+    private_key: a key on P-256, in a file that nobody else may read.
+    password_file: a file with the password of an encrypted key.
+    certificates: the key's own first, then its issuers'; none: only the public
+      key goes into the bundle.
 
   Raises:
     ValueError: names the file, what was expected and what to do.
@@ -151,11 +151,11 @@ def with_key(
 
 
 def with_token(uri: str, public_key: Path) -> Signer:
-  """A signer by a token (PKCS#11), whose key never leaves it.
+  """Makes a signer whose key stays on a token (PKCS#11).
 
   Args:
     uri: RFC 7512; the PIN by `pin-source`, never in the URI itself.
-    public_key: of the key on the token: a PEM file.
+    public_key: a PEM file with the public key of the key on the token.
 
   Raises:
     ValueError: the URI or the file is not what it must be.
@@ -178,12 +178,12 @@ def with_token(uri: str, public_key: Path) -> Signer:
 
 @dataclasses.dataclass(frozen=True)
 class Signed:
-  """What signature.json says.
+  """The contents of signature.json.
 
   Attributes:
-    payload: the statement that is signed, JSON.
+    payload: the signed statement, JSON.
     signature: ECDSA over SHA-256, DER.
-    identity: whose it claims to be.
+    identity: the claimed signer.
   """
 
   payload: bytes
@@ -221,7 +221,7 @@ class Signed:
     return True
 
   def resources(self) -> dict[str, str]:
-    """What the statement lists: path -> SHA-256; Refused if it is no such."""
+    """The listed files, path -> SHA-256; Refused if it is no such list."""
     try:
       statement = strict_json.parse_object(self.payload)
       predicate = statement["predicate"]
@@ -245,7 +245,7 @@ class Signed:
 
 
 def from_bytes(data: bytes, identity: pem.Identity) -> Signed:
-  """What signature.json of a bundle with this signer.pem says.
+  """Parses signature.json of a bundle with this signer.pem.
 
   Raises:
     Refused: it is not in the one form that `Signed.to_bytes` gives.
@@ -279,7 +279,7 @@ def _base64(data: bytes) -> str:
 
 
 def _secret(path: Path) -> bytes:
-  """A file that nobody but its owner may read; ValueError otherwise."""
+  """Reads a file that only its owner may read; ValueError otherwise."""
   try:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):

@@ -1,8 +1,8 @@
-"""JSON out of files that nobody vouches for.
+"""Parses JSON from untrusted files.
 
-Python's reader takes duplicate keys, NaN, nesting until the stack ends and
-numbers of any length. Two programs may then read two things in one file, or one
-of them falls over; here such a file is refused.
+Python's parser accepts duplicate keys, NaN, nesting as deep as the stack and
+numbers of any length. Two programs may then read different values from one
+file, or one of them may crash; here such a file is refused.
 """
 
 import json
@@ -13,18 +13,17 @@ from typing import Any
 MOST_BYTES = 16 << 20
 MOST_DEPTH = 64
 MOST_VALUES = 2_000_000  # Each takes some hundred bytes once it is parsed.
-# Of a document, which a schema goes through: some 10,000 values in a second.
+# In a document that a schema validates, which does some 10,000 values a second.
 MOST_IN_DOCUMENTS = 200_000
-MOST_DIGITS = 400  # Of one number; the largest float64 has 309.
+MOST_DIGITS = 400  # In one number; the largest float64 has 309.
 
-# A string that ends, else a sign of structure. Possessive, so that no text
-# makes it go back; a quote that opens no string stands alone and ends the
-# search.
+# A complete string, or else a structural character. Possessive, so that no text
+# causes backtracking; a quote that does not begin a string ends the search.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
 
 
 class Refused(ValueError):
-  """What was read is not what it must be; the text says why."""
+  """An untrusted file is not acceptable; the text says why."""
 
 
 def parse(data: bytes, *, most_values: int = MOST_VALUES) -> Any:

@@ -1,4 +1,4 @@
-"""The window of a release: one to three months after the frontier's deployment.
+"""When an analog may be released: 1 to 3 months after the frontier model.
 
 Months are those of the calendar: the day of the month stays, and where a month
 has no such day it is the month's last. Three months after 30 November is 28
@@ -24,7 +24,7 @@ def add_months(day: datetime.date, months: int) -> datetime.date:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WindowVerdict:
-  """A day of release against the window that its frontier model opens."""
+  """A day of release against the window of its frontier model."""
 
   deployed_on: datetime.date
   released_on: datetime.date
@@ -39,7 +39,7 @@ class WindowVerdict:
 
   @property
   def where(self) -> str:
-    """EARLY, WITHIN or LATE; both ends are within."""
+    """EARLY, WITHIN or LATE; both ends belong to the window."""
     if self.released_on < self.first:
       return EARLY
     return LATE if self.released_on > self.last else WITHIN
@@ -53,8 +53,8 @@ def verdict(deployed_on: str, released_on: str) -> WindowVerdict:
     released_on: day of the analog's release, YYYY-MM-DD.
 
   Raises:
-    ValueError: no day, or one so late that its window has no end; names the
-      field of the config.
+    ValueError: a text is not a day, or is so late that its window has no end;
+      names the field of the config.
 
   Source: "Require Frontier AI Labs To Release Small Analog Models": "released
   within 1-3 months following the deployment of their corresponding frontier

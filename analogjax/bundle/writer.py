@@ -17,14 +17,14 @@ def write(
 ) -> None:
   """Writes a signed bundle, in place of one that is there already.
 
-  Everything goes into a hidden folder beside it, which is renamed at the end:
-  what is under the name is whole at any time, but for the moment between two
-  renames in which there is nothing.
+  Everything goes into a hidden folder beside it, which is renamed at the end.
+  So a folder with the bundle's name is always complete; between two renames
+  there is none for a moment.
 
   Args:
-    folder: the bundle; the folder above it has to be there.
-    files: path below it, with `/` -> what it holds, or a file to copy.
-    signer: signs it.
+    folder: the bundle; its parent has to exist.
+    files: path below it, with `/` -> its bytes, or a file to copy.
+    signer: signs the bundle.
 
   Raises:
     ValueError: a path that no bundle may have, a file that cannot be read, or a
@@ -32,7 +32,9 @@ def write(
   """
   for path in files:
     if path in _OURS:
-      raise ValueError(f"{path}: the bundle's own; it cannot be given.")
+      raise ValueError(
+        f"{path}: reserved, as it is made last; give the file another name."
+      )
     if wrong := walk.file_problem(path):
       raise ValueError(f"{path}: {wrong}.")
   aside = folder.with_name(f".{folder.name}.incomplete")

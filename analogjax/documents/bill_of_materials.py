@@ -2,15 +2,14 @@
 
 Written by hand, because cyclonedx-python-lib has no class for a model card
 (11.12, November 2026); the tests check it with that library's strict
-validator. It is the same for the same record: the serial number is made of the
-record's digest, and the time stamp is the day of the release.
+validator. The same record gives the same file: the serial number comes from the
+record's digest, and the timestamp is the day of the release.
 
 Format: https://cyclonedx.org/docs/1.6/json/, `component.modelCard`.
 """
 
 from collections.abc import Mapping
 import hashlib
-import json
 from typing import Any
 import uuid
 
@@ -23,9 +22,7 @@ _TASK = "text-generation"
 
 
 def render(record: Mapping[str, Any]) -> str:
-  value = make(record)
-  text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-  return text + "\n"
+  return records.to_text(make(record))
 
 
 def make(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +90,7 @@ def _component(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _properties(record: Mapping[str, Any]) -> dict[str, str]:
-  """What CycloneDX has no field for, distillation first."""
+  """Facts for which CycloneDX has no field, distillation first."""
   model, found = record["model"], record["distillation"]
   gates = {f"gate:{g['id']}": g["verdict"] for g in record["gates"]}
   return {
@@ -177,7 +174,7 @@ def _considerations(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _energy(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """kWh of training, as far as they are known."""
+  """The known kWh of training."""
   cost = record["cost_in_full"]
   rows = [row for row in cost["rows"] if pages.is_training(row)]
   known = [row["kwh"] for row in rows if isinstance(row["kwh"], int | float)]

@@ -9,17 +9,13 @@ not verified. Compute and energy are for authorities alone.
 """
 
 from collections.abc import Mapping
-import functools
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import jsonschema.exceptions
-
 from analogjax.bundle import record as records
 from analogjax.documents import eu_form, pages
+from analogjax.workdir import json_document
 
 FORMAT = "analogjax.compliance"
 FORMAT_VERSION = 1
@@ -66,9 +62,7 @@ def _frontier(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_json(record: Mapping[str, Any]) -> str:
-  value = make(record)
-  text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-  return text + "\n"
+  return records.to_text(make(record))
 
 
 def to_page(record: Mapping[str, Any]) -> str:
@@ -76,14 +70,11 @@ def to_page(record: Mapping[str, Any]) -> str:
   return pages.page("compliance", record, report=make(record))
 
 
-@functools.cache
-def schema() -> dict[str, Any]:
-  path = Path(__file__).with_name("compliance_schema.json")
-  return json.loads(path.read_text(encoding="utf-8"))
-
-
 def problem(value: Any) -> str:
   """What is wrong with a report: where, and what; "" if nothing is."""
-  validator = jsonschema.Draft202012Validator(schema())
-  error = jsonschema.exceptions.best_match(validator.iter_errors(value))
-  return "" if error is None else f"{error.json_path}: {error.message}"
+  return json_document.Kind(
+    FORMAT,
+    FORMAT_VERSION,
+    Path(__file__).with_name("compliance_schema.json"),
+    command="release",
+  ).problem(value)

@@ -1,8 +1,7 @@
-"""The model card: model/README.md, for whoever finds the weights.
+"""The model card, model/README.md.
 
-Its head is the metadata that the Hugging Face Hub reads. The Hub checks some of
-it only when a card is uploaded, so `metadata_problem` holds what is known of
-its rules.
+Its head is metadata for the Hugging Face Hub. The Hub checks some of it only
+when a card is uploaded, so `metadata_problem` checks the rules known to us.
 """
 
 from collections.abc import Mapping
@@ -16,11 +15,20 @@ import yaml
 from analogjax.documents import pages
 
 _TAGS = ("analog-model", "distillation", "interpretability", "safety")
-# Licences that the Hub has an identifier for, of those that are permissive
-# here; an identifier is the SPDX one in small letters.
+# Permissive licences for which the Hub has an identifier, which is the SPDX one
+# in small letters.
 _HUB_LICENCES = (
-  *("apache-2.0", "bsd-2-clause", "bsd-3-clause", "isc", "mit"),
-  *("cc0-1.0", "cc-by-4.0", "unlicense", "zlib", "bsl-1.0", "postgresql"),
+  "apache-2.0",
+  "bsd-2-clause",
+  "bsd-3-clause",
+  "bsl-1.0",
+  "cc-by-4.0",
+  "cc0-1.0",
+  "isc",
+  "mit",
+  "postgresql",
+  "unlicense",
+  "zlib",
 )
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 
@@ -32,10 +40,10 @@ def render(record: Mapping[str, Any]) -> str:
 
 
 def metadata_problem(text: str) -> str:
-  """What the Hub would not take of a card; "" if nothing is known.
+  """Why the Hub would refuse a card; "" if no reason is known.
 
-  The rules are those of the Hub's documentation on model cards, as remembered:
-  not verified, as the check itself is a service.
+  The rules follow the Hub's documentation of model cards. They are not
+  verified, because the check itself is a service.
   """
   try:
     data = huggingface_hub.ModelCard(text).data.to_dict()

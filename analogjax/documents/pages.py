@@ -38,7 +38,7 @@ def page(name: str, record: Mapping[str, Any], **more: Any) -> str:
 
   Args:
     name: templates/<name>.md.j2.
-    record: of either view.
+    record: a record of either view.
     **more: values that this template wants beyond the record's.
   """
   template = _environment(templates.markdown_pages).get_template(
@@ -106,7 +106,7 @@ def phases_taught_by(record: Mapping[str, Any], teacher: str) -> list[str]:
 
 
 def metric_name(name: str) -> str:
-  """As the fidelity report calls it."""
+  """The name of a metric in the fidelity report."""
   return parts.METRICS.get(name, name.replace("_", " "))
 
 
@@ -149,9 +149,9 @@ def is_training(row: Mapping[str, Any]) -> bool:
 
 
 def _trained(record: Mapping[str, Any], name: str) -> dict[str, float | None]:
-  """What training took: of the analog, of the teacher for it, and of both.
+  """A sum over the costs of training: analog, teacher, and both.
 
-  None where a line is not known; `both` is then what is known.
+  None where a line is not known; `both` is the sum of what is known.
   """
   rows = [row for row in record["cost_in_full"]["rows"] if is_training(row)]
 

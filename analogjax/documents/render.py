@@ -5,7 +5,6 @@ compare.
 """
 
 from collections.abc import Mapping
-import json
 from typing import Any
 
 from analogjax.bundle import record as records
@@ -29,9 +28,9 @@ def render(
   """The documents of the record's view: path in the bundle -> text.
 
   Args:
-    record: of `record.project`.
-    fidelity: fidelity.json as it is published.
-    safety: safety.json as it is published.
+    record: as `record.project` returns it.
+    fidelity: the published fidelity.json.
+    safety: the published safety.json.
   """
   assert not (wrong := records.problem(record)), wrong
   if record["view"] == records.REGULATOR:
@@ -54,14 +53,14 @@ def render(
 
 
 def _for_regulator(record: Mapping[str, Any]) -> dict[str, str]:
-  """What lies beside the bundle, and never in it."""
+  """The documents beside the bundle, which are never in it."""
   openings = record["frontier"]["openings"]
   return {
     "COMPLIANCE.md": compliance.to_page(record),
     "compliance.json": compliance.to_json(record),
     "COST.md": pages.page("cost", record),
     "mlbom.cdx.json": bill_of_materials.render(record),
-    "openings.json": json.dumps(openings, indent=2, ensure_ascii=False) + "\n",
+    "openings.json": records.to_text(openings),
   }
 
 
@@ -69,4 +68,4 @@ def software(record: Mapping[str, Any]) -> str:
   """repro/software.json."""
   repro = record["repro"]
   value = {"python": repro["python"], "packages": repro["software"]}
-  return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+  return records.to_text(value)

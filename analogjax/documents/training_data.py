@@ -8,10 +8,10 @@ numbers and the bands of sizes were read in copies: not verified.
 """
 
 from collections.abc import Mapping
-import json
 import math
 from typing import Any
 
+from analogjax.bundle import record as records
 from analogjax.documents import pages
 
 FORMAT = "analogjax.training_data"
@@ -100,8 +100,7 @@ def _statement(record: Mapping[str, Any], number: str) -> str:
 
 
 def to_json(record: Mapping[str, Any]) -> str:
-  text = json.dumps(make(record), indent=2, ensure_ascii=False, allow_nan=False)
-  return text + "\n"
+  return records.to_text(make(record))
 
 
 def to_page(record: Mapping[str, Any]) -> str:

@@ -48,7 +48,7 @@ def copied(config: Sections, tokenizer: Path) -> list[str]:
   """Fields of a config that hold the demo's texts; none in the demo itself.
 
   Args:
-    config: of the release.
+    config: the config of the release.
     tokenizer: tokenizer.json of the analog. The demo's chat template is right
       for every tokenizer that has its markers, such as <|im_start|>.
   """

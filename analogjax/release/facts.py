@@ -85,7 +85,7 @@ def collect(material: Material) -> dict[str, Any]:
 
 
 def pipelines(run: Run) -> tuple[str, str]:
-  """Fingerprints of the rows: of the analog, of the frontier model or ""."""
+  """Fingerprints of the analog's and the frontier model's rows, or ""."""
   # The rows to train on, where they were cached.
   manifest = run.cache(run.cache_names[0]).manifest
   theirs = run.config.release.frontier.pipeline_fingerprint
@@ -207,7 +207,7 @@ def _frontier(run: Run, parameters: int) -> dict[str, Any]:
     "parameters": total,
     "active_parameters": active,
   }
-  kept = run.workdir / REGULATOR / "openings.json"  # Of a release before.
+  kept = run.workdir / REGULATOR / "openings.json"  # By the last release.
   made, openings = commitments.make(
     {name: commitments.canonical(x) for name, x in committed.items()},
     files_lib.read_json(kept) if kept.exists() else {},
@@ -280,9 +280,9 @@ def _repro(material: Material) -> dict[str, Any]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-  """Of the checkout that analogjax runs from, and whether it differs from it.
+  """The commit of analogjax's checkout, and whether files differ from it.
 
-  None, None where it was installed from elsewhere, or git is not there.
+  None, None if analogjax was installed as a package, or without git.
   """
   root = Path(analogjax.__file__).parents[1]
   if not (root / ".git").exists():

@@ -1,7 +1,7 @@
-"""Whether two models are of one architecture family, by their config.json.
+"""Compares the architecture families of two models, by their config.json.
 
-Only what makes a family is looked at, an allow-list: widths, layers and numbers
-of heads differ between an analog and its frontier model, and are the lab's.
+An allow-list says what makes a family. Widths, layers and numbers of heads
+differ between an analog and its frontier model, and are private.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,8 +29,8 @@ def compare(
 ) -> Comparison:
   """Compares two Hugging Face `config.json`.
 
-  What neither says is passed over; what one of the two does not say counts as
-  unknown, and makes no other family of it.
+  A property that neither states is left out. One that only one of them states
+  is unknown, and does not make another family.
 
   Source: "Require Frontier AI Labs To Release Small Analog Models": "identical
   or closely matching architecture families".

@@ -1,7 +1,7 @@
-"""release: what goes out, as a signed bundle beside what a regulator gets.
+"""release: writes the signed bundle, and beside it the regulator's folder.
 
-The bundle appears whole or not at all. Before it does, the leak linter has
-looked at every byte of it, and every gate has passed or has a reason why not.
+The bundle appears complete or not at all. Before that, the leak linter reads
+every byte of it, and every gate has passed or has been waived with a reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,11 +40,11 @@ def run(
   Args:
     cfg: the config.
     workdir: measured, evaluated and exported.
-    key: path of the private key that signs, or the URI of one on a token;
+    key: path of the private key that signs, or the URI of a key on a token;
       None: nothing is released.
     password: a file with the key's password.
-    certificates: of the key first, then those that vouch for it; for a key on
-      a token, its public key.
+    certificates: the key's own first, then its issuers'; for a key on a token,
+      its public key.
 
   Raises:
     ValueError: a gate that does not pass, a fact that is missing, a leak, or a
@@ -154,7 +154,7 @@ def _print(judged: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _listed(leaks: Sequence[Leak]) -> str:
-  """What the linter found; for the lab, as it quotes what must not go out."""
+  """The findings, for the lab alone: they quote what must not go out."""
   lines = [
     f"{leak.file}, {leak.where}: {leak.rule}: {leak.what}" for leak in leaks
   ]
@@ -169,7 +169,7 @@ def _listed(leaks: Sequence[Leak]) -> str:
 
 
 def _write_regulators(folder: Path, texts: Mapping[str, str]) -> None:
-  """What lies beside the bundle; openings first, as others follow from them."""
+  """Writes the regulator's folder, the openings first: others need them."""
   folder.mkdir(exist_ok=True)
   for name, text in sorted(
     texts.items(), key=lambda item: item[0][0].isupper()

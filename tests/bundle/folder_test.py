@@ -138,5 +138,5 @@ def test_a_folder_that_becomes_a_link_is_not_followed(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_the_callers_mistake(tmp_path):
-  with pytest.raises(ValueError, match="there is none"):
+  with pytest.raises(ValueError, match="but there is none"):
     walk.open_tree(tmp_path / "missing")

@@ -171,31 +171,9 @@ def test_a_fact_of_another_form_is_named(path, value, expected):
     record.project(facts, "public")
 
 
-def test_a_record_is_read_as_it_was_written(tmp_path):
-  made = record.project(facts_example.facts(), "regulator")
-  path = tmp_path / "record.json"
-  path.write_text(record.to_text(made), encoding="utf-8")
-  assert record.read(path) == made
-
-
 @pytest.mark.parametrize(
-  ("text", "expected"),
-  [
-    (None, "there is no such file"),
-    ("{", "not readable as JSON"),
-    ("[]", "expected format 'analogjax.record' of version 1, found"),
-    ('{"format": "analogjax.record", "format_version": 9}', "found version 9"),
-    (
-      '{"format": "analogjax.record", "format_version": 1, "view": "mine"}',
-      "expected one of public, regulator",
-    ),
-    ("[" * 100_000, "not readable as JSON"),
-  ],
+  ("value", "expected"),
+  [([], "expected an object, found list"), ({"view": "mine"}, "found 'mine'")],
 )
-def test_a_record_that_cannot_be_read_is_named(tmp_path, text, expected):
-  path = tmp_path / "record.json"
-  if text is not None:
-    path.write_text(text, encoding="utf-8")
-  with pytest.raises(ValueError, match=expected) as error:
-    record.read(path)
-  assert str(path) in str(error.value)
+def test_what_is_no_record_is_said_to_be_none(value, expected):
+  assert expected in record.problem(value)

@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, key):
   for files, expected in (
     ({"a.bin": b""}, "a.bin: not a kind of file"),
     ({"../a.md": b""}, "a name may have"),
-    ({"manifest.json": b""}, "the bundle's own"),
+    ({"manifest.json": b""}, "reserved"),
     ({"a.md": tmp_path / "missing"}, "missing: cannot be read"),
   ):
     with pytest.raises(ValueError, match=expected):

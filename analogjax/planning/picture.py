@@ -1,10 +1,10 @@
-"""A plan for machines as a picture: memory, times and cost by stage."""
+"""Plans for machines as a picture: memory, times and cost by stage."""
 
 from collections.abc import Sequence
 import math
 from pathlib import Path
 
-from matplotlib import figure
+from matplotlib import figure, ticker
 from matplotlib.axes import Axes
 
 from analogjax.planning.report import Report
@@ -18,11 +18,12 @@ _MEMORY = (
   ("code", "code_bytes", "#b279a2"),
 )
 _COLOURS = ("#4c78a8", "#72b7b2", "#f58518", "#e45756")  # Of RESOURCES.
+_RED = "#c00000"
 
 
 def draw(reports: Sequence[Report], path: Path) -> None:
   """Writes a PNG: a line of three panels for each topology."""
-  height = max(3.4, 0.9 + 0.42 * max(len(r.programs) for r in reports))
+  height = max(3.8, 1.5 + 0.42 * max(len(r.programs) for r in reports))
   fig = figure.Figure(
     figsize=(14, height * len(reports)), layout="constrained", dpi=110
   )
@@ -45,16 +46,16 @@ def _memory(ax: Axes, report: Report) -> None:
     if not fit.fits:
       size = fit.memory_bytes
       says = "too large" if size is None else f"{size / 1e9:.3g} GB: too large"
-      ax.text(left[i], i, f" {says}", va="center", color="#c00000")
+      ax.text(left[i], i, f" {says}", va="center", color=_RED)
   limit = report.fits[0].limit_bytes / 1e9
   end = max(left)
   # A line far off to the right would press the bars together.
   if limit < 8 * end:
-    ax.axvline(limit, color="#c00000", linestyle="--", label="limit")
+    ax.axvline(limit, color=_RED, linestyle="--", label="limit")
     end = max(end, limit)
-  ax.set_xlabel(f"GB of a device, of {limit:.3g}")
+  ax.set_xlabel(f"GB on a device; the limit is {limit:.3g}")
   ax.set_title(f"{report.topology.name}: memory")
-  _finish(ax, end)
+  _finish(ax, 1.6 * end)
 
 
 def _times(ax: Axes, report: Report) -> None:
@@ -68,35 +69,56 @@ def _times(ax: Axes, report: Report) -> None:
     ax.text(bound.seconds, row, f" MFU <= {100 * bound.mfu:.0f} %", va="center")
   ax.set_yticks(range(len(bounds)), list(bounds))
   ax.set_xlabel("least seconds of a step")
-  ax.set_title("what a step waits for")
-  _finish(ax, max((bound.seconds for bound in bounds.values()), default=0.0))
+  ax.set_title("time that a step needs of each resource")
+  _finish(ax, 1.6 * max((b.seconds for b in bounds.values()), default=0.0))
 
 
 def _hours(ax: Axes, report: Report) -> None:
-  ax.barh(
-    [cost.stage for cost in report.costs],
-    [cost.device_hours for cost in report.costs],
-    color="#4c78a8",
-  )
+  hours = [cost.device_hours for cost in report.costs]
+  ax.barh([cost.stage for cost in report.costs], hours, color="#4c78a8")
   for row, cost in enumerate(report.costs):
-    dollars = "" if cost.dollars is None else f", {cost.dollars:,.3g} dollars"
-    says = f" {cost.days:.3g} days{dollars}"
-    ax.text(cost.device_hours, row, says, va="center")
-  ax.margins(x=0.5)
+    says = duration(cost.seconds)
+    if cost.dollars is not None:
+      says += f", ${cost.dollars:,.0f}"
+    ax.text(cost.device_hours, row, f" {says}", va="center")
   ax.set_xlabel("device-hours")
-  total = report.total
-  ax.set_title(
-    "expected" if total is None else f"expected: {total.days:.3g} days in all"
-  )
-  ax.invert_yaxis()
-  ax.locator_params(axis="x", nbins=4)
-  ax.spines[["top", "right"]].set_visible(False)
+  title = "expected"
+  if report.total is not None:
+    title += f": {duration(report.total.seconds)}"
+    if report.total.dollars is not None:
+      title += f" and ${report.total.dollars:,.0f} in all"
+  ax.set_title(title)
+  _finish(ax, 1.9 * max(hours, default=0.0))
+
+
+def duration(seconds: float) -> str:
+  """Seconds in the largest unit of which there is one, e.g. 3.2 days."""
+  for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+    if seconds >= size:
+      number = seconds / size
+      return (
+        f"{number:,.0f} {unit}" if number >= 100 else f"{number:.2g} {unit}"
+      )
+  return f"{seconds:.2g} seconds"
 
 
 def _finish(ax: Axes, end: float) -> None:
-  """Stages from the top; a legend to the right of bars as long as `end`."""
+  """Puts stages in order from the top, and the legend below the axis."""
   ax.invert_yaxis()
-  ax.set_xlim(0, 1.6 * end or 1)
+  ax.set_xlim(0, end or 1)
   ax.locator_params(axis="x", nbins=4)
+  ax.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
   ax.spines[["top", "right"]].set_visible(False)
-  ax.legend(fontsize="small", frameon=False, loc="lower right")
+  handles, labels = ax.get_legend_handles_labels()
+  if handles:
+    ax.legend(
+      handles,
+      labels,
+      fontsize="small",
+      frameon=False,
+      loc="upper center",
+      bbox_to_anchor=(0.4, -0.17),
+      ncols=len(handles),
+      columnspacing=1.0,
+      handlelength=1.0,
+    )

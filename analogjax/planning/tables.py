@@ -24,7 +24,7 @@ def print_outline(
   for key in ("embedding", "layers", "final_norm", "head", "parameters"):
     cells = (f"{plan[model][key]:,}" for model in ("teacher", "student"))
     table.add_row("total" if key == "parameters" else key, *cells)
-  console.print(table)
+  _print(table, console)
   window = plan["size_window"]
   colour = "green" if window["inside"] else "red"
   console.print(f"Size window: {window['verdict']}.", style=colour)
@@ -53,7 +53,7 @@ def print_outline(
   held_out = f"{cache['held_out_tokens']:,}"
   table.add_row("measure", "", held_out, "", flops["measure"])
   table.add_row("total", "", "", "", flops["total"])
-  console.print(table)
+  _print(table, console)
 
   console.print(
     f"Cache: {cache['rows']:,} rows, {cache['slots']} slots a token;"
@@ -121,7 +121,7 @@ def _print_comparison(
   line("device-hours", of_total(lambda t: _short(t.device_hours)))
   line("dollars", of_total(lambda t: _dollars(t.dollars)))
   line("MWh", of_total(lambda t: _short(t.kwh / 1000)))
-  console.print(table)
+  _print(table, console)
   if not all(report.is_whole for report in reports):
     console.print(
       "Where not everything fits, totals are of the stages that could be made."
@@ -171,7 +171,7 @@ def _print_memory(
       cells.append("" if size is None else _percent(size / limit))
       style = "" if fits[i].fits else "red"
     table.add_row(program.stage, *cells, style=style)
-  console.print(table)
+  _print(table, console)
   for how in dict.fromkeys(program.how for program in programs):
     console.print(f"Figures: {how}.")
   for group in _alike(programs, lambda p: (p.largest, p.too_large)):
@@ -211,7 +211,7 @@ def _print_bounds(report: Report, console: rich.console.Console) -> None:
     parts += [bound.seconds, bound.serial_seconds]
     cells = ["?" if s is None else _short(s * scale) for s in parts]
     table.add_row(stage, *cells, _percent(bound.mfu), bound.binds)
-  console.print(table)
+  _print(table, console)
   if any(not bound.is_whole for bound in report.bounds.values()):
     console.print("Exchanges in loops of unknown length are counted once.")
 
@@ -235,7 +235,7 @@ def _print_exchanges(report: Report, console: rich.console.Console) -> None:
         si(exchange.sent_bytes, "B"),
       )
   if table.row_count:
-    console.print(table)
+    _print(table, console)
 
 
 def _alike(
@@ -271,7 +271,7 @@ def _print_costs(report: Report, console: rich.console.Console) -> None:
       _dollars(cost.dollars),
       _short(cost.kwh),
     )
-  console.print(table)
+  _print(table, console)
   if report.total.dollars is None:
     chip = report.topology.chip.name
     console.print(f"plan.{chip}.dollars_per_hour is 0 or missing: no dollars.")
@@ -304,7 +304,7 @@ def _print_table_1(report: Report, console: rich.console.Console) -> None:
     note = "yes" if row.is_paper_s else "no"
     note += f"; {row.note}" if row.note else ""
     table.add_row(row.step, hours, _dollars(row.dollars), note)
-  console.print(table)
+  _print(table, console)
 
 
 def _print_search(report: Report, console: rich.console.Console) -> None:
@@ -350,6 +350,15 @@ def _short(number: float) -> str:
 def _unit(seconds: Iterable[float]) -> tuple[str, float]:
   """A unit for all of these, and the factor from seconds to it."""
   return ("s", 1.0) if max(seconds) >= 10 else ("ms", 1000.0)
+
+
+def _print(table: rich.table.Table, console: rich.console.Console) -> None:
+  """Prints a table at its full width, if need be beyond the console's."""
+  usual = console.width
+  wide = console.options.update(width=1000)
+  console.width = max(usual, console.measure(table, options=wide).maximum)
+  console.print(table)
+  console.width = usual
 
 
 def _table(first: str, *columns: str) -> rich.table.Table:

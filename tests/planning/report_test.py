@@ -198,7 +198,7 @@ def test_the_picture_has_a_line_for_each(make, tmp_path):
   reports = [make("gpu:h100:8"), make("cpu:8", change=refused)]
   picture.draw(reports, tmp_path / "a.png")
   height, width, _ = matplotlib.image.imread(tmp_path / "a.png").shape
-  assert (height, width) == (2 * 374, 1540)
+  assert (height, width) == (2 * 418, 1540)
 
 
 def test_what_needs_no_machines_is_printed_as_before(load, smollm):
@@ -207,3 +207,26 @@ def test_what_needs_no_machines_is_printed_as_before(load, smollm):
   out = io.StringIO()
   tables.print_outline(plan, rich.console.Console(file=out, width=80))
   assert "134,515,008" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+  ("seconds", "expected"),
+  [
+    (0.5, "0.5 seconds"),
+    (192, "3.2 minutes"),
+    (36_000, "10 hours"),
+    (2_690_000, "31 days"),
+    (86_400_000, "1,000 days"),
+  ],
+)
+def test_the_picture_rounds_durations(seconds, expected):
+  assert picture.duration(seconds) == expected
+
+
+def test_no_header_is_cut_in_a_narrow_terminal(make):
+  out = io.StringIO()
+  console = rich.console.Console(file=out, width=40)
+  tables.print_reports([make("gpu:h100:8")], [], console)
+  assert "\u2026" not in out.getvalue()
+  for header in ("compute", "tokens/s", "device-hours", "arguments"):
+    assert header in out.getvalue()

@@ -47,7 +47,7 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
       f"{', '.join(MESH_AXES)}."
     )
   sizes = [axis_sizes.get(axis, 1) for axis in MESH_AXES]
-  named = dict(zip(MESH_AXES, sizes, strict=True))
+  named: dict[str, int] = dict(zip(MESH_AXES, sizes, strict=True))
   given = ", ".join(f"{axis}={n}" for axis, n in named.items())
   if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
     raise ValueError(

@@ -15,7 +15,7 @@ from analogjax.models import decoder, sizes
 from analogjax.planning import closed_form
 from analogjax.planning.roofline import Bound
 from analogjax.planning.topologies import Topology
-from analogjax.workdir import cost_rows
+from analogjax.workdir import costs as costs_lib
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -182,7 +182,7 @@ def cache_traffic(
   writes = groups * arrays
   reads = sum(read_rows.values()) * arrays + writes * len(read_rows)
   size = rows * per_row
-  dollars = cost_rows.store_dollars(plan, size=size, reads=reads, writes=writes)
+  dollars = costs_lib.store_dollars(plan, size=size, reads=reads, writes=writes)
   return CacheTraffic(
     bytes=size,
     objects=writes,
@@ -250,9 +250,7 @@ def table_1(
   Source: "Require Frontier AI Labs To Release Small Analog Models", table 1.
   """
   train = sections.train
-  lines = cost_rows.phase_lines(
-    train.phases, train.phase, sections.release.phase
-  )
+  lines = costs_lib.phase_lines(train, sections.release.phase)
   by_stage = {cost.stage: cost for cost in costs}
 
   def row(step, stages):
@@ -265,34 +263,34 @@ def table_1(
       stages=tuple(stages),
       device_hours=hours if len(found) == len(stages) else None,
       dollars=math.fsum(dollars) if whole else None,
-      is_paper_s=step in cost_rows.PAPER_S,
+      is_paper_s=step in costs_lib.PAPER_S,
     )
 
   def stages(names):
     return [f"train.{name}" for name in names]
 
   rows = [
-    row(cost_rows.SCRATCH, stages(lines.scratch)),
-    row(cost_rows.DISTIL, stages(lines.distil)),
+    row(costs_lib.SCRATCH, stages(lines.scratch)),
+    row(costs_lib.DISTIL, stages(lines.distil)),
     CostRow(
-      step=cost_rows.TUNING,
+      step=costs_lib.TUNING,
       stages=(),
       device_hours=0.0,
       dollars=0.0,
       is_paper_s=True,
       note="not built",
     ),
-    row(cost_rows.TEACHER, ["cache"]),
+    row(costs_lib.TEACHER, ["cache"]),
     CostRow(
-      step=cost_rows.CACHE,
+      step=costs_lib.CACHE,
       stages=("cache",),
       device_hours=None,
       dollars=traffic.dollars,
       is_paper_s=False,
     ),
-    row(cost_rows.MEASUREMENT, ["measure"]),
+    row(costs_lib.MEASUREMENT, ["measure"]),
     CostRow(
-      step=cost_rows.HOSTING,
+      step=costs_lib.HOSTING,
       stages=("export",),
       device_hours=None,
       dollars=_hosting(sections),
@@ -302,17 +300,17 @@ def table_1(
   dollars = [r.dollars for r in rows if r.dollars is not None]
   hours = [r.device_hours for r in rows if r.device_hours is not None]
   total_row = CostRow(
-    step=cost_rows.TOTAL,
+    step=costs_lib.TOTAL,
     stages=(),
     device_hours=sum(hours),
     dollars=sum(dollars) if len(dollars) == len(rows) else None,
     is_paper_s=True,
   )
-  compared = row(cost_rows.COMPARED, stages(lines.compared))
+  compared = row(costs_lib.COMPARED, stages(lines.compared))
   return [*rows, total_row, *([compared] if lines.compared else [])]
 
 
 def _hosting(sections: schema.Sections) -> float:
   size = sizes.count_parameters(sections.student).total
   size *= _DTYPE_BYTES[sections.release.dtype]
-  return cost_rows.hosting_dollars(sections.plan, size)
+  return costs_lib.hosting_dollars(sections.plan, size)

@@ -12,7 +12,7 @@ from analogjax.evaluation import sources
 from analogjax.leaks import Leak, lint
 from analogjax.release import demo_texts, facts as facts_lib, gates
 from analogjax.release.material import Material
-from analogjax.workdir import costs, files as files_lib
+from analogjax.workdir import files as files_lib, public_costs
 
 BUNDLE = "bundle"
 Gates = list[dict[str, Any]]  # As gates.judge returns them.
@@ -72,7 +72,7 @@ class Contents:
       (gate["id"], gate["verdict"]) == ("size", gates.PASSED) for gate in judged
     )
     total = self._facts["model"]["parameters"]["total"]
-    told = costs.public(
+    told = public_costs.public(
       self._facts["cost_in_full"], total if is_inside else None
     )
     facts = {**self._facts, "cost": told, "gates": judged}

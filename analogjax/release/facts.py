@@ -24,7 +24,6 @@ from analogjax.bundle.record_fields import CACHED, LIVE
 from analogjax.config import loading, window
 from analogjax.leaks import DIMENSIONS, Secrets, settings_of
 from analogjax.models import families, sizes
-from analogjax.planning import rates
 from analogjax.release.material import Material
 from analogjax.run import caches, identity
 from analogjax.run.run import Run
@@ -334,11 +333,10 @@ def _cost(run: Run, weights_bytes: int) -> dict[str, Any]:
       reads += rows * len(by_array)
   return costs.cost(
     entries,
-    names=train.phases,
-    phases=train.phase,
+    train=train,
     released=run.config.release.phase,
-    rates=rates.rates(plan, kinds),
-    prices=plan,
+    rates=costs.rates(plan, kinds),
+    plan=plan,
     weights_bytes=weights_bytes,
     cache=costs.StoredCache(bytes=size, reads=reads, writes=writes),
   )

@@ -21,7 +21,7 @@ from analogjax.verify.rules import (
   shown,
   told,
 )
-from analogjax.workdir import costs
+from analogjax.workdir import public_costs
 
 _MOST_LICENCE = 1 << 20  # Bytes.
 RULES = Rules()
@@ -181,7 +181,9 @@ def _training(evidence: Evidence):
   "cost", "The model cost what the record says.", needs=("record", "parameters")
 )
 def _cost(evidence: Evidence):
-  wrong = costs.problem(evidence.record["cost"], verify_model.count(evidence))
+  wrong = public_costs.problem(
+    evidence.record["cost"], verify_model.count(evidence)
+  )
   expect(not wrong, told(wrong))
   return DECLARED, (
     "The sums add up, and the frontier model's range follows from the size"

@@ -1,11 +1,10 @@
-"""What an analog has cost, from the ledger; and what of it may be told.
+"""Table 1 of the paper, with the lines that it lacks: from plan or ledger.
 
-`cost` is the whole, for the lab and a regulator. `public` leaves out every
-figure of a stage in which the teacher ran: its device-hours, FLOPs, dollars and
-energy all grow with the frontier model, and each would tell its size to anyone
-who knows how many tokens it saw. In their place stands the range that follows
-from what is public anyway: an analog of N parameters has a frontier model of
-20 N to 200 N.
+A plan fills the lines from shapes (planning/costs.py), a release from the
+ledger (`cost`), as JSON for the lab and a regulator. public_costs.py says what
+of it may be published.
+
+Source: "Require Frontier AI Labs To Release Small Analog Models", Table 1.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,20 +12,145 @@ import dataclasses
 import math
 from typing import Any
 
-from analogjax.config.window import TIMES
-from analogjax.workdir import cost_rows, spending
-from analogjax.workdir.cost_rows import Phase, StorePrices
-from analogjax.workdir.spending import Rate, Spent
+from analogjax.config.plan import PlanConfig
+from analogjax.config.train import TrainConfig
+from analogjax.distributed import devices
 
-# codecarbon asks counters where there are any (NVML, RAPL), else it estimates.
+SCRATCH = "Train analog model from scratch"
+DISTIL = "Distill frontier model to analog"
+TUNING = "Safety fine-tune/RLHF"
+TEACHER = "Teacher inference"
+CACHE = "Logit cache: storage and requests"
+MEASUREMENT = "Measurement"
+SAFETY = "Safety evaluation"
+EXPORT = "Export"
+OTHERS = "Other stages"
+HOSTING = "Weight hosting and bandwidth"
+TOTAL = "Total analog cost"
+COMPARED = "Phases to compare with"
+
+PAPER_S = (SCRATCH, DISTIL, TUNING, HOSTING, TOTAL)
+
+FIGURES = ("device_hours", "dollars", "kwh", "flops")
+
+# codecarbon reads power meters where there are any (NVML, RAPL), or estimates.
 METERED, ESTIMATED = "codecarbon", "device-hours x watts x PUE"
 
-_FIGURES = ("device_hours", "dollars", "kwh", "flops")
+# The stage of ledger entries by whoever tunes the analog with their own tools.
+TUNING_STAGE = "safety_tuning"
+
+# Stage -> line; the line of a phase follows from the config.
+_LINES = {
+  "cache": TEACHER,
+  "measure": MEASUREMENT,
+  "intervene": MEASUREMENT,
+  "safety": SAFETY,
+  "export": EXPORT,
+  TUNING_STAGE: TUNING,
+}
+
+# Whatever their entries say: what is not sure to be without the teacher.
+_OF_TEACHER = (
+  *(TEACHER, MEASUREMENT, SAFETY),
+  OTHERS,
+)
+# Lines that have stages only where there are entries of them.
+_SOMETIMES = (
+  *(TUNING, EXPORT, OTHERS),
+  COMPARED,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhaseLines:
+  """Names of phases by their line, in running order."""
+
+  scratch: tuple[str, ...]
+  distil: tuple[str, ...]
+  compared: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rate:
+  """Price and power of one device of a kind, where they are known."""
+
+  dollars_per_hour: float | None
+  watts: float | None  # With its share of the host.
+  field: str = ""  # The section of the config that sets both.
+
+
+@dataclasses.dataclass
+class Spent:
+  """Entries of some stages, or parts of them, added up."""
+
+  device_hours: float = 0.0
+  dollars: float = 0.0
+  kwh: float = 0.0
+  flops: float = 0.0
+  metered: int = 0  # Entries, as is the next.
+  estimated: int = 0
+  # Sections of the config, or what else to look into.
+  unpriced: set[str] = dataclasses.field(default_factory=set)
+  unpowered: set[str] = dataclasses.field(default_factory=set)
+  teacher_ran: bool = False
+  stages: set[str] = dataclasses.field(default_factory=set)
+
+
+def phase_lines(train: TrainConfig, released: str) -> PhaseLines:
+  """The lines of the phases that run.
+
+  Phases that lead to the released one are the analog's: with a teacher they
+  distil, without one they train from scratch. The others are for comparison.
+  """
+  chain = train.chain(released)
+  taught = {name: train.phase[name].loss.has_teacher for name in chain}
+  return PhaseLines(
+    scratch=tuple(name for name in chain if not taught[name]),
+    distil=tuple(name for name in chain if taught[name]),
+    compared=tuple(name for name in train.phases if name not in chain),
+  )
+
+
+def hosting_dollars(plan: PlanConfig, weights_bytes: float) -> float:
+  """Storage of the weights for `hosting_months`, and downloads."""
+  stored = weights_bytes / 1e9 * plan.dollars_per_gb_month
+  egress = plan.hosting_egress_gb * plan.dollars_per_egress_gb
+  return stored * plan.hosting_months + egress
+
+
+def store_dollars(
+  plan: PlanConfig, *, size: float, reads: float, writes: float
+) -> float:
+  """Storage of a cache of `size` bytes for `cache_months`, and requests."""
+  dollars = size / 1e9 * plan.dollars_per_gb_month * plan.cache_months
+  dollars += reads / 1e6 * plan.dollars_per_million_reads
+  return dollars + writes / 1e6 * plan.dollars_per_million_writes
+
+
+def rates(plan: PlanConfig, kinds: Iterable[str]) -> dict[str, Rate]:
+  """Price and power of each kind of device that is known.
+
+  Args:
+    plan: of the config; where it sets no watts those of devices.py hold.
+    kinds: values of `device_kind` in the ledger.
+  """
+  found = {}
+  for kind in set(kinds):
+    name = devices.chip_name(kind)
+    if name is None or name not in plan.chip:
+      continue
+    price = plan.chip[name]
+    found[kind] = Rate(
+      field=f"plan.{name}",
+      dollars_per_hour=price.dollars_per_hour or None,
+      watts=price.watts or devices.chip(name).watts,
+    )
+  return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredCache:
-  """The logit cache as it lay in its store."""
+  """The logit cache in its store."""
 
   bytes: float
   reads: float  # Requests, in all.
@@ -36,193 +160,145 @@ class StoredCache:
 def cost(
   entries: Iterable[Mapping[str, Any]],
   *,
-  names: Sequence[str],
-  phases: Mapping[str, Phase],
+  train: TrainConfig,
   released: str,
   rates: Mapping[str, Rate],
-  prices: StorePrices,
+  plan: PlanConfig,
   weights_bytes: float,
   cache: StoredCache,
 ) -> dict[str, Any]:
   """The lines of the paper's Table 1 and those that it lacks, filled.
 
-  Entries of all runs count, those of steps that a restart did again too: they
-  were paid for. Where a teacher ran in the loop its part of an entry, by FLOPs,
-  is in the line of its inference.
+  Entries of all runs count, also of steps that a restart repeated: they were
+  paid for. Where a teacher ran in the loop, its part of an entry, by FLOPs, is
+  in the line of its inference.
 
   Args:
     entries: of the ledger.
-    names: of the phases, in running order.
-    phases: by name.
-    released: the phase whose student goes out.
-    rates: by `device_kind` of the ledger.
-    prices: the section `plan` of the config.
-    weights_bytes: of what is hosted.
-    cache: what was stored.
+    train: the section of the config.
+    released: the phase whose student is released.
+    rates: by `device_kind` of the ledger; see `rates`.
+    plan: the section of the config.
+    weights_bytes: of the weights that are hosted.
+    cache: all caches together.
 
   Returns:
     JSON values: `rows`, `total`, `compared` (a row or None), `teacher_tokens`
-    (that it saw to teach), `energy` and `missing`: what is not known, and what
-    to do. `device_hours`, `dollars`, `kwh` and `flops` of a row are None where
-    they are not known.
+    (that it saw to teach), `energy` and `missing` (facts that are not known,
+    and what to do). The FIGURES of a row are None where they are not known.
   """
-  lines = cost_rows.phase_lines(names, phases, released)
+  lines = phase_lines(train, released)
   entries = list(entries)
   ours: dict[str, list[tuple[Mapping[str, Any], float]]] = {}
   for entry in entries:
-    for step, part in spending.shares(entry, lines):
+    for step, part in shares(entry, lines):
       ours.setdefault(step, []).append((entry, part))
 
-  def add(step: str) -> Spent:
-    return spending.add(ours.get(step, ()), rates, prices.pue)
+  def spent(step: str) -> Spent:
+    return add(ours.get(step, ()), rates, plan.pue)
 
   wanted = {
-    cost_rows.SCRATCH: [f"train/{name}" for name in lines.scratch],
-    cost_rows.DISTIL: [f"train/{name}" for name in lines.distil],
-    cost_rows.TEACHER: ["cache"],
-    cost_rows.MEASUREMENT: ["measure"],
-    cost_rows.SAFETY: ["safety"],
+    SCRATCH: [f"train/{name}" for name in lines.scratch],
+    DISTIL: [f"train/{name}" for name in lines.distil],
+    TEACHER: ["cache"],
+    MEASUREMENT: ["measure"],
+    SAFETY: ["safety"],
   }
-  sums = {step: add(step) for step in (*wanted, *_SOMETIMES)}
+  sums = {step: spent(step) for step in (*wanted, *_SOMETIMES)}
+  dollars = store_dollars(
+    plan, size=cache.bytes, reads=cache.reads, writes=cache.writes
+  )
   rows = [
-    _row(cost_rows.SCRATCH, sums, wanted),
-    _row(cost_rows.DISTIL, sums, wanted),
-    _row(cost_rows.TUNING, sums, wanted),
-    _row(cost_rows.TEACHER, sums, wanted),
-    _store_row(cost_rows.CACHE, _cache_dollars(prices, cache)),
-    _row(cost_rows.MEASUREMENT, sums, wanted),
-    _row(cost_rows.SAFETY, sums, wanted),
+    _row(SCRATCH, sums, wanted),
+    _row(DISTIL, sums, wanted),
+    _row(TUNING, sums, wanted),
+    _row(TEACHER, sums, wanted),
+    _store_row(CACHE, dollars),
+    _row(MEASUREMENT, sums, wanted),
+    _row(SAFETY, sums, wanted),
     *(
-      _row(step, sums, wanted)
-      for step in (cost_rows.EXPORT, cost_rows.OTHERS)
-      if sums[step].stages
+      _row(step, sums, wanted) for step in (EXPORT, OTHERS) if sums[step].stages
     ),
-    _store_row(
-      cost_rows.HOSTING, cost_rows.hosting_dollars(prices, weights_bytes)
-    ),
+    _store_row(HOSTING, hosting_dollars(plan, weights_bytes)),
   ]
-  compared = sums[cost_rows.COMPARED]
+  compared = sums[COMPARED]
   return {
     "rows": rows,
-    "total": _total(rows, note=""),
-    "compared": (
-      _row(cost_rows.COMPARED, sums, wanted) if compared.stages else None
-    ),
-    "teacher_tokens": int(spending.teaching_tokens(entries, lines)),
-    "energy": _energy(sums.values(), prices.pue),
+    "total": sum_rows(rows, note=""),
+    "compared": (_row(COMPARED, sums, wanted) if compared.stages else None),
+    "teacher_tokens": int(teaching_tokens(entries, lines)),
+    "energy": _energy(sums.values(), plan.pue),
     "missing": _missing(sums, wanted),
   }
 
 
-def public(cost: Mapping[str, Any], parameters: int | None) -> dict[str, Any]:
-  """The same without what tells the frontier model's size.
-
-  What is returned does not depend on that size at all: of a stage in which the
-  teacher ran no figure is used, not even in a sum. Where it taught, `flops` is
-  the range {low, high} that the window implies, 2 x 20 N x tokens to 2 x 200 N
-  x tokens (attention left out), and `dollars` that at what a FLOP of the
-  analog's own training cost.
-
-  Args:
-    cost: of `cost`.
-    parameters: of the analog, N; None: it is not known to be within the window
-      of sizes, so no range follows from them.
-  """
-  rows = [_public_row(row) for row in cost["rows"]]
-  compared = cost["compared"] and _public_row(cost["compared"])
-  tokens = cost["teacher_tokens"]
-  for row in rows:
-    if row["step"] == cost_rows.TEACHER and tokens and parameters is not None:
-      row |= _teacher_range(rows, tokens, parameters)
-  told = [row for row in rows if not row["of_teacher"]]
-  note = "" if len(told) == len(rows) else "without what the teacher took"
-  return {
-    "rows": rows,
-    "total": _total(told, note=note),
-    "compared": compared,
-    "teacher_tokens": tokens,
-    "energy": cost["energy"],
-    "missing": [],
-  }
+def shares(
+  entry: Mapping[str, Any], lines: PhaseLines
+) -> list[tuple[str, float]]:
+  """(line, part) for each line that an entry of the ledger counts in."""
+  stage = str(entry["stage"])
+  if not stage.startswith("train/"):
+    return [(_LINES.get(stage, OTHERS), 1.0)]
+  phase = stage.removeprefix("train/")
+  if phase in lines.scratch:
+    return [(SCRATCH, 1.0)]
+  if phase not in lines.distil:
+    return [(COMPARED, 1.0)]
+  flops = entry.get("flops", 0)
+  part = entry.get("teacher_flops", 0) / flops if flops else 0.0
+  of_student = (DISTIL, 1 - part)
+  return [of_student, (TEACHER, part)] if part else [of_student]
 
 
-def problem(cost: Mapping[str, Any], parameters: int) -> str:
-  """What is wrong with a public cost, by its own figures; "" if nothing is.
+def add(
+  parts: Iterable[tuple[Mapping[str, Any], float]],
+  rates: Mapping[str, Rate],
+  pue: float,
+) -> Spent:
+  """Parts of entries, summed.
 
   Args:
-    cost: as a bundle's record has it, of the record's schema and else anything.
-    parameters: of the analog, counted from its weights.
+    parts: (entry, its part that counts).
+    rates: by `device_kind`.
+    pue: power of the site over that of its machines; it scales the figures of a
+      meter too, which measures one machine.
   """
-  try:
-    return _problem(cost, parameters)
-  except OverflowError:
-    return "cost: its figures make one that no float64 holds."
+  found = Spent()
+  for entry, part in parts:
+    kind = str(entry.get("device_kind", ""))
+    rate = rates.get(kind) or Rate(dollars_per_hour=None, watts=None)
+    where = rate.field or f"no chip of plan is a {kind!r}"
+    hours = part * entry.get("device_seconds", 0) / 3600
+    found.teacher_ran |= entry.get("teacher_flops", 0) > 0
+    found.stages.add(str(entry["stage"]))
+    found.device_hours += hours
+    found.flops += part * entry.get("flops", 0)
+    if rate.dollars_per_hour is None:
+      found.unpriced.add(where)
+    else:
+      found.dollars += hours * rate.dollars_per_hour
+    if entry.get("kwh") is not None:
+      found.kwh += part * entry["kwh"] * pue
+      found.metered += 1
+    elif rate.watts is None:
+      found.unpowered.add(where)
+    else:
+      found.kwh += hours * rate.watts / 1000 * pue
+      found.estimated += 1
+  return found
 
 
-def _problem(cost: Mapping[str, Any], parameters: int) -> str:
-  if parameters < 1:
-    return "cost: expected an analog with parameters, found none."
-  # What a record leaves out is not known.
-  nothing: dict[str, Any] = dict.fromkeys(_FIGURES)
-  rows = [nothing | dict(row) for row in cost["rows"]]
-  for row in rows:
-    spans = {name: row[name] for name in _FIGURES if row[name] is not None}
-    if not row["of_teacher"]:
-      if any(isinstance(span, Mapping) for span in spans.values()):
-        return f"cost: {row['step']!r} is not the teacher's, yet a range."
-      continue
-    if not spans:
-      continue
-    wanted = {}
-    flops = spans.get("flops")
-    if row["step"] == cost_rows.TEACHER and isinstance(flops, Mapping):
-      tokens = round(flops["low"] / (2 * TIMES[0] * parameters))
-      wanted = _teacher_range(rows, tokens, parameters)
-      wanted = {k: span for k, span in wanted.items() if span is not None}
-    if not _agree(spans, wanted):
-      return (
-        f"cost: {row['step']!r} tells more of the teacher than the window:"
-        f" {spans}; {parameters:,} parameters make {wanted or 'nothing'}."
-      )
-  total = _total([row for row in rows if not row["of_teacher"]], note="")
-  said = nothing | dict(cost.get("total", {}))
-  for name in _FIGURES:
-    if said[name] != total[name]:
-      return (
-        f"cost: the total of {name} is {said[name]}; the rows that are not the"
-        f" teacher's make {total[name]}."
-      )
-  return ""
-
-
-def _agree(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-  """Whether ranges are the same, but for what was rounded."""
-  return found.keys() == wanted.keys() and all(
-    isinstance(span, Mapping)
-    and all(
-      math.isclose(span[end], wanted[name][end], rel_tol=1e-4)
-      for end in ("low", "high")
-    )
-    for name, span in found.items()
-  )
-
-
-# Whatever their entries say: what is not sure to be without the teacher.
-_OF_TEACHER = (
-  *(cost_rows.TEACHER, cost_rows.MEASUREMENT, cost_rows.SAFETY),
-  cost_rows.OTHERS,
-)
-# Lines that have stages only where there are entries of them.
-_SOMETIMES = (
-  *(cost_rows.TUNING, cost_rows.EXPORT, cost_rows.OTHERS),
-  cost_rows.COMPARED,
-)
-
-
-def _cache_dollars(prices: StorePrices, cache: StoredCache) -> float:
-  return cost_rows.store_dollars(
-    prices, size=cache.bytes, reads=cache.reads, writes=cache.writes
-  )
+def teaching_tokens(
+  entries: Sequence[Mapping[str, Any]], lines: PhaseLines
+) -> int:
+  """Tokens that the teacher saw to teach: for the cache, or in the loop."""
+  total = 0
+  for entry in entries:
+    phase = str(entry["stage"]).removeprefix("train/")
+    live = phase in lines.distil and entry.get("teacher_flops", 0) > 0
+    if entry["stage"] == "cache" or live:
+      total += entry.get("tokens", 0)
+  return total
 
 
 def _row(
@@ -234,23 +310,23 @@ def _row(
   notes = [f"not in the ledger: {', '.join(lacks)}"] if lacks else []
   if found.unpriced:
     notes.append("price not known")
-  if step == cost_rows.TUNING and not found.stages:
+  if step == TUNING and not found.stages:
     notes.append("not done")
-  if step == cost_rows.TEACHER:
+  if step == TEACHER:
     notes.append("not in the paper's table")
   figures: dict[str, float | None] = {
-    "device_hours": _rounded(found.device_hours),
-    "dollars": None if found.unpriced else _rounded(found.dollars),
-    "kwh": None if found.unpowered else _rounded(found.kwh),
-    "flops": _rounded(found.flops),
+    "device_hours": rounded(found.device_hours),
+    "dollars": None if found.unpriced else rounded(found.dollars),
+    "kwh": None if found.unpowered else rounded(found.kwh),
+    "flops": rounded(found.flops),
   }
   if lacks:
-    figures = dict.fromkeys(_FIGURES)
+    figures = dict.fromkeys(FIGURES)
   return {
     "step": step,
     "stages": stages,
     **figures,
-    "is_paper_s": step in cost_rows.PAPER_S,
+    "is_paper_s": step in PAPER_S,
     # The student's part of a stage with a teacher in the loop, too: a part by
     # FLOPs tells the whole.
     "of_teacher": step in _OF_TEACHER or found.teacher_ran,
@@ -263,60 +339,23 @@ def _store_row(step: str, dollars: float) -> dict[str, Any]:
     "step": step,
     "stages": [],
     "device_hours": 0.0,
-    "dollars": _rounded(dollars),
+    "dollars": rounded(dollars),
     "kwh": 0.0,
     "flops": 0.0,
-    "is_paper_s": step in cost_rows.PAPER_S,
+    "is_paper_s": step in PAPER_S,
     "of_teacher": False,
     "note": "by list prices; no compute",
   }
 
 
-def _total(rows: Sequence[Mapping[str, Any]], *, note: str) -> dict[str, Any]:
+def sum_rows(rows: Sequence[Mapping[str, Any]], *, note: str) -> dict[str, Any]:
   figures = {}
-  for name in _FIGURES:
+  for name in FIGURES:
     values = [row[name] for row in rows]
     known = [value for value in values if value is not None]
     whole = len(known) == len(values)
-    figures[name] = _rounded(math.fsum(known)) if whole else None
-  return {"step": cost_rows.TOTAL, **figures, "note": note}
-
-
-def _teacher_range(
-  rows: Sequence[Mapping[str, Any]], tokens: int, parameters: int
-) -> dict[str, Any]:
-  """FLOPs and dollars of inference by a frontier model inside the window."""
-  flops = [2 * n * parameters * tokens for n in TIMES]
-  # Of a stranger's rows some may be ranges.
-  trained = [
-    row
-    for row in rows
-    if row["step"] in (cost_rows.SCRATCH, cost_rows.DISTIL)
-    and not row["of_teacher"]
-    and isinstance(row["dollars"], int | float)
-    and isinstance(row["flops"], int | float)
-    and row["flops"] > 0
-  ]
-  dollars = None
-  if trained:
-    price = math.fsum(row["dollars"] for row in trained)
-    price /= math.fsum(row["flops"] for row in trained)
-    dollars = _span(price * number for number in flops)
-  return {"flops": _span(flops), "dollars": dollars}
-
-
-def _span(ends: Iterable[float]) -> dict[str, float]:
-  low, high = ends
-  return {"low": _rounded(low), "high": _rounded(high)}
-
-
-def _public_row(row: Mapping[str, Any]) -> dict[str, Any]:
-  if not row["of_teacher"]:
-    return dict(row)
-  notes = [row["note"]] if row["note"] else []
-  notes.append("withheld: it grows with the frontier model")
-  nothing = dict.fromkeys(_FIGURES)
-  return {**row, **nothing, "note": "; ".join(notes)}
+    figures[name] = rounded(math.fsum(known)) if whole else None
+  return {"step": TOTAL, **figures, "note": note}
 
 
 def _energy(sums: Iterable[Spent], pue: float) -> dict[str, Any]:
@@ -331,7 +370,7 @@ def _energy(sums: Iterable[Spent], pue: float) -> dict[str, Any]:
 def _missing(
   sums: Mapping[str, Spent], wanted: Mapping[str, Sequence[str]]
 ) -> list[str]:
-  """What is not known, and what to do about it."""
+  """Facts that are not known, each with what to do."""
   found = []
   for step, stages in wanted.items():
     for stage in stages:
@@ -347,6 +386,6 @@ def _missing(
   return list(dict.fromkeys(found))
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
   # Six digits: to the dollar up to a million, and no noise of sums.
   return float(f"{value:.6g}")

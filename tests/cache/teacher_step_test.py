@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 
 import jax
 from jax.experimental import topologies
@@ -10,6 +9,7 @@ from jax.sharding import NamedSharding
 from models import parameters, tiny
 import numpy as np
 import pytest
+from tpu import needs_libtpu
 
 from analogjax.cache import batches, sampling, teacher_step
 from analogjax.data import rows as rows_lib
@@ -152,8 +152,7 @@ def test_the_other_kinds_hold_little_more(sampler):
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.kind)
 def test_a_step_compiles_for_a_tpu(sampler):
   """Ahead of time, for 16 chips that need not be there."""
-  if not os.environ.get("TPU_LIBRARY_PATH"):
-    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
+  needs_libtpu()
   topology = topologies.get_topology_desc("v5e:4x4", "tpu")
   mesh = sharding.make_mesh(dict(data=8, tensor=2), list(topology.devices))
   check_memory(mesh, sampler)

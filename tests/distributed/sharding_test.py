@@ -1,7 +1,6 @@
 """Tests for analogjax/distributed/sharding.py."""
 
 import dataclasses
-import os
 
 import jax
 from jax.experimental import topologies
@@ -10,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from models import tiny
 import numpy as np
 import pytest
+from tpu import needs_libtpu
 
 from analogjax.distributed import sharding
 from analogjax.models import decoder
@@ -144,8 +144,7 @@ def test_make_mesh(sizes, expected):
 )
 def test_make_mesh_of_a_torus(sizes):
   """Sizes that the sides of a TPU's torus are products of, and others."""
-  if not os.environ.get("TPU_LIBRARY_PATH"):
-    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so that knows a torus")
+  needs_libtpu()
   topology = topologies.get_topology_desc("v5p:4x4x4", "tpu")
   mesh = sharding.make_mesh(sizes, topology.devices)
   assert {a: n for a, n in mesh.shape.items() if n > 1} == sizes
@@ -226,8 +225,7 @@ def test_slices_are_counted_by_data_then_fsdp(counts, sizes, across):
   ],
 )
 def test_slices_of_a_tpu(sizes, across):
-  if not os.environ.get("TPU_LIBRARY_PATH"):
-    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so that knows slices")
+  needs_libtpu()
   topology = topologies.get_topology_desc("v5e:4x4", "tpu", num_slices=2)
   check_slices(sizes, list(topology.devices), across)
 

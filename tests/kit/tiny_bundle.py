@@ -35,7 +35,7 @@ from analogjax.documents import render
 from analogjax.fidelity import document
 from analogjax.models import decoder, hf_export
 from analogjax.safety import document as safety_document
-from analogjax.workdir import costs
+from analogjax.workdir import public_costs
 
 CFG = tiny(V=61, F=24)
 R, L = 6, 24
@@ -264,7 +264,7 @@ def make_facts(model, *, parameters, fidelity_value, config, dtype="float32"):
     "metrics": analog["metrics"],
     "claims": [{k: c[k] for k in claims} for c in fidelity_value["claims"]],
   }
-  facts["cost"] = costs.public(facts["cost_in_full"], parameters)
+  facts["cost"] = public_costs.public(facts["cost_in_full"], parameters)
   facts["safety"]["tests"] = safety_tests(facts)
   facts["safety"]["sha256"] = sha256(to_json(safety(facts)))
   facts["repro"]["software"]["analogjax"] = analogjax.__version__

@@ -5,7 +5,6 @@ The kernel is a TPU's; on a CPU its program runs in Pallas's interpreter.
 
 import dataclasses
 import functools
-import os
 
 from flax import nnx
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 import numpy as np
 import pytest
+from tpu import needs_libtpu
 
 from analogjax.distributed import sharding
 from analogjax.models import decoder, splash
@@ -195,8 +195,7 @@ def _compiled(cfg, length, mesh, rows=16):
 @pytest.mark.parametrize("H", [64, 128])
 def test_a_decoder_compiles_for_a_tpu(H):
   """Ahead of time, for 16 chips that need not be there."""
-  if not os.environ.get("TPU_LIBRARY_PATH"):
-    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
+  needs_libtpu()
   topology = topologies.get_topology_desc("v5e:4x4", "tpu")
   mesh = sharding.make_mesh(
     dict(data=2, fsdp=4, tensor=2), list(topology.devices)

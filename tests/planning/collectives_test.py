@@ -1,7 +1,6 @@
 """Tests for analogjax/planning/collectives.py."""
 
 import importlib
-import os
 from pathlib import Path
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
+from tpu import needs_libtpu
 
 from analogjax.cache import teacher_programs
 from analogjax.distributed import sharding
@@ -180,8 +180,7 @@ def test_what_a_training_step_sends_from_slice_to_slice(
   axes, kinds, tmp_path, monkeypatch
 ):
   """Along data gradients alone; along fsdp weights, too."""
-  if not os.environ.get("TPU_LIBRARY_PATH"):
-    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
+  needs_libtpu()
   benchmarks = Path(__file__).parents[1] / "benchmarks"
   monkeypatch.syspath_prepend(str(benchmarks))
   students = importlib.import_module("students")

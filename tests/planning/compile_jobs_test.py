@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import os
 
 import jax
 import pytest
+from tpu import needs_libtpu
 
 from analogjax.planning import compile_jobs, program_cost
 
@@ -173,8 +173,7 @@ def test_a_compiler_that_gives_up(sections, teacher, machine, monkeypatch):
 
 @pytest.fixture
 def libtpu():
-  if not os.environ.get("TPU_LIBRARY_PATH"):
-    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
+  needs_libtpu()
 
 
 @pytest.mark.medium

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from analogjax.config.plan import PriceConfig
 from analogjax.planning import costs, roofline, topologies
 
 
@@ -28,8 +29,11 @@ def bounds(**seconds):
 def by_stage(load, smollm):
   """(bounds, overrides) -> costs by stage, on eight H100."""
 
-  def make(found, *overrides, name="gpu:h100:8"):
+  def make(found, *overrides, name="gpu:h100:8", price=None):
     sections = load(*overrides)
+    if price is not None:
+      plan = dataclasses.replace(sections.plan, chip={"h100": price})
+      sections = dataclasses.replace(sections, plan=plan)
     listed = costs.stage_costs(sections, smollm, topologies.parse(name), found)
     return sections, {cost.stage: cost for cost in listed}
 
@@ -78,9 +82,9 @@ def test_a_live_teacher_is_a_part_of_each_step(by_stage):
 
 
 def test_a_price_that_is_not_known_is_no_zero(by_stage):
-  zero, none = "plan.h100.dollars_per_hour=0", "gpu:gb200:8"
-  for overrides, name in (((zero,), "gpu:h100:8"), ((), none)):
-    _, found = by_stage(bounds(train_distill=1.0), *overrides, name=name)
+  zero = PriceConfig(dollars_per_hour=0.0)
+  for price, name in ((zero, "gpu:h100:8"), (None, "gpu:gb200:8")):
+    _, found = by_stage(bounds(train_distill=1.0), name=name, price=price)
     assert found["train.distill"].dollars is None
     assert costs.total(list(found.values())).dollars is None
 
@@ -88,7 +92,8 @@ def test_a_price_that_is_not_known_is_no_zero(by_stage):
 def test_watts_of_the_config_count(by_stage):
   _, found = by_stage(
     bounds(train_distill=3600.0),
-    *("plan.h100.watts=500", "plan.pue=1", "plan.efficiency=1"),
+    *("plan.pue=1", "plan.efficiency=1"),
+    price=PriceConfig(watts=500),
   )
   assert found["train.distill"].kwh == pytest.approx(160 * 8 * 0.5)
 

@@ -1,7 +1,6 @@
 """Tests of analogjax/training/losses.py on meshes."""
 
 import functools
-import os
 import re
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
+from tpu import needs_libtpu
 
 from analogjax.cache import batches
 from analogjax.distributed import sharding
@@ -184,8 +184,7 @@ def test_memory_does_not_grow_with_the_logits(kind, axes):
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_on_a_tpu(kind):
-  if not os.environ.get("TPU_LIBRARY_PATH"):
-    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
+  needs_libtpu()
   topology = topologies.get_topology_desc("v5e:4x4", "tpu")
   axes = dict(data=2, fsdp=2, tensor=4)
   check_memory(sharding.make_mesh(axes, list(topology.devices)), kind)

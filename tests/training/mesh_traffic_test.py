@@ -23,6 +23,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 import numpy as np
 import pytest
+from tpu import needs_libtpu
 
 from analogjax.cache import sampling, teacher_programs
 from analogjax.distributed import sharding
@@ -298,8 +299,7 @@ def test_a_program_is_no_longer_for_more_layers(name):
 
 def on_tpu(topology, name, axes, sizes=TPU):
   """Ahead of time, for chips that need not be there."""
-  if not os.environ.get("TPU_LIBRARY_PATH"):
-    pytest.skip("TPU_LIBRARY_PATH names no libtpu.so to compile with")
+  needs_libtpu()
   chips = topologies.get_topology_desc(topology, "tpu").devices
   return compiled(name, sizes, axes, list(chips))
 

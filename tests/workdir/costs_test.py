@@ -5,9 +5,12 @@ import json
 
 import hypothesis
 from hypothesis import strategies as st
+import jax
 import pytest
 
-from analogjax.workdir import cost_rows, costs, spending
+from analogjax.config import train as config_train
+from analogjax.config.plan import PlanConfig, PriceConfig
+from analogjax.workdir import costs, public_costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,11 @@ PHASES = {
 }
 
 
+class Train:
+  phases, phase = tuple(PHASES), PHASES
+  chain = config_train.TrainConfig.chain
+
+
 @dataclasses.dataclass(frozen=True)
 class Prices:
   pue: float = 1.0
@@ -42,9 +50,7 @@ class Prices:
 
 H100 = "NVIDIA H100 80GB HBM3"
 RATES = {
-  H100: spending.Rate(
-    field="plan.h100", dollars_per_hour=98.32 / 8, watts=1000.0
-  )
+  H100: costs.Rate(field="plan.h100", dollars_per_hour=98.32 / 8, watts=1000.0)
 }
 
 
@@ -55,11 +61,10 @@ def entry(stage, hours, **more):
 
 def cost(entries, **more):
   given = dict(
-    names=tuple(PHASES),
-    phases=PHASES,
+    train=Train(),
     released="distill",
     rates=RATES,
-    prices=Prices(),
+    plan=Prices(),
     weights_bytes=16e9,
     cache=costs.StoredCache(bytes=0, reads=0, writes=0),
   )
@@ -87,7 +92,7 @@ def test_the_paper_s_table_1_to_the_dollar():
   rows = by_step(found)
   printed = {
     step: (rows[step]["device_hours"], round(rows[step]["dollars"]))
-    for step in cost_rows.PAPER_S[:-1]
+    for step in costs.PAPER_S[:-1]
   }
   assert printed == {
     "Train analog model from scratch": (5700, 70_053),
@@ -115,7 +120,7 @@ def test_lines_that_the_paper_lacks_by_hand():
       entry("export", 0.125),
       entry("of a plugin", 0.0625),
     ],
-    prices=Prices(pue=1.5),
+    plan=Prices(pue=1.5),
     cache=costs.StoredCache(bytes=1e12, reads=3e6, writes=2e6),
   )
   rows = by_step(found)
@@ -153,15 +158,15 @@ def test_a_teacher_in_the_loop_is_told_apart_by_its_flops():
     ]
   )
   rows = by_step(found)
-  assert rows[cost_rows.DISTIL]["device_hours"] == 1 + 2
-  assert rows[cost_rows.DISTIL]["flops"] == 2e9
-  teacher = rows[cost_rows.TEACHER]
+  assert rows[costs.DISTIL]["device_hours"] == 1 + 2
+  assert rows[costs.DISTIL]["flops"] == 2e9
+  teacher = rows[costs.TEACHER]
   assert teacher["stages"] == ["cache", "train/distill"]
   assert teacher["note"].startswith("not in the ledger: cache")
   assert found["teacher_tokens"] == 100
   # With the speed of the whole the student's part would tell the teacher's.
-  public = by_step(costs.public(found, 1000))
-  assert public[cost_rows.DISTIL]["device_hours"] is None
+  public = by_step(public_costs.public(found, 1000))
+  assert public[costs.DISTIL]["device_hours"] is None
 
 
 def test_what_is_not_known_is_no_zero_and_says_what_to_set():
@@ -173,11 +178,11 @@ def test_what_is_not_known_is_no_zero_and_says_what_to_set():
   rates = {H100: dataclasses.replace(RATES[H100], dollars_per_hour=None)}
   found = cost(entries, rates=rates)
   rows = by_step(found)
-  assert rows[cost_rows.SCRATCH]["dollars"] is None
-  assert rows[cost_rows.SCRATCH]["kwh"] is None
-  assert rows[cost_rows.DISTIL]["dollars"] is None
-  assert rows[cost_rows.DISTIL]["kwh"] == 1
-  assert rows[cost_rows.TEACHER]["device_hours"] is None
+  assert rows[costs.SCRATCH]["dollars"] is None
+  assert rows[costs.SCRATCH]["kwh"] is None
+  assert rows[costs.DISTIL]["dollars"] is None
+  assert rows[costs.DISTIL]["kwh"] == 1
+  assert rows[costs.TEACHER]["device_hours"] is None
   assert found["total"]["dollars"] is None
   assert found["missing"] == [
     "cost of cache: run 'analogjax cache'",
@@ -190,11 +195,11 @@ def test_what_is_not_known_is_no_zero_and_says_what_to_set():
 def test_metered_energy_counts_before_an_estimate():
   found = cost(
     [entry("train/pretrain", 1, kwh=0.25), entry("train/distill", 1)],
-    prices=Prices(pue=2.0),
+    plan=Prices(pue=2.0),
   )
   rows = by_step(found)
-  assert rows[cost_rows.SCRATCH]["kwh"] == 0.5
-  assert rows[cost_rows.DISTIL]["kwh"] == 2.0
+  assert rows[costs.SCRATCH]["kwh"] == 0.5
+  assert rows[costs.DISTIL]["kwh"] == 2.0
   methods = f"{costs.METERED} and {costs.ESTIMATED}"
   assert found["energy"]["method"] == methods
 
@@ -243,7 +248,7 @@ def test_the_public_cost_does_not_depend_on_the_frontier_s_size(
 ):
   """So nothing about it can follow from it: not by any arithmetic."""
   found = [
-    costs.public(cost(run_with(size, speed, live, share)), 1_000)
+    public_costs.public(cost(run_with(size, speed, live, share)), 1_000)
     for size in sizes
   ]
   assert json.dumps(found[0]) == json.dumps(found[1])
@@ -251,13 +256,13 @@ def test_the_public_cost_does_not_depend_on_the_frontier_s_size(
 
 def test_the_range_solves_to_the_whole_window_and_nothing_else():
   N = 1_000
-  found = costs.public(cost(run_with(50_000, 1e6, 0, 0.5)), N)
+  found = public_costs.public(cost(run_with(50_000, 1e6, 0, 0.5)), N)
   of_teacher = [row for row in found["rows"] if row["of_teacher"]]
   assert {row["step"] for row in of_teacher} == {
-    *(cost_rows.TEACHER, cost_rows.MEASUREMENT, cost_rows.SAFETY),
-    cost_rows.OTHERS,
+    *(costs.TEACHER, costs.MEASUREMENT, costs.SAFETY),
+    costs.OTHERS,
   }
-  (row,) = [row for row in of_teacher if row["step"] == cost_rows.TEACHER]
+  (row,) = [row for row in of_teacher if row["step"] == costs.TEACHER]
   assert row["device_hours"] is None and row["kwh"] is None
   for other in of_teacher:
     figures = {other[f] for f in ("device_hours", "kwh")}
@@ -284,12 +289,12 @@ def test_a_public_cost_is_checked_by_its_own_figures():
   N = 1_000
 
   def changed(change):
-    found = json.loads(json.dumps(costs.public(whole, N)))
+    found = json.loads(json.dumps(public_costs.public(whole, N)))
     change(found)
-    return costs.problem(found, N)
+    return public_costs.problem(found, N)
 
   assert changed(lambda c: None) == ""
-  assert "'Teacher inference' tells more" in costs.problem(whole, N)
+  assert "'Teacher inference' tells more" in public_costs.problem(whole, N)
   assert "total of dollars" in changed(lambda c: c["total"].update(dollars=1.0))
   cheaper = changed(lambda c: c["rows"][0].update(dollars=9.0))
   assert "tells more" in cheaper  # The range follows from it.
@@ -297,7 +302,9 @@ def test_a_public_cost_is_checked_by_its_own_figures():
   assert "tells more" in narrower
   told = changed(lambda c: c["rows"][5].update(device_hours=1.0))
   assert "'Measurement' tells more" in told
-  assert "tells more" in costs.problem(costs.public(whole, N), 2 * N + 1)
+  assert "tells more" in public_costs.problem(
+    public_costs.public(whole, N), 2 * N + 1
+  )
 
 
 AMOUNTS = st.one_of(
@@ -312,7 +319,7 @@ FIGURES = {n: AMOUNTS for n in ("device_hours", "dollars", "kwh", "flops")}
 ROWS = st.fixed_dictionaries(
   {
     "step": st.sampled_from(
-      [cost_rows.SCRATCH, cost_rows.DISTIL, cost_rows.TEACHER, "another"]
+      [costs.SCRATCH, costs.DISTIL, costs.TEACHER, "another"]
     ),
     "of_teacher": st.booleans(),
   },
@@ -327,7 +334,7 @@ ROWS = st.fixed_dictionaries(
   parameters=st.integers(0, 10**15),
 )
 def test_whatever_a_stranger_s_record_has_is_judged(rows, total, parameters):
-  found = costs.problem({"rows": rows, "total": total}, parameters)
+  found = public_costs.problem({"rows": rows, "total": total}, parameters)
   assert isinstance(found, str)
   told = [row for row in rows if row["of_teacher"]]
   if found == "" and rows:
@@ -336,3 +343,20 @@ def test_whatever_a_stranger_s_record_has_is_judged(rows, total, parameters):
       assert row.get("device_hours") is None and row.get("kwh") is None
       if row.get("flops") is not None:
         assert row["flops"]["high"] == pytest.approx(10 * row["flops"]["low"])
+
+
+def test_prices_and_watts_of_the_config_hold():
+  plan = PlanConfig(
+    chip={
+      "h100": PriceConfig(dollars_per_hour=3.5, watts=700),
+      "cpu": PriceConfig(),
+    }
+  )
+  here = jax.devices("cpu")[0].device_kind
+  found = costs.rates(plan, ["NVIDIA H100 80GB HBM3", here, "TPU v9"])
+  assert set(found) == {"NVIDIA H100 80GB HBM3", here}
+  of_h100 = found["NVIDIA H100 80GB HBM3"]
+  assert (of_h100.dollars_per_hour, of_h100.watts) == (3.5, 700)
+  # 0 is a price that is not known; its watts are assumed.
+  assert found[here].dollars_per_hour is None
+  assert found[here].field == "plan.cpu" and found[here].watts > 0

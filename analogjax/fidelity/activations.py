@@ -1,8 +1,8 @@
 """Activations at some tokens of each row, read while a model runs.
 
-What exists at a time is one batch at the points: [Y, B, M, D], and of it the
-depths asked for are handed on, [P, B, M, D]. Nobody holds tokens x width x
-layers.
+Only one batch is in memory at a time: [Y, B, M, D] at the points, of which the
+wanted depths [P, B, M, D] are returned. Activations of all tokens and layers
+are never held together.
 
 Shape letters: R rows, B rows of a step, L positions, M points of a row, D model
 width, P depths.
@@ -23,7 +23,7 @@ from analogjax.evaluation.models import Model
 from analogjax.evaluation.study import Study
 from analogjax.models import decoder
 
-# Activations at points, [P, B, M, D] on the mesh, and which rows they are of.
+# Activations at points, [P, B, M, D] on the mesh, and the rows they belong to.
 Batch = tuple[jax.Array, slice]
 
 
@@ -50,23 +50,18 @@ def draw_points(
 
 
 def ordinary(rows: rows_lib.Rows, special: Collection[int]) -> rows_lib.Rows:
-  """The rows as if the first token of each document were padding, and these.
+  """Marks the first token of each document and all `special` ids as padding.
 
-  There models put sums that are hundreds of times as large as others
-  (arXiv:2402.17762), so that a handful of points would be all the variance
-  there is; and the first token, which attends to itself alone, is the same
-  activation in every row.
-
-  Args:
-    rows: of any pipeline.
-    special: ids that mark something, such as the end of a document.
+  Models have sums there that are hundreds of times as large as elsewhere
+  (arXiv:2402.17762), so a handful of points would make up all the variance. The
+  first token attends to itself alone and has the same activation in every row.
   """
   rest = (rows.positions_BL > 0) & ~np.isin(rows.tokens_BL, list(special))
   return rows._replace(segments_BL=np.where(rest, rows.segments_BL, 0))
 
 
 def special_tokens(tokenizer: tokenizers.Tokenizer) -> list[int]:
-  """Ids that the tokenizer says are special."""
+  """Ids that the tokenizer marks as special."""
   added = tokenizer.get_added_tokens_decoder()
   return sorted(i for i, token in added.items() if token.special)
 
@@ -78,14 +73,14 @@ def stream(
   positions_RM: np.ndarray,
   depths: Sequence[float],
 ) -> Iterator[Batch]:
-  """resid_post at the points, float32 [P, B, M, D], batch by batch.
+  """Yields resid_post at the points, float32 [P, B, M, D], batch by batch.
 
   Yields:
-    The activations, split over the mesh by rows, and which rows they are: the
-    last batch may hold more, and the rest of it is to be ignored.
+    The activations, split over the mesh by rows, and the indices of the rows.
+    The last batch may hold more rows than indices; ignore the excess.
 
   Raises:
-    ValueError: activations that are not finite; names model and depth.
+    ValueError: activations are not finite; names the model and the depth.
   """
   blocks = tuple(model.block(depth) for depth in depths)
   step = make_points_step(model.cfg, study.mesh, blocks)
@@ -101,11 +96,7 @@ def stream(
 
 
 def check_finite(model: Model, depths: Sequence[float], finite_P) -> None:
-  """Refuses activations with NaN or infinity.
-
-  Raises:
-    ValueError: names the model and the depth.
-  """
+  """Raises a ValueError with model and depth if activations are not finite."""
   for depth, ok in zip(depths, finite_P, strict=True):
     if not ok:
       raise ValueError(

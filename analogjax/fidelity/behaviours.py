@@ -23,14 +23,14 @@ from analogjax.data import rows as rows_lib
 FORMAT = "analogjax.behaviour"
 FORMAT_VERSION = 1
 BUILT_IN = ("sentiment", "refusal")
-LEAST = 8  # Pairs and prompts; intervals from fewer would say nothing.
+LEAST = 8  # Pairs and prompts; an interval from fewer would say nothing.
 
 _LENGTHS = 4  # Rows are padded to a multiple of it: few programs are needed.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Behaviour:
-  """One behaviour, as in its file."""
+  """A behaviour, as read from its file."""
 
   name: str
   source: str  # The file, for messages.
@@ -42,7 +42,7 @@ class Behaviour:
 
 
 class Texts(NamedTuple):
-  """Texts, one in each row, from its first position on."""
+  """Texts, one in each row, starting at its first position."""
 
   rows: rows_lib.Rows
   last_R: np.ndarray  # int32, position of each text's last token.
@@ -56,7 +56,7 @@ class Words(NamedTuple):
 
 
 def load_all(names: Sequence[str]) -> dict[str, Behaviour]:
-  """The behaviours of `measure.behaviours`, by their own names.
+  """The behaviours of `measure.behaviours`, by name.
 
   Raises:
     ValueError: as `load`, or two behaviours have the same name.
@@ -74,10 +74,10 @@ def load_all(names: Sequence[str]) -> dict[str, Behaviour]:
 
 
 def load(name: str) -> Behaviour:
-  """A built-in behaviour, or the one in a JSON file.
+  """Loads a built-in behaviour or the one in a JSON file.
 
   Raises:
-    ValueError: there is no such behaviour or file, or the file is malformed.
+    ValueError: the behaviour or file does not exist, or the file is malformed.
   """
   folder = Path(__file__).with_name("behaviours")
   if name in BUILT_IN:
@@ -176,13 +176,13 @@ def to_texts(
   max_positions: int,
   source: str,
 ) -> Texts:
-  """Texts as rows, padded at the end.
+  """Converts texts to rows, padded at the end.
 
   No special token is added. If documents begin with one in training, the text
-  has to contain it.
+  must contain it.
 
   Raises:
-    ValueError: a text without tokens, or longer than the context.
+    ValueError: a text has no tokens or is longer than the context.
   """
   ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
   for text, row in zip(texts, ids, strict=True):

@@ -1,9 +1,9 @@
 """Claims about the analog, and the rules that judge them.
 
-The rules are fixed before anything is measured. Which depth and which map a
-question is about does not depend on what was found: among many numbers one is
+The rules are fixed before anything is measured. The depth and the map of a
+question do not depend on the results, because the best of many numbers is
 always high. A control is a student that never saw the teacher; what a control
-does as well is no merit of the analog.
+achieves as well is not credited to the analog.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,8 @@ from analogjax.fidelity.questions import (
 )
 from analogjax.rendering.numbers import interval, number
 
-# Bounds of a transfer ratio and of what a stitch recovers; 1 is all of it.
+# Bounds of a transfer ratio and of the fraction that a stitch recovers; 1 is
+# all of it.
 ENOUGH = 0.5
 TOO_LITTLE = 0.25
 P_VALUE = 0.05
@@ -51,7 +52,8 @@ _ABOUT = {
   "steering": "interventions that are found on the analog",
   "stitching": "the analog's layers in the frontier model's place",
 }
-# Among the models that a ratio is compared with; no model has a space in it.
+# Stands among the models that a ratio is compared with; no model has a space in
+# its name.
 SHUFFLED = "the shuffled map"
 
 
@@ -102,14 +104,12 @@ def make(
   random: str,
   quick: bool,
 ) -> list[dict[str, Any]]:
-  """All claims, as fidelity.json has them.
+  """All claims, in the form of fidelity.json.
 
   Args:
-    parts: name -> results; a part that is missing makes an open claim.
-    analog: the model that the claims are about.
+    parts: name -> results; a missing part makes an open claim.
     controls: trained students that never saw the teacher.
     random: the student that was never trained.
-    quick: whether the command of each claim says --quick.
   """
   judge = _Judge(analog, tuple(controls), random)
   claims = []
@@ -128,13 +128,13 @@ def make(
 
 
 def command(part: str = "", *, quick: bool, measure: str = COMMAND) -> str:
-  """The command that measures a part again, or all of them."""
+  """The command that repeats the measurement of one part, or of all."""
   only = f" --only={part}" if part else ""
   return measure + only + (" --quick" if quick else "")
 
 
 class Span(NamedTuple):
-  """An estimate that is defined."""
+  """A defined estimate."""
 
   value: float
   low: float
@@ -144,8 +144,8 @@ class Span(NamedTuple):
 def difference(a: Span, b: Span) -> Span:
   """a - b, with an interval from those of both.
 
-  The two are taken as independent. They are of the same rows, on which models
-  tend to do well or badly together, so the true interval is narrower.
+  The two are taken as independent. They use the same rows, on which models tend
+  to do well or badly together, so the true interval is narrower.
 
   Source: MOVER; Zou and Donner, Construction of confidence limits about effect
   measures, Statistics in Medicine 27 (2008). Recalled, not verified.

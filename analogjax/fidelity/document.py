@@ -1,4 +1,4 @@
-"""fidelity.json: made, checked and read, by schema.json beside this file."""
+"""Makes, checks and reads fidelity.json; its schema is schema.json."""
 
 from collections.abc import Mapping
 import json
@@ -63,10 +63,8 @@ def make(
   """The document: the parts and the claims that follow from them.
 
   Args:
-    parts: name -> results; some may be missing.
     inputs: with `analog`, `controls`, `random` and `quick`.
     cost: what measuring each part took.
-    software: versions by package.
   """
   made = claims.make(
     parts,
@@ -91,16 +89,16 @@ def make(
 
 
 def problem(value: Any) -> str:
-  """Where a document breaks the schema, and how; "" if it does not."""
+  """Where and how a document breaks the schema; "" if it does not."""
   return _kind().problem(value)
 
 
 def public(value: Mapping[str, Any]) -> dict[str, Any]:
-  """The document as it may be published: an allow-list of what it holds.
+  """The publishable part of the document, chosen by an allow-list.
 
-  The cost is left out, because seconds and tokens tell how large the teacher
-  is. So are the teacher's digest, the students' fingerprints, which hash
-  private options, and whatever a later version may add.
+  The cost is left out, because seconds and tokens reveal the teacher's size.
+  The teacher's digest, the students' fingerprints, which hash private options,
+  and anything a later version may add are left out too.
   """
   inputs = value["inputs"]
   shown = {k: inputs[k] for k in _PUBLIC_INPUTS if k in inputs}
@@ -133,5 +131,5 @@ def public(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-  """The document in a file; a ValueError names the file and what is wrong."""
+  """Reads the document; a ValueError names the file and what is wrong."""
   return _kind().read(path)

@@ -1,4 +1,4 @@
-"""Tries a vector that an outsider found on the released analog on the teacher.
+"""Tests on the teacher a vector that an outsider found on the released analog.
 
 The result says how the teacher responds. The map and the mapped vector have the
 teacher's width and stay in the workdir.
@@ -34,7 +34,7 @@ from analogjax.models import decoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutsideVector:
-  """The vector of a file, in the analog's residual stream."""
+  """A vector from a file, in the analog's residual stream."""
 
   vector_D: np.ndarray  # float64.
   depth: float  # Where in the analog it was found.
@@ -47,9 +47,9 @@ class TeacherMap:
 
   w_DW: np.ndarray  # float32.
   depth: float  # Where in the teacher the mapped vector is added.
-  # The spread of the teacher's stream over that of the analog's: by so much a
-  # mapped vector is longer. The map alone would make it shorter where it
-  # predicts badly.
+  # Spread of the teacher's stream divided by that of the analog's. A mapped
+  # vector is lengthened by this factor. The map alone would make it shorter
+  # where it predicts badly.
   stretch: float
   unexplained: float  # Fraction of held-out variance.
 
@@ -57,13 +57,12 @@ class TeacherMap:
 def read_vector(
   path: Path, model: Model, digests: dict[str, str]
 ) -> OutsideVector:
-  """The tensor `vector` [D] of a file, and its depth from the metadata.
+  """Reads the tensor `vector` [D] and its depth from a safetensors file.
 
   Args:
-    path: a safetensors file. Metadata: `site`, such as block03.resid_post, or
-      `depth`, in (0, 1]; optionally `model` and `digest`, which are checked.
-    model: the analog.
-    digests: SHA-256 of the exported files by name; empty: none was exported.
+    path: metadata: `site`, such as block03.resid_post, or `depth`, in (0, 1];
+      optionally `model` and `digest`, which are checked.
+    digests: SHA-256 of the exported files by name; empty if none was exported.
 
   Raises:
     ValueError: names the file, what was expected and what was found.
@@ -142,10 +141,8 @@ def find_map(
   The teacher's depth is the one whose held-out activations it explains best.
 
   Args:
-    study: with the models and rows.
-    depth: of the analog.
     folder: where maps are kept; only its owner can read it.
-    inputs: JSON values that identify everything a map depends on.
+    inputs: JSON values that identify everything that the map depends on.
 
   Raises:
     ValueError: a file in the folder cannot be read.
@@ -195,7 +192,7 @@ def _write(path: Path, map_: TeacherMap, digest: str) -> None:
   path.parent.chmod(0o700)
   numbers = (map_.depth, map_.stretch, map_.unexplained)
   data = safetensors.numpy.save(
-    # safetensors silently writes arrays wrong that are not contiguous.
+    # safetensors silently writes arrays that are not contiguous wrong.
     {
       "w_DW": np.ascontiguousarray(map_.w_DW),
       "numbers": np.asarray(numbers, np.float64),

@@ -1,10 +1,10 @@
-"""Kernels: the layout of a representation's points, whatever its width.
+"""Kernels: the geometry of a representation's points, whatever its width.
 
 A kernel is [N, N] and has Frobenius norm 1. The inner product of two kernels is
-a similarity, and 1 for a representation with itself. Kernels do not change when
-the representation is moved, turned or scaled, and they commute with an order of
-the points: kernel(x[order]) is kernel(x)[order][:, order]. So permuting the
-points needs the kernels alone.
+a similarity; it is 1 for a representation with itself. Kernels do not change
+when the representation is shifted, rotated or scaled. They commute with a
+reordering of the points: kernel(x[order]) is kernel(x)[order][:, order], so
+permuting the points needs only the kernels.
 
 Shape letters: N points, D width of the representation, E principal components.
 """
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 NEIGHBOURS = 10
 COMPONENTS = 64
 
-# Cosines that differ by no more than rounding does are equal.
+# Cosines whose difference is within rounding count as equal.
 _TIED = 1e-5
-# Below this part of the second moment there is no variance.
+# Below this fraction of the second moment there is no variance.
 _LEAST = 1e-9
 
 _dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -28,10 +28,10 @@ _dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 def neighbours(x_ND: jax.Array, k: int = NEIGHBOURS) -> jax.Array:
   """Marks the k nearest neighbours of each point, by cosine about the mean.
 
-  The inner product of two of them is mutual k-NN: the mean part of neighbours
-  that both have. Points that are equally far, as copies of a token are, share
-  the places that are left. Taken by index they would come in the same order in
-  both models and look like agreement.
+  The inner product of two such kernels is mutual k-NN: the mean fraction of
+  neighbours that both have. Points at equal distance, such as copies of a
+  token, share the remaining places. Taken by index they would come in the same
+  order in both models and look like agreement.
 
   Source: arXiv:2405.07987, mutual k-NN. The shared places are ours: they are
   the mean over all orders of the points that tie.
@@ -50,16 +50,16 @@ def neighbours(x_ND: jax.Array, k: int = NEIGHBOURS) -> jax.Array:
 def covariances(x_ND: jax.Array) -> jax.Array:
   """Inner products of different points, U-centred: for unbiased linear CKA.
 
-  The inner product of two of them is HSIC_1(s, t) / sqrt(HSIC_1(s, s)
-  HSIC_1(t, t)). It is 0 in the mean for independent representations and can be
+  The inner product of two such kernels is HSIC_1(s, t) / sqrt(HSIC_1(s, s)
+  HSIC_1(t, t)). It is 0 on average for independent representations and can be
   negative.
 
-  Source: Song et al., JMLR 13 (2012), equation 5, in the form of Szekely and
-  Rizzo, Annals of Statistics 42 (2014), definition 2.
+  |Source: Song et al., JMLR 13 (2012), equation 5, in the form of Szekely and
+  |Rizzo, Annals of Statistics 42 (2014), definition 2.
   """
   N = len(x_ND)
   assert N > 3, N
-  # Centred first for the rounding alone: U-centring takes any shift away.
+  # Centring first only reduces rounding: U-centring removes any shift.
   x_ND = _centred(x_ND)
   k_NN = _off_diagonal(_dot("ND,MD->NM", x_ND, x_ND))
   sums_N = k_NN.sum(1)
@@ -71,7 +71,7 @@ def covariances(x_ND: jax.Array) -> jax.Array:
 def cosines(x_ND: jax.Array) -> jax.Array:
   """Cosines of different points about their mean, standardised over the pairs.
 
-  The inner product of two of them is Pearson's correlation.
+  The inner product of two such kernels is Pearson's correlation.
   """
   N = len(x_ND)
   c_NN = _off_diagonal(_cosines(x_ND))
@@ -85,14 +85,14 @@ def principal(
   """The centred points in their first principal components.
 
   Returns:
-    [N, most] of Frobenius norm 1, with columns of 0 where D or N is less; and
-    the part of the variance that they keep.
+    [N, most] of Frobenius norm 1, with zero columns where D or N is smaller;
+    and the fraction of the variance that they keep.
   """
   x_ND = _unit(_centred(x_ND))
   N, D = x_ND.shape
   E = min(most, N, D)
-  # An exact decomposition of the smaller side. Iterations from a random start
-  # would leave something of that start in both models, as if they were alike.
+  # Exact decomposition of the smaller side. Iterations from a random start
+  # would leave traces of that start in both models and make them look alike.
   if D < N:
     _, vectors_DD = jnp.linalg.eigh(_dot("ND,NC->DC", x_ND, x_ND))
     scores_NE = _dot("ND,DE->NE", x_ND, vectors_DD[:, -E:])
@@ -105,7 +105,7 @@ def principal(
 
 
 def is_constant(x_ND: jax.Array) -> jax.Array:
-  """Whether all points are the same, but for rounding."""
+  """Whether all points are the same up to rounding."""
   variance = jnp.square(_centred(x_ND)).sum()
   return variance <= _LEAST * jnp.square(x_ND).sum()
 

@@ -1,7 +1,7 @@
 """Affine maps between the activations of two models, fitted as they stream.
 
-Normal equations are all that is kept: products are of one batch, in float32,
-and add up on the host in float64.
+Only the normal equations are kept. Products of one batch are computed in
+float32 and added on the host in float64.
 
 Shape letters: P depths of the student, Q depths of the teacher, D width of the
 student, W width of the teacher, N points.
@@ -20,8 +20,8 @@ from analogjax.evaluation.models import everywhere
 from analogjax.evaluation.study import Study
 from analogjax.fidelity.activations import Batch
 
-# With so many points per input of a map, its error exceeds that of the best map
-# by about one part in as many.
+# With n points per input of a map, its error exceeds that of the best map by
+# about one part in n.
 POINTS_PER_INPUT = 40
 
 Key = TypeVar("Key", bound=Hashable)
@@ -57,10 +57,7 @@ def of_several(
   """Moments of several students with the teacher; each stream runs once.
 
   Args:
-    study: whose mesh the streams are on.
-    of_students: streams by student, [P, B, M, D].
-    of_teacher: the same points of the teacher, [Q, B, M, W].
-    wanted: key -> student, and which depths of its stream and the teacher's.
+    wanted: key -> student, and the depths of its stream and of the teacher's.
   """
   totals: dict[Key, Moments] = {}
   batches = zip(of_teacher, *of_students.values(), strict=True)
@@ -86,12 +83,9 @@ def of_streams(
   """Moments of two streams, which may have run before.
 
   Args:
-    study: whose mesh the streams are on.
-    of_student: [P, B, M, D].
-    of_teacher: [Q, B, M, W] at the same points.
-    rng: pairs each point with another one of its batch. A map that is fitted
-      on such pairs knows both models and nothing of how they correspond.
-    weights: of each batch, [B, M], 1 or 0; None: all points count.
+    rng: pairs each point with another one of its batch. A map fitted on such
+      pairs knows both models but not how they correspond.
+    weights: 1 or 0 for each batch, [B, M]; None: all points count.
   """
   total: Moments | None = None
   pairs = zip(of_student, of_teacher, strict=True)
@@ -112,7 +106,7 @@ def of_batch(
   *,
   weights_BM: np.ndarray | None = None,
 ) -> Moments:
-  """Moments of one batch; `here` are its rows, and the rest is padding."""
+  """Moments of one batch; `here` selects its rows, the rest is padding."""
   B, M = x_PBMD.shape[1:3]
   rows_here = here.stop - here.start
   order = np.arange(B * M)
@@ -158,7 +152,7 @@ def added(a: Moments, b: Moments) -> Moments:
 def solve(m: Moments, p: int, q: int, *, ridge: float = 1e-6) -> Affine:
   """The least-squares map from student depth p to teacher depth q.
 
-  `ridge` is added to the variances, as a part of their mean.
+  `ridge` is added to the variances, as a fraction of their mean.
   """
   mean_D, mean_W = m.x_PD[p] / m.n, m.y_QW[q] / m.n
   xx_DD = m.xx_PDD[p] / m.n - np.outer(mean_D, mean_D)
@@ -172,7 +166,7 @@ def solve(m: Moments, p: int, q: int, *, ridge: float = 1e-6) -> Affine:
 def unexplained(map_: Affine, m: Moments, p: int, q: int) -> float:
   """Fraction of variance unexplained: squared errors over the variance.
 
-  `m` has to be of other rows than the map was fitted on: on the same ones the
+  `m` must come from other rows than the map was fitted on. On the same rows the
   map would look too good (0.5 on noise; reference: n = 2 d).
   """
   w_DW, b_W = map_.w_DW.astype(np.float64), map_.b_W.astype(np.float64)

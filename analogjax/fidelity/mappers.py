@@ -1,7 +1,7 @@
 """Maps of directions from a student's residual stream to the teacher's.
 
-There are three kinds, named in MAPPERS. Each is tested on points that it was
-not fitted on. A map's shape reveals the teacher's width: maps stay in memory.
+MAPPERS names the three kinds. Each is tested on points that it was not fitted
+on. A map's shape reveals the teacher's width: maps stay in memory.
 
 Shape letters: D width of the student, W of the teacher, F hidden width of the
 autoencoder, V vocabulary, B rows, M points of a row, N points.
@@ -27,14 +27,14 @@ from analogjax.models import decoder
 
 MAPPERS = ("embedding", "affine", "autoencoder")
 
-Kept = list[activations.Batch]  # A stream that has run, at one depth.
+Kept = list[activations.Batch]  # One depth of a stream that has already run.
 
-_HELD_OUT = 10  # One id of the vocabulary in so many tests a map.
+_HELD_OUT = 10  # One in this many ids of the vocabulary tests a map.
 _POINTS_PER_WIDTH = 20  # Points that a map is fitted on, per width D.
 _LEARNING_RATE = 3e-3
-# Points beyond so many times the median norm are left out. A few tokens, mostly
-# the first of a document, have norms hundreds of times as large and would
-# dominate least squares. Source: massive activations, arXiv:2402.17762
+# Points beyond this many times the median norm are left out. A few tokens,
+# mostly the first of a document, have norms hundreds of times as large and
+# would dominate least squares. Source: massive activations, arXiv:2402.17762
 # (abstract); 160 times the median in SmolLM2-135M at half depth.
 _MASSIVE = 4.0
 _DOT = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -55,7 +55,7 @@ class Map:
   # (mean_D with the behaviour, mean_D without) -> vector_W.
   direction: Callable[[np.ndarray, np.ndarray], np.ndarray]
   # On held-out points: squared error over variance, and the mean cosine of
-  # prediction and truth, both less the mean.
+  # prediction and truth, both after subtracting the mean.
   unexplained: float
   cosine: float
 
@@ -81,8 +81,8 @@ def keep(
 ) -> dict[float, Kept]:
   """Activations at the points by depth, split over the mesh by rows.
 
-  Memory grows with the points of the config and the depths that were chosen,
-  not with tokens or layers.
+  Memory grows with the points of the config and the chosen depths, not with
+  tokens or layers.
   """
   kept: dict[float, Kept] = {depth: [] for depth in depths}
   for x_PBMD, here in activations.stream(
@@ -94,7 +94,7 @@ def keep(
 
 
 def pair(study: Study, of_student: Kept, of_teacher: Kept) -> Pairs:
-  """Pairs of points; those that are massive in either model have weight 0."""
+  """Pairs of points; points that are massive in either model have weight 0."""
   weights = []
   for kept in (of_student, of_teacher):
     step = _make_norms(study.mesh)
@@ -125,7 +125,7 @@ def fit_embedding(study: Study, student: Model) -> Map:
   """Least squares on the unembedding rows that both models share.
 
   min_A |U_s A - U_t|^2 over the vocabulary. Rows are multiplied by the scale of
-  the final norm, as the stream meets them. No forward pass is needed.
+  the final norm, as they act on the stream. No forward pass is needed.
 
   Source: Lee et al., arXiv:2503.21073 (abstract).
   """
@@ -153,7 +153,7 @@ def fit_affine(
 ) -> Map:
   """Least squares on activations at the same points; a direction has no bias.
 
-  With `rng` the pairs of `fit` are shuffled: a control that knows nothing of
+  With `rng` the pairs of `fit` are shuffled, as a control that does not know
   how the models correspond.
 
   Source: Chen et al., arXiv:2506.06609 (abstract).
@@ -168,11 +168,12 @@ def fit_affine(
 
 
 def fit_autoencoder(study: Study, name: str, fit: Pairs, test: Pairs) -> Map:
-  """Linear, ReLU, Linear, trained by mean squared error, a batch a step.
+  """Linear, ReLU, Linear, trained by mean squared error, one batch per step.
 
   The hidden width is floor(sqrt(D W)). Activations are standardised with one
-  number for each model, so that one learning rate serves. The direction is the
-  difference of the two mapped means. `name` is the student's, for the seed.
+  number for each model, so that one learning rate works for all. The direction
+  is the difference of the two mapped means. `name` is the student's, for the
+  seed.
 
   Source: Oozeer et al., arXiv:2503.04429 (abstract).
   """
@@ -215,7 +216,7 @@ def fit_autoencoder(study: Study, name: str, fit: Pairs, test: Pairs) -> Map:
 
 
 class _Standard(NamedTuple):
-  """One model's mean, and the root mean square of an element from it."""
+  """Mean of one model, and the root mean square deviation of an element."""
 
   mean: np.ndarray
   scale: np.floating
@@ -266,7 +267,7 @@ def _make_training(mesh, steps: int):
 
 
 class _Sums(NamedTuple):
-  """Weighted sums over held-out points; y is less the mean of the fit."""
+  """Weighted sums over held-out points; the mean of the fit is taken off y."""
 
   error: Any
   square: Any
@@ -276,7 +277,7 @@ class _Sums(NamedTuple):
 
 
 def _compare(predicted_NW, y_NW, weights_N) -> _Sums:
-  """The sums for predictions and truths, both less the mean."""
+  """Sums for predictions and truths, after subtracting the mean from both."""
   product_N = jnp.sum(predicted_NW * y_NW, -1)
   norms_N = jnp.linalg.norm(predicted_NW, axis=-1)
   norms_N = norms_N * jnp.linalg.norm(y_NW, axis=-1)

@@ -14,13 +14,13 @@ _TEST_STEPS = 4  # Batches of held-out rows that maps are tested on.
 
 
 class Maps:
-  """The maps of every student to the teacher, at the depths that were chosen.
+  """The maps of every student to the teacher, at the chosen depths.
 
   This object keeps the activations at those depths.
   """
 
   def __init__(self, study: Study, own: Mapping[str, Mapping[str, Own]]):
-    """Runs the models over the rows; maps are fitted when they are needed.
+    """Runs the models over the rows; maps are fitted on demand.
 
     `own` has the vectors of each behaviour, by model.
     """
@@ -52,7 +52,7 @@ class Maps:
   def shuffled(
     self, student: Model, depths: tuple[float, float], number: int
   ) -> list[mappers.Map]:
-    """Affine maps that are fitted on shuffled pairs."""
+    """Affine maps fitted on shuffled pairs."""
     rng = self._study.rng("steering shuffled", student.name)
     fit, test = self._pairs(student, depths)
     return [
@@ -60,7 +60,7 @@ class Maps:
     ]
 
   def to_json(self) -> dict[str, Any]:
-    """{student: {mapper: quality}}, means over the depths where it was used."""
+    """{student: {mapper: quality}}, means over the depths used."""
     out: dict[str, Any] = {}
     for (name, mapper, *_), found in self._fitted.items():
       part = out.setdefault(name, {}).setdefault(mapper, [])

@@ -1,8 +1,8 @@
 """Output fidelity: the students' predictions compared with the teacher's.
 
-All numbers come from sums over rows (token_sums.py), and intervals resample
-rows, because the tokens of a row are not independent. Every interval uses the
-same resamples, so that two models differ in their predictions alone.
+All numbers come from sums over rows (token_sums.py). Intervals resample rows,
+because the tokens of a row are not independent. Every interval uses the same
+resamples, so that two models differ only in their predictions.
 
 Shape letters: R rows, K metrics, E bins of entropy, C bins of confidence, Z
 bins of loss, N documents, S resamples; `...` resamples, or nothing.
@@ -23,14 +23,15 @@ from analogjax.evaluation.study import Study
 from analogjax.fidelity import token_sums
 from analogjax.fidelity.token_sums import RowSums
 
-CHUNK = 64  # Positions of a row whose logits exist at a time.
+CHUNK = 64  # Positions of a row whose logits are in memory at a time.
 
 
 def measure(study: Study) -> dict[str, Any]:
   """The section "output" of fidelity.json, on held-out rows and by domain.
 
   Every model has its metrics, also by the teacher's entropy and by domain, and
-  its reliability; students also have whether they fail where the teacher does.
+  its reliability. Students also report whether they fail where the teacher
+  does.
   """
   parts = {"": study.test, **study.domains}
   documents = max(int(rows.segments_BL.max()) for rows in parts.values())
@@ -87,9 +88,8 @@ def _bootstrap(
   """The estimate of a statistic of sums over rows.
 
   Args:
-    study: with the options.
     statistic: takes sums over rows [..., X] and returns a number for each.
-    *by_row: what is summed, [R, X] each; joined along X.
+    *by_row: terms of the sums, [R, X] each; joined along X.
   """
   x_RX = np.concatenate([a.reshape(len(a), -1) for a in by_row], axis=1)
   R = len(x_RX)
@@ -175,7 +175,7 @@ def _by_entropy(
 
 
 def calibration_error(x: np.ndarray) -> np.ndarray:
-  """Mean of |confidence - accuracy| over bins, by their tokens.
+  """Mean of |confidence - accuracy| over bins, weighted by their tokens.
 
   Source: Guo et al., arXiv:1706.04599, eq. 3. It is never below 0, so few
   tokens in a bin make it larger.
@@ -236,11 +236,11 @@ def kappa(x: np.ndarray) -> np.ndarray:
 
 
 def area_under_curve(x: np.ndarray) -> np.ndarray:
-  """How often a token that the teacher fails has the larger loss.
+  """Probability that a token the teacher gets wrong has the larger loss.
 
-  This is over all pairs of a token that the teacher fails and one that it does
-  not. Pairs in the same bin of loss count half, so binning changes the result
-  by at most half of the pairs that share a bin.
+  The mean is over all pairs of a token that the teacher gets wrong and one that
+  it gets right. Pairs in the same bin of loss count half, so binning changes
+  the result by at most half of the pairs that share a bin.
 
   Source: Hanley and McNeil (1982), the area under the ROC curve as a Wilcoxon
   statistic.

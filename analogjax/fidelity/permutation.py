@@ -1,8 +1,8 @@
 """Null distributions of similarities: unrelated models, by permutation.
 
-The points of one model are put into another order, many times, and each time
-the statistic is computed again. Whole units are permuted, which are independent
-of each other: rows of points, not the tokens of a row.
+The points of one model are reordered many times, and the statistic is computed
+for each order. The permuted units must be independent of each other: rows of
+points, not the tokens of a row.
 
 Shape letters: C orders, U units, M points of a unit, N = U x M points, A
 representations on one side, E components.
@@ -21,8 +21,8 @@ from analogjax.evaluation.models import everywhere
 
 # Permuted kernels that a device holds at a time.
 _BYTES = 64 << 20
-# Statistics closer than this are equal: with few points they take few values,
-# and rounding must not decide.
+# Statistics closer than this count as equal: with few points they take few
+# values, and rounding must not decide.
 _TIED = 1e-5
 
 
@@ -113,12 +113,12 @@ def calibrated(raw: float, null_C: np.ndarray) -> dict[str, Any]:
   """A statistic with its null distribution.
 
   `null_q95` is the smallest value of the null such that everything greater has
-  p <= 0.05. `calibrated` is where `raw` lies between `null_q95`, 0, and 1: at 0
-  or below there is no evidence.
+  p <= 0.05. `calibrated` rescales `raw` so that `null_q95` is 0 and a perfect
+  score is 1: at 0 or below there is no evidence.
 
   Args:
     raw: the statistic, at most 1.
-    null_C: the statistic for the orders that were drawn; 19 or more.
+    null_C: the statistic for the drawn orders; 19 or more.
 
   Raises:
     ValueError: the statistic is 1 in every order.

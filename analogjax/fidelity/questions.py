@@ -28,7 +28,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-  """What is asked, and the sentence for each verdict."""
+  """A question, and the sentence for each verdict."""
 
   id: str
   transfers: str

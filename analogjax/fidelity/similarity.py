@@ -1,7 +1,7 @@
 """Similarity: whether students and teacher represent tokens alike.
 
 Nothing here is causal. Every number is reported with its null distribution: a
-number that unrelated models reach as well says nothing.
+number that unrelated models also reach says nothing.
 
 Shape letters: R rows, L positions, M points of a row, N = R x M points or
 tokens of the vocabulary, D width of a model, P depths of a student, Q of the
@@ -25,7 +25,7 @@ from analogjax.evaluation.study import Study
 from analogjax.fidelity import activations, kernels, least_squares, permutation
 from analogjax.models import decoder
 
-# Metric -> the statistic that compares what `_reduce` makes for it.
+# Metric -> the statistic that compares the output of `_reduce` for it.
 METRICS: Mapping[str, Callable[..., np.ndarray]] = {
   "mutual_knn": permutation.inner_products,
   "unbiased_cka": permutation.inner_products,
@@ -33,7 +33,7 @@ METRICS: Mapping[str, Callable[..., np.ndarray]] = {
 }
 # Fewer rows have too few orders, fewer tokens too few pairs.
 LEAST_ROWS, LEAST_TOKENS = 8, 64
-_BYTES = 1 << 30  # Of one model's activations that are held at a time.
+_BYTES = 1 << 30  # Bytes of one model's activations that are held at a time.
 
 Streams = dict[str, list[activations.Batch]]  # By model, all of its depths.
 
@@ -92,15 +92,16 @@ def represent(
   """The representations of a model that the metrics compare, at each depth.
 
   Activations are held for as many depths at a time as fit into 1 GiB over all
-  devices, one at least; what is left of a depth is two kernels of [N, N] and
-  [N, COMPONENTS], on the host. If all depths fit at once they stay in
-  `streams`, so that the model need not run again.
+  devices, at least one. Each depth leaves two kernels of [N, N] and [N,
+  COMPONENTS] on the host. If all depths fit at once they stay in `streams`, so
+  that the model need not run again.
 
   Returns:
-    By metric, [P, N, ...]; and the part of the variance in the components.
+    Representations by metric, [P, N, ...]; and the fraction of the variance in
+    the components.
 
   Raises:
-    ValueError: activations that are the same at every point.
+    ValueError: activations are the same at every point.
   """
   R, N = len(points_RM), points_RM.size
   at_a_time = max(1, _BYTES // (4 * N * model.cfg.D))
@@ -146,7 +147,7 @@ def _make_reduce(mesh: Mesh, R: int):
 
 
 def reduce(x_ND: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-  """What each metric compares, and the variance that the components keep."""
+  """Input of each metric, and the variance that the components keep."""
   scores_NE, kept = kernels.principal(x_ND)
   return {
     "mutual_knn": kernels.neighbours(x_ND),
@@ -165,11 +166,7 @@ def compare(
   """One metric over all pairs of depths and all orders, [C, P, Q].
 
   Args:
-    metric: one of METRICS.
-    left: [P, N, ...], from `reduce`.
-    right: [Q, N, ...], of the other model.
     orders_CU: from `permutation.draw_orders`; the first is unchanged.
-    mesh: the orders are split over its devices.
   """
   by_right = []
   for q, one in enumerate(right):
@@ -182,8 +179,8 @@ def compare(
 def greatest(found_CPQ: np.ndarray) -> dict[str, Any]:
   """The best pair of depths, calibrated.
 
-  The pair was chosen, so the null takes the best pair of every order, too. The
-  null of a fixed pair would be beaten by chance, more often with more pairs.
+  The pair was chosen, so the null also takes the best pair of every order. A
+  fixed pair's null would be beaten by chance, more often with more pairs.
   """
   best_C = found_CPQ.max((1, 2))
   return permutation.calibrated(best_C[0], best_C[1:])
@@ -246,15 +243,15 @@ def _embeddings(study: Study) -> dict[str, Any]:
 def _make_cosines(cfg: decoder.DecoderConfig, mesh: Mesh):
   def step(params, tokens_N):
     head_VD = nnx.merge(decoder.graphdef(cfg), params).head_VD
-    # The mean row adds the same to all logits of a position, and so changes
-    # no model.
+    # The mean row adds the same to all logits of a position, and so does not
+    # change the model.
     return kernels.cosines(jnp.take(head_VD, tokens_N, axis=0))
 
   return jax.jit(step, out_shardings=everywhere(mesh))
 
 
 def nearest(mine: Sequence[float], theirs: Sequence[float]) -> list[int]:
-  """For each depth the index of the nearest of the others, of two the first."""
+  """Index of the nearest other depth, for each depth; of equals, the first."""
   theirs_Q = np.asarray(theirs)
   # Rounded: 1/2 is as far from 1/3 as from 2/3.
   return [int(np.abs(theirs_Q - depth).round(6).argmin()) for depth in mine]
@@ -263,19 +260,18 @@ def nearest(mine: Sequence[float], theirs: Sequence[float]) -> list[int]:
 def _maps(
   study: Study, points_RM: np.ndarray, streams: Streams
 ) -> dict[str, list[dict[str, Any]]]:
-  """By student, the variance that an affine map leaves unexplained.
+  """Variance that an affine map leaves unexplained, by student.
 
   Maps go from each depth of the student to the same depth of the teacher, or
-  the nearest one: nothing is chosen by its result. They are fitted on the rows
-  `fit` and tested on the rows `test`.
+  the nearest one, so nothing is chosen by its result. They are fitted on the
+  rows `fit` and tested on the rows `test`.
 
   Args:
-    study: with the rows.
     points_RM: points of the test rows.
     streams: activations there, of the models for which they were kept.
 
   Raises:
-    ValueError: a row of training data that has no tokens to fit on.
+    ValueError: a row of training data has no tokens to fit on.
   """
   special = activations.special_tokens(study.tokenizer)
   fit = activations.ordinary(study.fit, special)

@@ -81,7 +81,7 @@ def _wrong_vector(study, name, prepared, own) -> np.ndarray:
   other = names[(names.index(name) + 1) % len(names)]
   if other != name:
     return own[other][study.teacher.name].everywhere[depth].vector_D
-  # There is only one: the pairs of a built-in behaviour serve.
+  # With one behaviour only, the pairs of a built-in one are used.
   other = next(n for n in behaviours.BUILT_IN if n != name)
   found = behaviours.load(other)
   sides = (

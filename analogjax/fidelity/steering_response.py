@@ -1,11 +1,11 @@
-"""How a model responds to vectors that are added to its residual stream.
+"""A model's response to vectors that are added to its residual stream.
 
-A vector is added after one block, at every position. The blocks up to there see
-no difference, so they run once for all vectors and strengths. Block, vector and
-strength are traced: a model has one program for prompts and one for text.
+A vector is added after one block, at every position. The blocks up to that one
+are not affected, so they run once for all vectors and strengths. Block, vector
+and strength are traced: a model has one program for prompts and one for text.
 
-Shape letters: R prompts, B rows of a step, L positions, D width of the model,
-K words, A vectors, N strengths above 0, S all strengths with 0.
+Shape letters: R prompts, B rows of a step, L positions, D width of the model, K
+words, A vectors, N strengths above 0, S all strengths with 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,8 +29,8 @@ from analogjax.fidelity import activations, behaviours, transfer
 from analogjax.models import decoder
 from analogjax.training import losses
 
-_TEXT_POSITIONS = 64  # Of each row whose perplexity is taken.
-_CHUNK = 1024  # Tokens of a device whose logits exist at a time.
+_TEXT_POSITIONS = 64  # Positions of each row that perplexity is measured on.
+_CHUNK = 1024  # Tokens of a device whose logits are in memory at a time.
 _WORDS = 32  # Words are padded to a multiple of it: one program for most.
 
 
@@ -55,7 +55,7 @@ class Response(NamedTuple):
 
   @property
   def perplexity_ratio_S(self) -> np.ndarray:
-    """Perplexity over that without a push, a geometric mean of the vectors."""
+    """Perplexity relative to no push, a geometric mean over the vectors."""
     middle = self.nats_AS.shape[1] // 2
     increase_S = (self.nats_AS - self.nats_AS[:, [middle]]).mean(0)
     return np.exp(np.minimum(increase_S, 700))
@@ -130,7 +130,7 @@ def nats_per_token(
   """Cross-entropy on held-out text, nats per token, [A, S].
 
   The text is the beginning of as many held-out rows as a step has. It is always
-  the same, so that only the pushes differ.
+  the same, so that results differ only by the push.
   """
   number = study.options.batch_rows
   rows = rows_lib.Rows(
@@ -165,14 +165,10 @@ def _sweep(
   """Results of a step on one batch for all vectors and strengths, [A, S, ...].
 
   Args:
-    study: with the strengths.
-    model: whose stream is changed.
-    rows: one batch.
-    depth: where the vectors are added.
-    vectors_AD: what is added; without a push all of them are one.
+    vectors_AD: the vectors; at strength 0 one result serves for all of them.
     step: (stream, batch, block, vector, strength) -> array.
     tokens: of the batch, without padding rows.
-    what: the rows, for people who watch.
+    what: name of the rows, for the progress bar.
   """
   batch = sharding.put_rows(batches.from_rows(rows), study.mesh)
   block = np.int32(model.block(depth))
@@ -184,7 +180,7 @@ def _sweep(
     results = []
     for i, (vector_D, strength) in enumerate(pushes):
       progress.doing(f"{model.name}: push {i + 1} of {len(pushes)}, {what}")
-      # Arrays: a Python number could become a part of the program.
+      # Arrays: a Python number could become a constant of the program.
       push = np.asarray(vector_D, np.float32), np.float32(strength)
       results.append(step(x_BLD, batch, block, *push))
     found = np.asarray(jax.device_get(results), np.float64)
@@ -243,7 +239,7 @@ def _make_score_step(cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh):
   def step(params, last_B, ids_K, sides_2K, *push):
     model, x_BLD = _finish(cfg, params, *push)
     x_BD = jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)[:, 0]
-    # The words alone are unembedded, not the vocabulary.
+    # Only the words are unembedded, not the vocabulary.
     head_KD = jnp.take(model.head_VD, ids_K, axis=0).astype(x_BD.dtype)
     logits_BK = model.cap(
       jnp.einsum("BD,KD->BK", x_BD, head_KD, preferred_element_type=jnp.float32)

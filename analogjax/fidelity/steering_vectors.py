@@ -48,14 +48,14 @@ class Contrast(NamedTuple):
 class Own(NamedTuple):
   """A model's own vector for a behaviour, and its effect on that model."""
 
-  depth: float  # Where the vector does most, on the prompts `fit`.
+  depth: float  # Depth of the largest effect on the prompts `fit`.
   contrast: Contrast  # At that depth.
-  effect: estimates.Estimate  # Of the vector at that depth, on `test`.
+  effect: estimates.Estimate  # Effect of the vector at that depth, on `test`.
   everywhere: Mapping[float, Contrast]
 
 
 def prepare(study: Study, behaviour: behaviours.Behaviour) -> Prepared:
-  """A behaviour as tokens; every second prompt is for choosing depths.
+  """Tokens of a behaviour; every second prompt is for choosing depths.
 
   Raises:
     ValueError: the models cannot take a text or a word.
@@ -80,8 +80,8 @@ def prepare(study: Study, behaviour: behaviours.Behaviour) -> Prepared:
 def candidates(study: Study, model: Model) -> tuple[float, ...]:
   """Depths where a vector may be added.
 
-  The last layer is left out, if there is another: a vector after it would
-  change the logits without being read by any layer.
+  The last layer is left out if there is another: a vector after it would change
+  the logits without being read by any layer.
   """
   depths = study.depths(model)
   return depths[:-1] or depths

@@ -1,10 +1,10 @@
 """Stitching: a student's first blocks, an affine map, the teacher's last ones.
 
-If the teacher can continue from what the student has computed, the student's
-activations hold the same information, up to a linear map. A map that is fitted
-by least squares has only seen activations. A map that is trained on the
-cross-entropy of the whole can learn the task itself and hide that the models
-differ. So both are reported, and those of an untrained student too.
+If the teacher can continue from the student's activations, these hold the same
+information, up to a linear map. A map fitted by least squares has only seen
+activations. A map trained on the cross-entropy of the stitched model can learn
+the task itself and hide that the models differ. So both are reported, also for
+an untrained student.
 
 Source: Bansal et al., Revisiting model stitching, arXiv:2106.07682.
 
@@ -34,10 +34,10 @@ from analogjax.models import decoder
 
 # Tokens of each row that maps are fitted on; more if a map has many inputs.
 POINTS = 64
-# Stitches are at the depths nearest to these: one with much of the teacher left
-# to run, one with little. Each costs a pass over the held-out rows.
+# Stitches are at the depths nearest to these: one with much of the teacher
+# still to run, one with little. Each costs a pass over the held-out rows.
 DEPTHS = (0.45, 0.75)
-CHUNK = 64  # Positions of a row whose logits exist at a time.
+CHUNK = 64  # Positions of a row whose logits are in memory at a time.
 # Adam's first step size, in standard deviations of the map's output; it decays
 # to 0.
 LEARNING_RATE = 0.03
@@ -142,14 +142,12 @@ def cross_entropy(
   """Weighted sums over the held-out rows, in nats, float64 [R].
 
   Args:
-    study: with the teacher and the rows.
-    model: its first blocks are run.
     map_: to the teacher's stream; None if the model is the teacher.
     student_depth: where the first blocks end.
-    teacher_depth: where the teacher goes on.
+    teacher_depth: where the teacher continues.
 
   Raises:
-    ValueError: a loss that is not finite.
+    ValueError: a loss is not finite.
   """
   begin = activations.make_beginning(model.cfg, study.mesh)
   apply = make_apply(study.teacher.cfg, study.mesh)
@@ -220,8 +218,8 @@ def _again_and_again(study: Study, model: Model):
 def make_apply(cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh):
   """(map, stream) -> the stream in the teacher, [B, L, W].
 
-  A program of its own, so that the teacher's end is compiled once, for streams
-  that are mapped and for the teacher's.
+  This is a separate program, so that the teacher's end is compiled once, for
+  mapped streams and for the teacher's own.
   """
   rows = jax.sharding.NamedSharding(mesh, sharding.ROWS)
   return jax.jit(functools.partial(_apply, cfg=cfg), out_shardings=rows)
@@ -239,7 +237,7 @@ def make_end(cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh):
 def make_training(
   cfg: decoder.DecoderConfig, mesh: jax.sharding.Mesh, steps: int
 ):
-  """A step of `train`, and how its optimizer starts."""
+  """A step of `train`, and the initial state of its optimizer."""
   tx = optax.adam(optax.linear_schedule(LEARNING_RATE, 0.0, steps))
 
   def init(map_: Any) -> optax.OptState:
@@ -317,7 +315,7 @@ def _whitening(m: least_squares.Moments) -> _Whitening:
   mean_D = m.x_PD[0] / m.n
   covariance_DD = m.xx_PDD[0] / m.n - np.outer(mean_D, mean_D)
   variance_E, direction_DE = np.linalg.eigh(covariance_DD)
-  # Directions that hardly vary are not blown up.
+  # Directions that hardly vary are not amplified.
   size_E = np.sqrt(np.maximum(variance_E, 1e-6 * variance_E.max()))
   return _Whitening(
     *(

@@ -19,14 +19,14 @@ class Sources(NamedTuple):
   """What a study needs; `open` reads the teacher's weights."""
 
   students: dict[str, Model]  # By name, the analog first.
-  inputs: dict[str, Any]  # All that results depend on, as JSON values.
+  inputs: dict[str, Any]  # Everything that results depend on, as JSON values.
   open: Callable[[], Study]
 
 
 def look(run: Run, options: schema.MeasureConfig) -> Sources:
   """Finds and checks everything but the teacher's weights.
 
-  `options` are those of the section `measure`, or fewer.
+  `options` is the section `measure`, or parts of it.
 
   Raises:
     ValueError: names the field or the file.
@@ -73,7 +73,7 @@ def look(run: Run, options: schema.MeasureConfig) -> Sources:
 
 
 def published(options: schema.MeasureConfig) -> dict[str, Any]:
-  """The options as they are published: names and digests, no paths.
+  """The publishable options: names and digests, no paths.
 
   Folders, behaviours and the rows of domains have their digests elsewhere in
   the inputs.

@@ -36,7 +36,7 @@ METRICS = (
 OF_TEACHER = METRICS[:3]
 ENTROPY_EDGES = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, np.inf)  # Nats.
 CONFIDENCE_BINS = 15
-# Nats: from 0.001 to 30 each 8.5 % wide, and one bin on either side.
+# Nats, from 0.001 to 30. Each is 8.5 % wide, with one open bin at either end.
 LOSS_EDGES = (0.0, *(1e-3 * 3e4 ** (i / 126) for i in range(127)), np.inf)
 TOP = 5
 
@@ -59,13 +59,12 @@ def step(
   chunk: int,
   documents: int,
 ) -> dict[str, RowSums]:
-  """Sums of the teacher, live and dense, and of each model against it.
+  """Sums of the live, dense teacher, and of each model against it.
 
   Args:
     params: by name; "teacher" is one of them.
-    batch: held-out rows.
-    cfgs: by name.
-    chunk: positions of a row whose logits exist at a time, for all models.
+    chunk: positions of a row whose logits are in memory at a time, for all
+      models.
     documents: G, the most documents of any row.
   """
   names = ("teacher", *(name for name in params if name != "teacher"))
@@ -136,7 +135,7 @@ def _teacher(z_BSV, at: _Positions) -> _Teacher:
   V = z_BSV.shape[-1]
   ids_11V = jnp.arange(V)[None, None]
   best = []
-  # Not lax.top_k: that would gather a vocabulary that is split over the mesh.
+  # Not lax.top_k, which would gather a vocabulary that is split over the mesh.
   for _ in range(min(TOP, V)):
     best_BS = jnp.argmax(z_BSV, axis=-1)
     best.append(best_BS)
@@ -212,7 +211,7 @@ def _divergence(name, logp_BSV, logq_BSV):
 def _shared(logq_BSV, best_BSX):
   """The fraction of these X ids that are among the model's X likeliest.
 
-  An id is among them if fewer than X ids are likelier; equals all count.
+  An id is among them if fewer than X ids are likelier; ties all count.
   """
   X = best_BSX.shape[-1]
   own_BSX = jnp.take_along_axis(logq_BSV, best_BSX, axis=-1)
@@ -223,7 +222,7 @@ def _shared(logq_BSV, best_BSX):
 
 
 def _in_bins(x_BS, edges):
-  """Whether each is in each of the bins [lower, upper), [B, S, bins]."""
+  """Whether each value is in each bin [lower, upper), [B, S, bins]."""
   edges_11E = jnp.asarray(edges, jnp.float32)[None, None]
   # Rounding may take an entropy below 0.
   x_BS1 = jnp.maximum(x_BS, edges[0])[..., None]

@@ -11,7 +11,7 @@ from analogjax.evaluation import estimates
 
 # Log-perplexity, nats. Arms that cost less cannot be compared by cost.
 LEAST_COST = 1e-3
-# A push that costs more, twice the perplexity, breaks the model.
+# A push that costs more (twice the perplexity) breaks the model.
 MOST_COST = 0.693
 _GRID = 101  # Costs at which effects are compared.
 
@@ -92,7 +92,6 @@ def why_undefined(
   Args:
     native: mean effect of the model's own vector.
     random_A: mean effect of each random vector of the same norm.
-    behaviour: its name.
   """
   if native.value is None or native.low is None or native.low <= 0:
     return (
@@ -118,7 +117,7 @@ def ratio(
 ) -> tuple[estimates.Estimate, float | None]:
   """(AUC_arm - AUC_random) / (AUC_native - AUC_random).
 
-  `matched` says what the areas are over: the strength ("norm"), or the
+  `matched` names the variable of the areas: the strength ("norm"), or the
   log-perplexity that a push costs, as far as all three arms reach
   ("perplexity").
 

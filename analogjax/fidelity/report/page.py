@@ -1,7 +1,7 @@
-"""fidelity.html: one page that says what was found, and how far to trust it.
+"""fidelity.html: a page with the findings and how far to trust them.
 
-It is made from fidelity.json alone and needs nothing else: no network, no
-script, no font. Verdicts come first, then the numbers that they rest on.
+It is made from fidelity.json alone and needs no network, script or font.
+Verdicts come first, then the numbers that support them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,7 +40,7 @@ _VERDICTS = {
   claims.DOES_NOT: ("\u2715", "does not transfer", "no"),
   claims.OPEN: ("?", "not enough evidence", "open"),
 }
-# Claims in few words, and the axis of their numbers; by id or by part.
+# Short names of claims, and the axes of their numbers; by id or by part.
 _CLAIMS = {
   "output.kl": ("predictions", "KL to frontier model, nats"),
   "output.failures": ("where it fails", "AUC"),
@@ -58,7 +58,6 @@ def render(value: Json, measure: str = claims.COMMAND) -> str:
   """The page of a valid document.
 
   Args:
-    value: fidelity.json.
     measure: the command that measures everything. The default has placeholders
       for the lab's paths, which are not published.
   """
@@ -156,7 +155,7 @@ def _link(i: int, claim: Json) -> ET.Element:
 
 
 def _words(claim: Json) -> tuple[str, str]:
-  """A claim in few words, and the label of its axis."""
+  """A short name of a claim, and the label of its axis."""
   part, _, rest = claim["id"].partition(".")
   if claim["id"] in _CLAIMS or part not in _CLAIMS:
     return _CLAIMS.get(claim["id"], (part, ""))

@@ -1,4 +1,4 @@
-"""The report's section on predictions, and which model is which."""
+"""The report's section on predictions, and the roles of the models."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
@@ -21,7 +21,7 @@ METRICS = {
   "accuracy": "accuracy",
   "expected_calibration_error": "calibration error (lower is better)",
 }
-# Figures of one metric: their axes.
+# Axes of the figures, by metric.
 _DRAWN = {
   "kl_to_teacher_nats": "nats per token",
   "top1_agreement": "part of the tokens",

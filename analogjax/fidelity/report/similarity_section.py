@@ -68,7 +68,7 @@ def similarity(part: Json, models: Models) -> Iterator[ET.Element]:
 
 
 def _same_depth(found: Json, models: Models) -> Iterator[ET.Element]:
-  """Similarity at equal depths, for which no depth has to be chosen."""
+  """Similarity at equal depths, where no depth has to be chosen."""
   by_pair = {
     (name, metric): {_pair(line): line for line in value["same_depth"]}
     for name, metrics in found.items()

@@ -10,7 +10,7 @@ from analogjax.rendering import charts, html
 from analogjax.rendering.html import interval_cell, table, tag
 from analogjax.rendering.numbers import interval, number
 
-# kind -> (what a curve is called, style).
+# kind -> (name of the curve, style).
 _KINDS = {
   "native": ("frontier model's own direction", 0),
   "mapped": ("mapped from {model}", 1),

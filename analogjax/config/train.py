@@ -254,6 +254,11 @@ class TrainConfig(Section):
   s3_endpoint: Annotated[
     str, "URL of an S3 server; '': Amazon's", Private("a host")
   ] = ""
+  wandb: Annotated[
+    str,
+    "project of Weights & Biases that metrics go to as well; '': none",
+    Private("a name"),
+  ] = ""
   phase: Annotated[Mapping[str, PhaseConfig], "the sections, by name"]
 
   def rules(self) -> None:

@@ -93,7 +93,9 @@ class Reporter:
     self._learning_rates = np.broadcast_to(rates, num_steps)
     self._writers: list[metrics.Writer] = []
     if jax.process_index() == 0:
-      self._writers = metrics.open_writers(self._folder, first_step=start)
+      self._writers = metrics.open_writers(
+        self._folder, first_step=start, wandb=config.train.wandb
+      )
     later = config.train.phases[config.train.phases.index(name) + 1 :]
     flops = [
       meter.step_work(run, n).flops * config.train.phase[n].num_steps

@@ -9,7 +9,7 @@ import pytest
 from analogjax.config import defaults, fields, loading, schema
 
 # Renew it together with defaults.VERSION.
-DIGEST = "84cc36077bf86b68"
+DIGEST = "d036e1ee6a657a6b"
 
 
 def required(cfg):

@@ -1,6 +1,6 @@
-"""Rows and records to the arrays of a cache, and back; no store.
+"""Converts rows and records to the arrays of a cache and back; no store.
 
-docs/cache_format.md says what lies in each array.
+docs/cache_format.md specifies each array.
 
 Shape letters (docs/glossary.md): B rows, M replicas, L position, K slots of a
 record, V vocabulary; Z depths, P pairs of positions.
@@ -13,10 +13,10 @@ import numpy as np
 from analogjax.cache import cache_format, gram_codes, record_codec, sampling
 from analogjax.data import rows as rows_lib
 
-# Arrays of what is said of a row, that every replica shares.
+# Arrays about a row, shared by all of its replicas.
 _SHARED = ("weights", "inclusion", "entropy", "label_logprob", "gram")
 
-Stored = dict[str, np.ndarray]  # What lies in the arrays, by name, [B, ...].
+Stored = dict[str, np.ndarray]  # Contents of the arrays, by name, [B, ...].
 
 
 class Entries(NamedTuple):
@@ -26,7 +26,7 @@ class Entries(NamedTuple):
   ids_BLK: np.ndarray  # int32.
   p_BLK: np.ndarray  # float32; sum to one at each captured position.
   log_tail_BL: np.ndarray | None  # float32, topk only: mass outside, log.
-  num_head_BL: np.ndarray  # int32, slots with a value of their own; first.
+  num_head_BL: np.ndarray  # int32, slots with their own value; they come first.
   num_BL: np.ndarray  # int32, slots in use.
   # float32, 1 / probability that the position was captured; 0: it was not.
   capture_weights_BL: np.ndarray
@@ -36,10 +36,10 @@ class Entries(NamedTuple):
 
 
 class Codec:
-  """What the arrays of one cache mean."""
+  """Encodes and decodes the arrays of one cache."""
 
   def __init__(self, manifest: cache_format.Manifest, order_V: np.ndarray):
-    """`order_V` are all ids, the likeliest first."""
+    """`order_V` has all ids, the likeliest first."""
     self._manifest = manifest
     self._layout = manifest.layout
     self._order_V, self._rank_V = order_V, np.argsort(order_V)
@@ -56,7 +56,7 @@ class Codec:
     return (*self._layout.arrays(), "record_digest")
 
   def encode(self, rows: rows_lib.Rows, records: sampling.Records) -> Stored:
-    """The rows and their records as they are stored."""
+    """The stored form of rows and their records."""
     is_token_BL = rows.segments_BL > 0
     stored = {
       "tokens": rows.tokens_BL,
@@ -85,19 +85,20 @@ class Codec:
     return stored
 
   def at_replica(self, stored: Stored, replica: int) -> Stored:
-    """The arrays without their axis of replicas."""
+    """The arrays at one replica, without their axis of replicas."""
     one = {
       name: stored[name][:, replica]
       for name in self.of_replica
-      if name in stored  # The digest is the last to be known.
+      if name in stored  # The digest is computed last.
     }
     return {**stored, **one}
 
   def decode(self, stored: Stored) -> Entries:
-    """What the arrays at one replica say.
+    """Decodes the arrays of one replica.
 
     Raises:
-      record_codec.LayoutError: not such as a writer makes.
+      record_codec.LayoutError: the arrays are not of a form that a writer
+        makes.
     """
     of_layout = {name: stored[name] for name in self._layout.arrays()}
     decoded = record_codec.decode(of_layout, self._layout, self._order_V)
@@ -132,7 +133,7 @@ class Codec:
     return sample._replace(codes_BZP=stored["gram"].reshape(shape))
 
   def record_digests(self, stored: Stored) -> np.ndarray:
-    """Digests of what is said at one replica, uint8 [B, 16]."""
+    """Digests of the records of one replica, uint8 [B, 16]."""
     of_layout = {name: stored[name] for name in self._layout.arrays()}
     counts = record_codec.used(of_layout)
     size = cache_format.RECORD_DIGEST_BYTES
@@ -146,7 +147,7 @@ class Codec:
 
 
 def to_rows(stored: Stored) -> rows_lib.Rows:
-  """The rows themselves."""
+  """The rows without their records."""
   segments_BL = stored["segments"].astype(np.int32)
   weights_BL = np.where(segments_BL > 0, stored["weights"], 0)
   return rows_lib.Rows(

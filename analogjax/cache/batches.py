@@ -1,7 +1,7 @@
-"""Batches: which rows make the batch of step n, read ahead of the step.
+"""Batches: the rows of the batch of step n, read ahead of the step.
 
-The global batch at step n is a function of (seed, n), never of how many hosts
-read it: nothing of the order has to be saved to resume.
+The global batch at step n is a function of (seed, n), whatever the number of
+hosts: no state of the order has to be saved to resume.
 
 Shape letters (docs/glossary.md): B batch, L position, K entries of a record.
 """
@@ -25,17 +25,17 @@ _T = TypeVar("_T")
 
 
 class Targets(NamedTuple):
-  """What the student is compared with at each of [B, L] positions."""
+  """What the student is compared with at each position of [B, L]."""
 
   labels_BL: sharding.Array  # int32 next token.
   weights_BL: sharding.Array  # float32; 0 where nothing is predicted.
-  # float32, of the teacher's record: the weights, and where only a part of the
-  # positions has one, over the probability that this one was captured; else 0.
+  # float32. The weight of the teacher's record; where only some positions have
+  # one, it is divided by the probability that this one was captured; else 0.
   teacher_weights_BL: sharding.Array
   ids_BLK: sharding.Array  # int32, the teacher's record; K = 0: no record.
   p_BLK: sharding.Array  # float32 of those ids; 0 in slots that are empty.
-  # float32, the logarithm of the mass of all ids that the record does not
-  # name. None: the record is a sample, and sums to one by itself.
+  # float32, the logarithm of the mass of all ids that the record does not name.
+  # None: the record is a sample, and sums to one by itself.
   log_tail_BL: sharding.Array | None = None
 
 
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
   segments_BL: sharding.Array  # int32 document of each token, 0 is padding.
   positions_BL: sharding.Array  # int32 position within the document.
   targets: Targets
-  gram: gram_codes.Sample | None = None  # Where states are compared too.
+  gram: gram_codes.Sample | None = None  # Set if states are compared too.
 
 
 def row_order(
@@ -54,8 +54,8 @@ def row_order(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows in the batch of this step (counted from 0), and the pass of each.
 
-  Each pass over the rows is a permutation of its own; a batch may hold the end
-  of one pass and the beginning of the next.
+  Each pass over the rows has its own permutation. A batch may hold the end of
+  one pass and the beginning of the next.
   """
   first = step * batch_rows
   order, passes = [], []
@@ -75,7 +75,7 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 
 def from_rows(rows: rows_lib.Rows) -> Batch:
-  """A batch with hard labels alone."""
+  """A batch with hard labels only."""
   B, L = rows.tokens_BL.shape
   none = np.zeros((B, L, 0))
   return _batch(
@@ -84,14 +84,14 @@ def from_rows(rows: rows_lib.Rows) -> Batch:
 
 
 def from_entries(entries: logit_cache.Entries) -> Batch:
-  """A batch with hard labels and all that the teacher said."""
+  """A batch with hard labels and everything that the teacher recorded."""
   batch = _batch(
     entries.rows, entries.ids_BLK, entries.p_BLK, entries.capture_weights_BL
   )
   batch = batch._replace(gram=entries.gram)
   if entries.log_tail_BL is None:
     return batch
-  # Where nothing was captured the tail is not known, and counts for nothing.
+  # Where nothing was captured the tail is unknown and has no weight.
   captured_BL = entries.capture_weights_BL > 0
   tail_BL = np.where(captured_BL, entries.log_tail_BL, 0).astype(np.float32)
   targets = batch.targets._replace(log_tail_BL=tail_BL)
@@ -99,7 +99,7 @@ def from_entries(entries: logit_cache.Entries) -> Batch:
 
 
 def for_live_teacher(rows: rows_lib.Rows) -> Batch:
-  """A batch for a teacher in the loop, which says something at each label."""
+  """A batch for a live teacher, whose weight is 1 at each label."""
   batch = from_rows(rows)
   weights_BL = batch.targets.weights_BL
   targets = batch.targets._replace(teacher_weights_BL=weights_BL)
@@ -109,7 +109,7 @@ def for_live_teacher(rows: rows_lib.Rows) -> Batch:
 def with_positions(
   batch: Batch, rows: rows_lib.Rows, number: int, seed: int
 ) -> Batch:
-  """The same batch of these rows, and where a teacher's Gram is wanted."""
+  """The same batch, with the positions where a teacher's Gram is wanted."""
   digests_B32 = rows_lib.rows_digests(rows)
   sample = gram_codes.draw(digests_B32, rows.segments_BL, number, seed)
   return batch._replace(gram=sample)
@@ -118,8 +118,8 @@ def with_positions(
 def labels(rows: rows_lib.Rows) -> tuple[np.ndarray, np.ndarray]:
   """The next token at each position, and its loss weight.
 
-  A position predicts if the next token belongs to the same document; the last
-  of a row, of a document, and padding do not.
+  A position has weight 1 if the next token belongs to the same document. The
+  last position of a row or a document and padding have weight 0.
   """
   labels_BL = np.zeros_like(rows.tokens_BL)
   labels_BL[:, :-1] = rows.tokens_BL[:, 1:]
@@ -151,17 +151,15 @@ def in_order(
   batch_rows: int,
   group: processes.Group | None = None,
 ) -> Iterator[tuple[Batch, logit_cache.Entries]]:
-  """Every row of a cache once, in batches of one size.
+  """Yields every row of a cache once, in batches of one size.
 
-  The last batch is filled up with copies of the last row at weight 0.
-  Processes take their batches at the same time: where one cannot read, all
-  stop.
+  The last batch is filled up with copies of the last row at weight 0. Processes
+  take their batches at the same time: if one cannot read, all stop.
 
   Args:
     cache: complete.
-    batch_rows: of a global batch.
-    group: yields the rows that this group feeds, and their entries, so a sum
-      over them on the host is the group's part; None: all.
+    group: the yielded rows and entries are those that this group feeds, so a
+      sum over them on the host is the group's part; None: all.
   """
   num_rows = cache.manifest.num_rows
   mine = np.arange(batch_rows)
@@ -184,9 +182,9 @@ def in_order(
 
 
 class Prefetch(Iterator[_T]):
-  """make(step) for each step in order, computed up to `depth` steps ahead.
+  """Computes make(step) for each step in order, up to `depth` steps ahead.
 
-  One thread, so that a source that must be read in order is. An exception in
+  One thread is used, so a source that must be read in order is. An exception in
   `make` is raised at its step.
   """
 
@@ -197,7 +195,8 @@ class Prefetch(Iterator[_T]):
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
     self._ahead = collections.deque[concurrent.futures.Future[_T]]()
     self._patience = math.inf
-    # Its thread did not end when it was closed. Python would wait for it.
+    # Set if the thread did not end when it was closed. Python would wait for
+    # it.
     self.hangs = False
     for _ in range(depth):
       self._submit()
@@ -216,16 +215,17 @@ class Prefetch(Iterator[_T]):
     return value
 
   def wait(self, seconds: float) -> bool:
-    """Whether the next one is there, or is within so many seconds."""
+    """Whether the next batch is ready, now or within `seconds`."""
     if not self._ahead:
       return True
     done, _ = concurrent.futures.wait([self._ahead[0]], seconds)
     return bool(done)
 
   def close(self, *, seconds: float = 5.0) -> None:
-    """Computes no more; waits so long for what is being computed.
+    """Stops; waits up to `seconds` for the step being computed.
 
-    Then its thread has ended, or `hangs` and is not waited for again.
+    Afterwards the thread has ended, or `hangs` is set and it is not waited for
+    again.
     """
     self._pool.shutdown(wait=False, cancel_futures=True)
     self._patience = min(self._patience, seconds)
@@ -245,9 +245,9 @@ class Prefetch(Iterator[_T]):
 class PipelineOrder:
   """Batches straight from the frontier run's pipeline, without a cache.
 
-  Rows with random access come in the order of `row_order`; a stream comes in
-  its own order, pass after pass, and then there is a position to save. Of a
-  stream every process reads all rows, and keeps those that it feeds.
+  Rows with random access come in the order of `row_order`. A stream comes in
+  its own order, pass after pass, and has a position to save. Every process
+  reads all rows of a stream, and keeps those that it feeds.
   """
 
   def __init__(
@@ -258,12 +258,9 @@ class PipelineOrder:
     seed: int,
     mine: np.ndarray | None = None,
   ):
-    """Rows of batches of `batch_rows`.
+    """Prepares batches of `batch_rows` rows, which counts the global batch.
 
     Args:
-      source: of rows.
-      batch_rows: of a global batch.
-      seed: of the order.
       mine: which rows of a batch this process feeds; None: all.
     """
     self._source, self._batch_rows, self._seed = source, batch_rows, seed
@@ -276,7 +273,7 @@ class PipelineOrder:
     if self._source.random_access:
       order = dict(batch_rows=self._batch_rows, seed=self._seed)
       num_rows = self._source.num_rows
-      if num_rows is None:  # Repeats for ever, in an order of its own.
+      if num_rows is None:  # Repeats forever, in its own order.
         wanted = step * self._batch_rows + np.arange(self._batch_rows)
       else:
         wanted, _ = row_order(step, num_rows=num_rows, **order)
@@ -312,5 +309,5 @@ class PipelineOrder:
   def _keep_position(self, step: int) -> None:
     state = self._source.state(self._next_row)
     self._positions[step] = {"row": self._next_row, "state": state}
-    # A checkpoint is taken at most `depth` steps behind what was read.
+    # A checkpoint is at most `depth` steps behind what was read.
     self._positions.pop(step - 16, None)

@@ -15,7 +15,7 @@ from analogjax.workdir import store
 
 FORMAT = "analogjax.logit_cache"
 FORMAT_VERSION = 3
-# Of version 2 all that version 3 adds is absent.
+# Version 2 lacks only what version 3 adds.
 _ADDED_IN_3 = {"gram_positions": 0, "gram_depths": ()}
 
 GROUP_KEY = "zarr.json"
@@ -24,14 +24,14 @@ RECORD_DIGEST_BYTES = 16
 
 
 class CacheError(ValueError):
-  """A cache that cannot be used, or not be used like this."""
+  """A cache that is unusable, or unusable for this purpose."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-  """The truth about a cache; attributes of its Zarr group."""
+  """The authoritative description of a cache; attributes of its Zarr group."""
 
-  kind: str  # "threshold", "random" or "topk"; says which of the next three.
+  kind: str  # "threshold", "random" or "topk"; decides which of the next three.
   tau: float | None
   num_draws: int | None
   top_k: int | None
@@ -39,8 +39,8 @@ class Manifest:
   num_replicas: int  # M, independent draws of every record.
   capture: str  # "all", "random" or "entropy": positions with a record.
   capture_rate: float
-  gram_positions: int  # Drawn of each row, whose cosines are kept; 0: none.
-  gram_depths: tuple[float, ...]  # Where, as parts of the teacher's depth.
+  gram_positions: int  # Positions drawn per row for cosines; 0: none.
+  gram_depths: tuple[float, ...]  # Their depths, as fractions.
   seed: int  # Of all draws.
   num_rows: int
   sequence_length: int  # L, tokens.
@@ -51,7 +51,7 @@ class Manifest:
   tokenizer_digest: str  # SHA-256 of its tokenizer.json.
   pipeline: str  # config.data.pipeline, or what was imported.
   pipeline_fingerprint: str  # RowSource.fingerprint.
-  software: dict[str, str]  # Versions that wrote it; recorded, not compared.
+  software: dict[str, str]  # Versions of the writer; recorded, not compared.
 
   def __post_init__(self):
     # JSON has lists.
@@ -59,7 +59,7 @@ class Manifest:
 
   @property
   def sampler(self) -> sampling.Sampler:
-    # A kind looks at its own parameter alone; the others are None.
+    # A kind has only its own parameter; the others are None.
     return sampling.make_sampler(
       self.kind,
       tau=1.0 if self.tau is None else self.tau,
@@ -74,7 +74,7 @@ class Manifest:
     )
 
   def levels(self) -> dict[str, list[float]]:
-    """What the 256 codes of each array of codes stand for."""
+    """The values of the 256 codes of each array of codes."""
     return {
       "value_levels": record_codec.value_levels(self.sampler).tolist(),
       "entropy_levels": record_codec.entropy_levels().tolist(),
@@ -92,12 +92,12 @@ class Manifest:
     }
 
 
-# What may differ between two caches whose rows can stand beside each other.
+# May differ between two caches whose rows can stand beside each other.
 _NOT_COMPARED = ("num_rows", "software")
 
 
 def check(where: store.Place, found: Manifest, wanted: Manifest) -> None:
-  """Refuses a cache that was made of something else; names both values.
+  """Refuses a cache that was made from something else; names both values.
 
   Raises:
     CacheError: a field that rows depend on differs.
@@ -115,10 +115,10 @@ def check(where: store.Place, found: Manifest, wanted: Manifest) -> None:
 
 
 def read_group(where: store.Place) -> tuple[Manifest, str] | None:
-  """(manifest, digest of the id order) of a cache; None where there is none.
+  """(manifest, digest of the id order) of a cache; None if there is no group.
 
   Raises:
-    CacheError: something else is there, a damaged one, or another version.
+    CacheError: something else is there, a damaged cache, or another version.
   """
   group = store.read_json(where, GROUP_KEY)
   if group is None:
@@ -146,7 +146,7 @@ def read_group(where: store.Place) -> tuple[Manifest, str] | None:
     )
   manifest = Manifest(**{name: attributes[name] for name in names})
   for name, levels in manifest.levels().items():
-    # Not equality: powers differ in the last bit from one library to another.
+    # Not equality: powers differ in the last bit between libraries.
     found = np.asarray(attributes.get(name, []), np.float64)
     if found.shape != (256,) or not np.allclose(found, levels, rtol=1e-12):
       raise CacheError(
@@ -213,7 +213,7 @@ def id_order_spec(V: int) -> dict[str, Any]:
 def _spec(
   m: Manifest, shape: list[int], dtype: str, *, fill: int | None = None
 ) -> dict[str, Any]:
-  """An array of rows; one without a fill value is never left out of a row."""
+  """An array of rows; one without a fill value is written in full."""
   inner = [1] * (len(shape) - 1) + shape[-1:]  # One row is one read.
   sharded = {
     "chunk_shape": inner,
@@ -234,7 +234,8 @@ def _spec(
     }
   }
   if fill is None:
-    # Else a lost object would read as zeros: a teacher that says token 0.
+    # Otherwise a lost object would read as zeros: a teacher that predicts token
+    # 0.
     spec["fill_missing_data_reads"] = False
     spec["store_data_equal_to_fill_value"] = True
   return spec

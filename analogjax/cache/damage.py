@@ -1,4 +1,4 @@
-"""Looks at a whole cache: what is damaged, and what it holds.
+"""Examines a whole cache: its damage and statistics of its content.
 
 Shape letters (docs/glossary.md): B rows, L position, K slots of a record.
 """
@@ -13,10 +13,10 @@ from analogjax.cache.cache_format import CacheError
 
 
 def damage(cache: logit_cache.LogitCache, part: range) -> dict[int, str]:
-  """What is wrong with the rows of one object: row -> reason.
+  """Damage in the rows of one object: row -> reason.
 
-  Rows that are not committed are holes, not damage. An object whose digests
-  cannot be read counts as damaged in all its rows.
+  Rows that are not committed are holes, not damage. If the digests of an object
+  cannot be read, all its rows count as damaged.
   """
   try:
     committed = np.any(cache.digests(part), axis=-1)
@@ -41,7 +41,7 @@ def damage(cache: logit_cache.LogitCache, part: range) -> dict[int, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-  """What a sample of the rows holds; means are over captured positions."""
+  """Statistics of sampled rows; means are over captured positions."""
 
   num_rows: int
   num_committed: int
@@ -53,22 +53,22 @@ class Summary:
   head_ids_per_record: float
   head_mass: float  # Threshold: of the head. topk: of the K ids. random: 1.
   mean_entropy_nats: float
-  entropy_nats: np.ndarray  # Of every sampled position.
+  entropy_nats: np.ndarray  # Every sampled position.
   ids: np.ndarray  # Kept at every sampled captured position.
   label_nats: float  # Mean -log p of the next token, where one is predicted.
-  noise: float | None  # Bound of E||record - p||^2; None: topk has a bias.
+  noise: float | None  # Bound of E||record - p||^2; topk: None.
   noise_between_replicas: float | None  # The same, measured; needs 2 replicas.
 
 
 def summarize(
   cache: logit_cache.LogitCache, objects: Sequence[range], batch_rows: int = 64
 ) -> Summary:
-  """Reads these objects, all rows of which are committed.
+  """Summarizes these objects, whose rows must all be committed.
 
   The noise of the targets is the variance of the gradient: the gradient of the
   cross-entropy with respect to the logits is q - record. For a threshold record
   it is the sum over tail ids of p (w - p), at most the tail's mass times its
-  weight w; for N draws it is (1 - sum p^2) / N, at most 1 / N.
+  weight w. For N draws it is (1 - sum p^2) / N, at most 1 / N.
   """
   m = cache.manifest
   entropies, ids, heads, masses, labels, noises = [], [], [], [], [], []

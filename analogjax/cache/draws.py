@@ -1,8 +1,8 @@
-"""Which ids of a distribution get a slot: the draws of `sampling.py`.
+"""The draws of `sampling.py`: which ids of a distribution get a slot.
 
 Shape letters (docs/glossary.md): B batch, M replicas, L position, K slots of a
-record, J blocks of the vocabulary, I ids within a block. Here also N draws of
-a record and X slots of all replicas.
+record, J blocks of the vocabulary, I ids within a block; N draws of a record; X
+slots of all replicas.
 """
 
 import functools
@@ -43,20 +43,18 @@ def threshold(
   """The head in order of id, then the drawn tail.
 
   Point k of n is floor((u + k T) / n), with T the tail's mass and u uniform in
-  [0, T): over u and k each of the T unit cells is hit n times, so an id of
-  share q is drawn q n / T times in the mean.
+  [0, T). Over u and k each of the T unit cells is hit n times, so an id of
+  share q is drawn q n / T times on average.
 
   Args:
     logits: of this device.
     masses: of this device, by the same `least`.
     least: share from which an id belongs to the head.
     bits_BLM1: uniform uint32.
-    num_slots: K.
-    split: of the vocabulary.
 
   Returns:
-    Of every slot [B, L, M, K]: id, share, is it head, is it tail. Those of
-    neither are empty, and their ids and shares 0.
+    [B, L, M, K] for every slot: id, share, is it head, is it tail. Slots that
+    are neither are empty, with id and share 0.
   """
   (B, L, M, _), K = bits_BLM1.shape, num_slots
   tail_BLJ = masses.all_BLJ - masses.head_BLJ
@@ -64,8 +62,8 @@ def threshold(
   tail_BL11, heads_BL11 = split.sum(own_2BL)[..., None, None]
   tail_before_BL11, heads_before_BL11 = split.before(own_2BL)[..., None, None]
 
-  # floor(T / tau) fits into the slots that the head leaves; a tail below tau
-  # has one draw all the same, unless rounding made up tail and heads both.
+  # floor(T / tau) fits into the slots that the head leaves. A tail below tau
+  # still has one draw, unless rounding produced both tail and heads.
   n_BL11 = jnp.clip(tail_BL11 // least, 1, K - heads_BL11)
   n_BL11 = jnp.where(tail_BL11 > 0, n_BL11, 0)
   slot_K = jnp.arange(K, dtype=jnp.int32)[None, None, None]
@@ -74,7 +72,7 @@ def threshold(
 
   offset_BLM1 = below(bits_BLM1, tail_BL11)
   k_BLMK = slot_K - heads_BL11
-  # k T / n by quotient and remainder, or the product would not fit.
+  # k T / n by quotient and remainder; the product would not fit.
   n_BL11 = jnp.maximum(n_BL11, 1)
   step_BL11, rest_BL11 = tail_BL11 // n_BL11, tail_BL11 % n_BL11
   point_BLMK = k_BLMK * step_BL11
@@ -110,7 +108,7 @@ def threshold(
 def random(
   logits: Logits, masses: Masses, bits_BLMN: jax.Array, split: Split
 ) -> tuple[jax.Array, jax.Array]:
-  """The different ids among N draws, in order, and how often each came."""
+  """The distinct ids among N draws, in order, and the count of each."""
   B, L, M, N = bits_BLMN.shape
   own_BL1 = jnp.sum(masses.all_BLJ, -1, keepdims=True)
   point_BLMN = below(bits_BLMN, split.sum(own_BL1)[..., None])
@@ -126,7 +124,7 @@ def random(
 
   ids_BLMN = ids_BLX.reshape(B, L, M, N)
   is_new_BLMN = jnp.diff(ids_BLMN, axis=-1, prepend=-1) != 0
-  # Runs of equal ids: where each ends is where the next one starts.
+  # Runs of equal ids: each ends where the next one starts.
   run_BLMN = jnp.cumsum(is_new_BLMN, axis=-1, dtype=jnp.int32)
   search = functools.partial(jnp.searchsorted, side="right")
   for _ in range(3):

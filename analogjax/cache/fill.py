@@ -43,7 +43,7 @@ class _Job:
 
 
 class Filler:
-  """Fills the holes of one cache."""
+  """Fills the holes of a cache."""
 
   def __init__(self, workdir, write_ahead, teaching, rows, cache, spent):
     self._rows: pipeline.RowSource = rows
@@ -63,7 +63,7 @@ class Filler:
     self._stop = False  # Whether a process was asked to stop.
 
   def fill(self) -> None:
-    """Writes every object that has rows that are not committed."""
+    """Writes every object that has uncommitted rows."""
     while True:
       processes.barrier("about to look for holes")
       jobs = self._holes()
@@ -95,7 +95,8 @@ class Filler:
       wanted, healthy = np.array(part)[is_wanted], np.array(part)[~is_wanted]
       job = _Job(rows=part, wanted=wanted)
       if len(healthy):
-        # Read now: the object may be removed before it is written again.
+        # Read now, because the object may be removed before it is written
+        # again.
         stored = self._cache.read_stored(healthy)
         job.kept = lambda stored=stored: stored
       jobs.append(job)
@@ -106,10 +107,10 @@ class Filler:
     return jobs
 
   def _remove_partial(self, jobs: Sequence[_Job]) -> None:
-    """Removes a damaged last object that is not full.
+    """Removes the last object if it is damaged and not full.
 
-    A write would amend it: the store then reads it, which fails if its index is
-    damaged.
+    A write would amend it: the store first reads it, which fails if its index
+    is damaged.
     """
     size = self._cache.manifest.rows_per_object
     for job in jobs:
@@ -138,7 +139,7 @@ class Filler:
     return jobs
 
   def _go_through(self, jobs: Sequence[_Job]) -> int | None:
-    """Writes the objects; returns the number of rows if the rows end before."""
+    """Writes the objects; returns the number of rows if the rows end early."""
     if not jobs:
       return None
     self._go_to(jobs[0].rows.start)
@@ -165,15 +166,15 @@ class Filler:
     return end
 
   def _compute(self, jobs, writer, bar) -> int | None:
-    """Computes the objects until the rows end, or something fails or stops it.
+    """Computes the objects until the rows end, or it fails or is stopped.
 
-    Every process takes part in every teacher step, with rows of its group's
-    own object; a process without rows feeds copies. What was computed is
-    written, also after a failure.
+    Every process takes part in every teacher step, with rows of its group's own
+    object; a process without rows feeds copies. Computed rows are written even
+    after a failure.
     """
     group, B = self._recorder.group, self._recorder.batch_rows
     alone, L = jax.process_count() == 1, self._cache.manifest.sequence_length
-    # Steps that were dispatched and whose records are still on the device.
+    # Dispatched steps whose records are still on the device.
     pending, mine, end = collections.deque(), None, None
     for first in range(0, len(jobs), group.count):
       turn = jobs[first : first + group.count]
@@ -182,12 +183,12 @@ class Filler:
       if end is not None or failed:
         break
       for start in range(0, max(len(job.wanted) for job in turn), B):
-        # Several processes continue, or one would wait for another.
+        # All processes continue together, or one would wait for another.
         if self._stop or (self._failure is not None and alone):
           break
         part = slice(start, start + B)
         pending.append(self._start(mine, part))
-        # The device works on this step while the one before is stored.
+        # The device works on this step while the previous one is stored.
         if len(pending) > 1:
           self._finish(pending.popleft(), writer)
         count = sum(len(job.wanted[part]) for job in turn)
@@ -202,7 +203,7 @@ class Filler:
     return end
 
   def _finish(self, step, writer) -> None:
-    """Takes a teacher step off the device; hears who was asked to stop."""
+    """Takes a teacher step off the device; learns who was asked to stop."""
     *work, shown = step
     self._attempt(self._collect, *work, writer)
     self._stop |= bool(self._board.read(shown).any())
@@ -216,13 +217,14 @@ class Filler:
       return None
 
   def _agree(self, end: int | None) -> tuple[int | None, list[int]]:
-    """Hears from every process, and enters in the ledger what was spent.
+    """Exchanges status with all processes, and enters the cost in the ledger.
 
     Args:
       end: number of rows, if this process found their end.
 
     Returns:
-      The same if any process found it; and the processes that have failed.
+      The number of rows if any process found their end; and the processes that
+      have failed.
     """
     written = store.bytes_written()
     mine = (
@@ -286,7 +288,7 @@ class Filler:
       self._submit(job, writer)
 
   def _submit_part(self, job: _Job, writer) -> None:
-    """Writes the computed rows of an object, if they are its next ones."""
+    """Writes the computed rows of an object if they are its next ones."""
     count = sum(len(piece.entropy_BL) for piece in job.pieces)
     left = len(job.wanted)
     is_prefix = left and job.rows.stop - job.wanted[0] == left
@@ -334,7 +336,7 @@ class Filler:
     loading.write_json(self._positions, {"positions": [*known, job.position]})
 
   def _cut_short(self, num_rows: int) -> None:
-    """The stream ended: cuts the cache to the rows there are."""
+    """The stream ended: cuts the cache to the rows that exist."""
     say_fewer(self._name, num_rows, len(self._cache))
 
     def cut():
@@ -345,7 +347,7 @@ class Filler:
     self._cache = logit_cache.open_cache(self._cache.location)
 
   def _go_to(self, row: int) -> None:
-    """Restores a stream to the nearest kept position before this row."""
+    """Restores a stream to the nearest saved position before this row."""
     if self._rows.random_access:
       return
     known = [{"row": 0, "state": self._rows.state(0)}]

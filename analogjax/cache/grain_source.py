@@ -1,10 +1,9 @@
-"""The cache as a grain source, and joined with a live pipeline by content.
+"""Grain sources for a cache, and a join with a live pipeline by content.
 
 `grain.MapDataset.source(CacheSource(cache))` reads rows in any order, and
-`BatchSource` whole batches at once. A lab that trains on its own pipeline asks
-`join` for what the teacher said about the rows that it has in its hands: they
-are found by their digest, never by their place, so a shift, a swap or another
-packing cannot go unnoticed.
+`BatchSource` whole batches at once. A lab that trains on its own pipeline calls
+`join` for the teacher's records of its rows. Rows are found by their digest,
+never by their place, so a shift, a swap or another packing cannot go unnoticed.
 
 Shape letters: R rows of the cache, B rows of a batch, L position, K slots, M
 positions, Z depths, P pairs.
@@ -27,11 +26,11 @@ class CacheSource:
   An element has `tokens`, `segments`, `positions`, `weights` [L], `ids` and `p`
   [L, K], `capture_weights`, `entropy` and `label_logprob` [L]; topk also
   `log_tail` [L]; with cosines `gram_positions`, `gram_weights` [M] and `gram`
-  [Z, P], as in gram_codes.Sample. `pipeline.RowSource` takes it too.
+  [Z, P], as in gram_codes.Sample. `pipeline.RowSource` accepts this source too.
   """
 
   def __init__(self, cache: logit_cache.LogitCache, *, replica: int = 0):
-    """Reads one of the independent draws; each pass may take another."""
+    """Reads one of the independent draws; each pass may use another."""
     if not 0 <= replica < cache.manifest.num_replicas:
       raise ValueError(
         f"replica={replica}: the cache at {cache.location} has"
@@ -45,8 +44,8 @@ class CacheSource:
   def __getitem__(self, index: int) -> Element:
     return self._getitems([index])[0]
 
-  # The name that grain looks for. Its batch() calls it only where the pushdown
-  # of batches is switched on; BatchSource reads together always.
+  # The name that grain looks for. Its batch() calls it only if the pushdown of
+  # batches is switched on; BatchSource always reads together.
   def _getitems(self, indices: Sequence[int]) -> list[Element]:
     whole = _element(self._cache.read(np.asarray(indices), self._replica))
     return [
@@ -58,8 +57,8 @@ class CacheSource:
 class BatchSource:
   """Whole batches, read together, in the order in which `train` sees them.
 
-  An element is what CacheSource has, with a first axis of `batch_rows`. Element
-  n is a function of (seed, n). For reading ahead:
+  An element has the fields of CacheSource with a first axis of `batch_rows`.
+  Element n is a function of (seed, n). To read ahead:
   `grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(...))`.
   """
 
@@ -71,7 +70,7 @@ class BatchSource:
     num_batches: int,
     seed: int,
   ):
-    """Each pass over the rows has an order of its own, and draw."""
+    """Each pass over the rows has its own order and draw."""
     self._cache, self._num_batches = cache, num_batches
     self._batch_rows, self._seed = batch_rows, seed
 
@@ -131,8 +130,8 @@ class DigestIndex:
     """Where these rows are in the cache, int64 [B].
 
     Raises:
-      CacheError: a row that the cache does not have: it was packed, cut or
-        tokenized in another way, or comes from other data.
+      CacheError: the cache lacks a row: it was packed, cut or tokenized
+        differently, or comes from other data.
     """
     digests_B32 = rows_lib.rows_digests(rows)
     name_B = _names(digests_B32)
@@ -162,12 +161,12 @@ class DigestIndex:
 def join(
   index: DigestIndex, rows: rows_lib.Rows, replica: int = 0
 ) -> logit_cache.Entries:
-  """What the teacher said about these rows, wherever they lie in the cache.
+  """The teacher's records of these rows, wherever they are in the cache.
 
   Loss weights are those of `rows`, not the cached ones.
 
   Raises:
-    CacheError: a row that the cache does not have, or that is damaged.
+    CacheError: a row is missing from the cache or damaged.
   """
   entries = index._cache.read(index.find(rows), replica)
   return entries._replace(rows=rows)

@@ -1,9 +1,9 @@
-"""The feature-Gram loss: match how a teacher's tokens lie to each other.
+"""The feature-Gram loss: match the geometry of a teacher's tokens.
 
-Cosines between the hidden states of some tokens of a row, [M, M], say nothing
-of the width that they were computed from, so teacher and student need no
-projector and a cache that holds them gives no width away. They do not change
-under rotations and scalings of the hidden states, and under nothing else.
+Cosines between the hidden states of some tokens of a row, [M, M], do not depend
+on the width of the states. So teacher and student need no projector, and a
+cache that holds the cosines reveals no width. They are invariant under
+rotations and scalings of the hidden states, and under nothing else.
 
 Shape letters: B batch, L position, M sampled tokens of a row, D model width, Y
 layers, Z depths at which states are compared.
@@ -20,7 +20,7 @@ from analogjax.config import cache
 from analogjax.distributed import sharding
 from analogjax.models import decoder
 
-# Below this squared norm a centred state has no direction worth matching.
+# Below this squared norm a centred state has no meaningful direction.
 _LEAST = 1e-12
 
 
@@ -29,8 +29,8 @@ def matrix(x_BMD: jax.Array, weights_BM: sharding.Array) -> jax.Array:
 
   Args:
     x_BMD: hidden states of the sampled tokens, of any dtype.
-    weights_BM: 1, or 0 for padding; it has no part in the centre, and its rows
-      and columns are 0.
+    weights_BM: 1, or 0 for padding, which is left out of the centre and whose
+      rows and columns are 0.
   """
   # float32 throughout: cosines near 1 differ in their last digits.
   x_BMD = x_BMD.astype(jnp.float32)
@@ -39,7 +39,7 @@ def matrix(x_BMD: jax.Array, weights_BM: sharding.Array) -> jax.Array:
   mean_B1D = jnp.sum(x_BMD * w_BM1, axis=1, keepdims=True) / count_B11
   x_BMD = (x_BMD - mean_B1D) * w_BM1
   square_BM1 = jnp.sum(jnp.square(x_BMD), axis=-1, keepdims=True)
-  # The inner where keeps the derivative of a state without direction finite.
+  # The inner where keeps the derivative finite for a state without direction.
   has_norm = square_BM1 > _LEAST
   scale_BM1 = jax.lax.rsqrt(jnp.where(has_norm, square_BM1, 1.0))
   x_BMD = x_BMD * jnp.where(has_norm, scale_BM1, 0.0)
@@ -53,13 +53,8 @@ def loss(
 ) -> jax.Array:
   """The sum over rows of the mean squared difference of two such matrices.
 
-  Means over all pairs of different tokens with a weight; a row with fewer than
-  two has none and adds 0. No unit; the caller divides by the rows.
-
-  Args:
-    x_BMD: the student's hidden states.
-    teacher_BMM: `matrix` of the teacher's, at the same tokens.
-    weights_BM: as in `matrix`.
+  The mean is over all pairs of different tokens with a weight; a row with fewer
+  than two has none and adds 0. No unit; the caller divides by the rows.
 
   Source: arXiv:2509.25253 (feature-Gram distance, ||S - T||^2 of normalised and
   centred states).
@@ -76,11 +71,11 @@ class Sums(NamedTuple):
   """Sums over rows, float32 scalars."""
 
   distance: jax.Array | float  # The mean of `loss` over the depths.
-  rows: jax.Array | float  # Those with two tokens or more: divide by it.
+  rows: jax.Array | float  # Rows with two tokens or more: the divisor.
 
 
 def probe(sample: gram_codes.Sample) -> decoder.Probe:
-  """Keeps each block's output at the drawn positions alone, [B, M, D]."""
+  """Keeps each block's output at the drawn positions only, [B, M, D]."""
 
   def keep(activations: decoder.Activations) -> jax.Array:
     at_BM1 = sample.positions_BM[..., None]
@@ -92,23 +87,23 @@ def probe(sample: gram_codes.Sample) -> decoder.Probe:
 
 
 def at_depths(states_YBMD: Any, number: int) -> jax.Array:
-  """Of what `probe` kept in all blocks, that of evenly spaced depths."""
+  """Selects evenly spaced depths from what `probe` kept in all blocks."""
   Y = len(states_YBMD)
   blocks = [gram_codes.block_at(d, Y) for d in cache.depths(number)]
   return states_YBMD[np.array(blocks)]
 
 
 def codes(states_ZBMD: jax.Array, sample: gram_codes.Sample) -> jax.Array:
-  """A teacher's cosines as a cache has them, int8 [B, Z, P]."""
+  """A teacher's cosines in the form of a cache, int8 [B, Z, P]."""
   of_depths = jax.vmap(matrix, in_axes=(0, None))
   return gram_codes.encode(of_depths(states_ZBMD, sample.weights_BM))
 
 
 def distance(states_ZBMD: jax.Array, sample: gram_codes.Sample) -> jax.Array:
-  """A student's `loss`, its mean over the depths; a sum over rows.
+  """A student's `loss`, averaged over the depths and summed over rows.
 
   Args:
-    states_ZBMD: the student's, at the depths that the codes are of.
+    states_ZBMD: the student's, at the depths of the codes.
     sample: with codes.
   """
   teacher_BZMM = gram_codes.decode(sample)
@@ -117,6 +112,6 @@ def distance(states_ZBMD: jax.Array, sample: gram_codes.Sample) -> jax.Array:
 
 
 def num_rows(sample: gram_codes.Sample) -> jax.Array:
-  """How many rows have two tokens or more, float32: others have no distance."""
+  """Rows with two tokens or more, float32; others have no distance."""
   has_pair_B = jnp.sum(sample.weights_BM > 0, axis=-1) >= 2
   return jnp.sum(has_pair_B, dtype=jnp.float32)

@@ -1,13 +1,13 @@
-"""What a cache keeps of how a teacher's tokens lie to each other.
+"""Codes of the cosines between a teacher's tokens, as a cache stores them.
 
-Of each row some positions and, at some depths of the teacher, the cosines
-between the hidden states of every two of them (gram.py), one byte each.
-Positions are drawn from the row's digest, so whoever has the row knows them and
-they are not stored. Depths are parts of the whole, so neither the number of
-layers nor a width can be told.
+For some positions of each row and some depths of the teacher, the cosine
+between the hidden states of every two positions (gram.py) is stored in one
+byte. Positions are drawn from the row's digest, so whoever has the row knows
+them and they are not stored. Depths are fractions of the whole, so they reveal
+neither the number of layers nor a width.
 
-Tokens of different documents of a row are compared too: how far apart unlike
-texts lie is what there is to learn.
+Tokens of different documents of a row are compared too: the distance between
+unlike texts is what there is to learn.
 
 Shape letters (docs/glossary.md): B rows, L position, M positions drawn, Z
 depths, P pairs of drawn positions, M (M - 1) / 2.
@@ -23,15 +23,15 @@ import numpy as np
 from analogjax.distributed import sharding
 
 SCALE = 127  # The code of a cosine of 1.
-# Sets these draws apart from whatever else is made of a digest.
+# Separates these draws from anything else derived from a digest.
 _PURPOSE = b"analogjax.gram"
 
 
 class Sample(NamedTuple):
-  """The drawn positions of rows, and what a teacher says of each two."""
+  """The drawn positions of rows, and the teacher's code of each pair."""
 
-  positions_BM: sharding.Array  # int32, rising; 0 behind the last one.
-  weights_BM: sharding.Array  # float32: 1, behind the last one 0.
+  positions_BM: sharding.Array  # int32, rising; 0 after the last one.
+  weights_BM: sharding.Array  # float32: 1; 0 after the last one.
   # int8, cosines times SCALE, in the order (0, 1), (0, 2), ..., (1, 2), ...
   # None: not known yet.
   codes_BZP: sharding.Array | None = None
@@ -42,7 +42,7 @@ def num_pairs(num_positions: int) -> int:
 
 
 def block_at(depth: float, Y: int) -> int:
-  """The block, of Y, whose output lies at this part of the depth."""
+  """The block, of Y, whose output is at this fraction of the depth."""
   return max(int(depth * Y + 0.5), 1) - 1
 
 
@@ -51,12 +51,11 @@ def draw(
 ) -> Sample:
   """Draws positions of tokens, without replacement, all equally likely.
 
-  The same for a row in whatever batch, process or year. Each position of a row
-  has a random number, and the least ones are taken: little-endian uint32 of
-  SHAKE128 over a constant, the row's digest and the seed.
+  The draw of a row is the same in every batch and process. Each position of a
+  row has a random number, and the smallest ones are taken: little-endian uint32
+  of SHAKE128 over a constant, the row's digest and the seed.
 
   Args:
-    digests_B32: uint8, of the rows.
     segments_BL: int32, 0 at padding, which is never drawn.
     number: M, at most L; a row with fewer tokens has all of them.
     seed: of all draws of a cache.
@@ -85,7 +84,7 @@ def draw(
 
 
 def encode(cosines_ZBMM: jax.Array) -> jax.Array:
-  """Codes int8 [B, Z, P] of each two; within 1 / 254 of the cosine."""
+  """Codes of each pair, int8 [B, Z, P]; within 1 / 254 of the cosine."""
   i_P, j_P = np.triu_indices(cosines_ZBMM.shape[-1], 1)
   pairs_BZP = jnp.moveaxis(cosines_ZBMM[..., i_P, j_P], 0, 1)
   return jnp.round(pairs_BZP * SCALE).astype(jnp.int8)

@@ -1,9 +1,9 @@
 """The logit cache: the teacher's distribution over rows, on disk.
 
-A Zarr v3 group, written and read through TensorStore, that any Zarr reader
-opens; docs/cache_format.md describes it. Rows are addressed by index. A row is
-committed when its digest is there, which is written last, so a cache may be
-killed at any moment and filled up later by any number of processes.
+A cache is a Zarr v3 group, written and read through TensorStore, that any Zarr
+reader opens; docs/cache_format.md describes it. Rows are addressed by index. A
+row is committed once its digest, which is written last, exists. So a writer may
+be killed at any moment, and any number of processes can resume.
 
 Shape letters (docs/glossary.md): R rows of the cache, B rows of a batch, M
 replicas, L position, K slots of a record, V vocabulary.
@@ -45,7 +45,7 @@ class LogitCache:
     return self.manifest.num_rows
 
   def committed(self) -> np.ndarray:
-    """Which rows are there, bool [R]."""
+    """Which rows are committed, bool [R]."""
     return np.any(self.digests(range(len(self))), axis=-1)
 
   def digests(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ class LogitCache:
     return [range(i, min(i + size, end)) for i in range(0, end, size)]
 
   def holes(self) -> list[range]:
-    """The objects that still have to be written, as ranges of rows."""
+    """The objects that are still to be written, as ranges of rows."""
     done = self.committed()
     return [o for o in self.objects() if not done[o.start : o.stop].all()]
 
@@ -70,20 +70,19 @@ class LogitCache:
 
     Args:
       start: index of the first row, a multiple of rows_per_object.
-      rows: of the object.
-      records: of the same rows, on the host.
 
     Raises:
-      CacheError: the disk or the object store refused (it is full, say).
+      CacheError: the disk or object store refused, for example because it is
+        full.
     """
     self.write_stored(start, self.encode(rows, records))
 
   def encode(self, rows: rows_lib.Rows, records: sampling.Records) -> Stored:
-    """The rows and their records as they are stored."""
+    """The stored form of rows and their records."""
     return self._codec.encode(rows, records)
 
   def write_stored(self, start: int, stored: Stored) -> None:
-    """Writes what `encode` or `read_stored` gave; see `write`."""
+    """Writes the result of `encode` or `read_stored`; see `write`."""
     assert start % self.manifest.rows_per_object == 0, start
     part = slice(start, start + len(stored["digest"]))
     try:
@@ -109,15 +108,15 @@ class LogitCache:
     indices: Sequence[int] | np.ndarray,
     replica: int | np.ndarray = 0,
   ) -> Entries:
-    """The rows and what the teacher says about them.
+    """Reads rows and the teacher's records of them.
 
     Args:
       indices: rows, in any order.
       replica: which of the independent draws; one for all rows, or [B].
 
     Raises:
-      CacheError: a row that is not committed, or whose bytes do not match
-        their checksum or digest; names the row.
+      CacheError: a row is not committed, or its bytes do not match their
+        checksum or digest; names the row.
     """
     index = np.asarray(indices)
     try:
@@ -129,11 +128,11 @@ class LogitCache:
       ) from error
 
   def decode(self, stored: Stored, replica: int) -> Entries:
-    """What `read` would give of what `encode` gave."""
+    """What `read` would return for the result of `encode`."""
     return self._codec.decode(self._codec.at_replica(stored, replica))
 
   def read_stored(self, index: np.ndarray) -> Stored:
-    """What lies in the arrays, all replicas, checked; see `read`."""
+    """Contents of the arrays for all replicas, checked; see `read`."""
     M = self.manifest.num_replicas
     pieces = [self._read(index, m) for m in range(M)]
     stored = dict(pieces[0])
@@ -142,10 +141,10 @@ class LogitCache:
     return stored
 
   def resized(self, num_rows: int) -> "LogitCache":
-    """The same cache with room for, or cut to, this many rows."""
+    """The same cache, extended or cut to this many rows."""
     manifest = dataclasses.replace(self.manifest, num_rows=num_rows)
     order = _order_digest(self.order_V)
-    # Killed in between, the manifest must not name rows that no array has.
+    # If killed in between, the manifest must not name rows that no array has.
     if num_rows < len(self):
       cache_format.write_group(self.location, manifest, order)
     for array in self._arrays.values():
@@ -155,7 +154,7 @@ class LogitCache:
     return open_cache(self.location)
 
   def remove(self, part: range) -> None:
-    """Removes a stored object, whatever state it is in.
+    """Removes a stored object, whatever its state.
 
     Raises:
       CacheError: the store refuses.
@@ -163,7 +162,8 @@ class LogitCache:
     number = part.start // self.manifest.rows_per_object
     try:
       where = self.location.open()
-      # The digest first: what is being removed must not look committed.
+      # The digest first: an object that is being removed must not look
+      # committed.
       for name in reversed(self._arrays):
         prefix = f"{name}/c/{number}"
         keys = ts.KvStore.KeyRange(f"{prefix}/", f"{prefix}0")
@@ -257,19 +257,20 @@ def create(
   manifest: Manifest,
   order_V: Callable[[], np.ndarray] | None = None,
 ) -> LogitCache:
-  """A cache at this place: a new one, or the one that is there, checked.
+  """A new cache at this place, or the existing one after a check.
 
-  An existing cache must agree with `manifest` in all that its rows depend on;
-  where it has fewer rows, it grows.
+  An existing cache must agree with `manifest` in everything that its rows
+  depend on; if it has fewer rows, it grows.
 
   Args:
     location: folder, URL or place.
-    manifest: what the cache has to be.
+    manifest: the cache that is wanted.
     order_V: makes the id order of a new cache, all ids, the likeliest first;
-      None: as they are.
+      None: ascending.
 
   Raises:
-    CacheError: what is there disagrees (names both values) or is unreadable.
+    CacheError: the existing cache disagrees (names both values) or is
+      unreadable.
     store.StoreError: the store refuses.
   """
   where = _place(location)
@@ -302,7 +303,7 @@ def open_cache(location: store.Place | str | Path) -> LogitCache:
   """Opens what `create` made.
 
   Raises:
-    CacheError: nothing there, not a logit cache, damaged, or another format.
+    CacheError: there is no logit cache, or it is damaged or of another format.
     store.StoreError: an array is lost, or the store refuses.
   """
   where = _place(location)

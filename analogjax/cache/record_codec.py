@@ -1,11 +1,11 @@
 """Records as bytes: the layout of the cache's arrays, both ways, on the host.
 
-A record's ids are told apart by frequency: `order_V` lists all ids, those first
-that the teacher finds likely on the whole, and what is stored is the rank of an
-id in that list. Ranks of a position are sorted and stored as gaps, mostly one
-byte. All entries of a row follow each other without holes; counts per position
-say where a record ends. Compared with padded slots of plain ids this takes a
-third off (docs/experiments.md), and any Zarr reader still opens it.
+Ids are stored by frequency: `order_V` lists all ids, those first that the
+teacher finds likely overall, and the stored number is the rank of an id in that
+list. Ranks of a position are sorted and stored as gaps, mostly one byte. All
+entries of a row follow each other without holes; counts per position say where
+a record ends. Compared with padded slots of plain ids this saves a third
+(docs/experiments.md), and any Zarr reader can still open it.
 
 Shape letters (docs/glossary.md): B rows, M replicas, L position, K slots of a
 record, V vocabulary, E entries of all records together.
@@ -19,8 +19,8 @@ import numpy as np
 
 from analogjax.cache import sampling
 
-# A gap below ONE is one byte; ONE to 254 say that one more byte follows, 255
-# that three do.
+# A gap below ONE is one byte. First bytes from ONE to 254 mean that one more
+# byte follows; 255 means that three do.
 _ONE, _THREE = 128, 255
 _LARGE = _ONE + (_THREE - _ONE) * 256  # The smallest gap of four bytes.
 
@@ -44,7 +44,7 @@ class Layout:
     """(size, dtype) of each array of a row and replica, by name."""
     L, K = self.L, self.sampler.num_slots
     count = "uint8" if K <= 255 else "uint16"
-    # Gaps of head and tail each add up to less than V, so that few are large.
+    # Gaps of head and tail each sum to less than V, so few are large.
     rest = min(3 * K, K + 2 * 2 * (self.V // _LARGE))
     arrays = {
       "num_head": (L, count),
@@ -70,8 +70,8 @@ class Decoded(NamedTuple):
   ids_BLK: np.ndarray  # int32; 0 in empty slots.
   p_BLK: np.ndarray  # float32; 0 in empty slots.
   log_tail_BL: np.ndarray | None  # float32, topk only: mass outside, log.
-  num_head_BL: np.ndarray  # int32, entries with a value of their own.
-  num_BL: np.ndarray  # int32, entries; they come first, the head before all.
+  num_head_BL: np.ndarray  # int32, entries with their own value.
+  num_BL: np.ndarray  # int32, entries; first, the head before the tail.
 
 
 def value_levels(sampler: sampling.Sampler) -> np.ndarray:
@@ -109,10 +109,7 @@ def encode(
 ) -> dict[str, np.ndarray]:
   """The arrays of `layout` [B, M, size] for records on the host.
 
-  Args:
-    records: of B rows.
-    layout: of the cache.
-    rank_V: int, the place of every id in the id order.
+  `rank_V` is the place of every id in the id order.
   """
   ids_BMLK, codes_BMLK = records.ids_BMLK, records.codes_BMLK
   B, M, L, K = ids_BMLK.shape
@@ -121,14 +118,14 @@ def encode(
   is_tail = (codes_BMLK == sampling.TAIL) if has_tail else False
   if layout.is_topk:
     assert records.logprobs_BMLK is not None
-    # Below, p is 0 all the same, and the cast would overflow.
+    # Below this p is 0 anyway, and the cast would overflow.
     half = np.maximum(records.logprobs_BMLK, np.finfo(np.float16).min)
     half = half.astype(np.float16)
     values = half.view(np.uint16).astype(np.uint64)
   else:
     values = codes_BMLK.astype(np.uint64)
   # One sort key for each slot: empty last, head before tail, then by rank. The
-  # value rides along below the key.
+  # value is packed below the key.
   key = values | (rank_V[ids_BMLK].astype(np.uint64) << np.uint64(16))
   key |= np.asarray(is_tail, np.uint64) << np.uint64(48)
   key |= (codes_BMLK == sampling.EMPTY).astype(np.uint64) << np.uint64(49)
@@ -168,7 +165,7 @@ def encode(
 
 
 def _gap_bytes(gap_E):
-  """(first byte, all the bytes after first ones, how many of each entry)."""
+  """(first bytes, all further bytes, number of further bytes of each entry)."""
   high_E = np.where(gap_E < _ONE, gap_E, _ONE + ((gap_E - _ONE) >> 8))
   first_E = np.minimum(high_E, _THREE).astype(np.uint8)
   rest_E = _rest_lengths(first_E)
@@ -188,7 +185,7 @@ def _rest_lengths(first_E):
 
 
 def _pack(values, per_row, size_and_dtype):
-  """Values of all rows in one line -> [B, M, size], zeros at the end."""
+  """Concatenates the values of all rows -> [B, M, size], zeros at the end."""
   size, dtype = size_and_dtype
   out = np.zeros((per_row.size, size), dtype)
   out[np.arange(size) < per_row.reshape(-1, 1)] = values
@@ -202,7 +199,7 @@ def used(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   heads_B = num_head.sum(-1, dtype=np.int64)
   entries_B = heads_B + stored["num_tail"].sum(-1, dtype=np.int64)
   first = stored["id_first"]
-  # Bytes beyond the end are 0, and 0 has no others after it.
+  # Bytes beyond the end are 0, and no bytes follow a 0.
   rest_B = np.count_nonzero(first >= _ONE, axis=-1)
   rest_B = rest_B + 2 * np.count_nonzero(first == _THREE, axis=-1)
   counts = {
@@ -220,12 +217,11 @@ def used(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def record_digest(
   row_digest: bytes, stored: dict[str, np.ndarray], size: int
 ) -> bytes:
-  """BLAKE2b of a row's digest and of all that was recorded of it.
+  """BLAKE2b of a row's digest and of everything recorded for the row.
 
   Args:
-    row_digest: of the row that the record belongs to.
     stored: arrays of one row and replica, little-endian, those of `Layout` cut
-      to what is in use; hashed in order of name.
+      to the part in use; hashed in order of name.
     size: bytes of the digest.
   """
   h = hashlib.blake2b(row_digest, digest_size=size)
@@ -240,12 +236,12 @@ def decode(
   """The records of B rows, from their arrays [B, size].
 
   Weights of threshold and random records sum to one at each position that has a
-  record. The drawn tail shares what the rounded head leaves; that can be
-  slightly below zero where the head holds nearly all mass, and must be, to be
+  record. The drawn tail shares what the rounded head leaves. That share can be
+  slightly below zero where the head holds nearly all mass; it must be, to be
   unbiased.
 
   Raises:
-    LayoutError: arrays that no writer makes.
+    LayoutError: the arrays are not of a form that a writer makes.
   """
   num_head_BL = stored["num_head"].astype(np.int32)
   num_tail_BL = stored["num_tail"].astype(np.int32)
@@ -266,8 +262,8 @@ def decode(
 
   gap_E = _gaps(line("id_first"), line("id_rest"))
   # Segments of entries with rising ranks: head, tail, head, tail, ... Ranks are
-  # sums of gaps that begin anew with each segment: take off, at its start, the
-  # sum of the segment before. Empty segments have no start.
+  # sums of gaps that restart at each segment: the sum up to a segment's start
+  # is subtracted. Empty segments have no start.
   segments = np.stack([num_head_BL, num_tail_BL], axis=-1).reshape(-1)
   begin = (np.cumsum(segments) - segments)[segments > 0]
   if len(begin):
@@ -277,7 +273,7 @@ def decode(
   if rank_E.max(initial=0) >= layout.V:
     raise LayoutError(f"an id of rank {rank_E.max()} of {layout.V}")
 
-  # Masks over all slots, in order, say where the entries go.
+  # Masks over all slots, in order, give the places of the entries.
   slot_K = np.arange(K, dtype=np.int32)
   is_head_BLK = slot_K < num_head_BL[..., None]
   in_use_BLK = slot_K < num_BL[..., None]
@@ -286,7 +282,7 @@ def decode(
   p = np.zeros((B, L, K), np.float32)
   if layout.is_topk:
     logprobs_E, log_tail_BL = line("logprobs"), stored["log_tail"]
-    # Imported ones may lie above 0. NaN is not below anything.
+    # Imported ones may be above 0. NaN is not below anything.
     if not ((logprobs_E < 80).all() and (log_tail_BL < 80).all()):
       raise LayoutError("a log-probability that is none")
     p[in_use_BLK] = np.exp(logprobs_E.astype(np.float32))
@@ -302,7 +298,7 @@ def decode(
   p[in_use_BLK ^ is_head_BLK] = np.repeat(
     weight_BL.reshape(-1), num_tail_BL.reshape(-1)
   )
-  # No tail at all: the head's rounding has nowhere to go.
+  # No tail at all: the head's rounding cannot be compensated.
   alone_BL = (num_tail_BL == 0) & (num_BL > 0)
   if not is_threshold and (np.abs(head_BL[alone_BL] - 1) > 1e-5).any():
     raise LayoutError("counts of another number of draws")

@@ -1,20 +1,20 @@
 """Turns a teacher's distribution into a few ids and one byte each.
 
-Threshold sampling with one threshold tau for the whole cache. The head, every
-token with p >= tau, is kept with its own probability. Of the tail, n =
-floor(tail mass / tau) tokens (at least one) are drawn at the common weight
-tail mass / n, by systematic sampling: points at equal distance along the
-cumulative sum of the tail's probabilities, shifted by one uniform offset. A
-tail token is drawn with probability p / weight <= 1, so the expected record is
-the teacher's distribution, and its weights sum to one.
+Threshold sampling uses one threshold tau for the whole cache. The head, every
+token with p >= tau, is kept with its own probability. From the tail, n =
+floor(tail mass / tau) tokens (at least one) are drawn at the common weight tail
+mass / n, by systematic sampling: points at equal distance along the cumulative
+sum of the tail's probabilities, shifted by one uniform offset. A tail token is
+drawn with probability p / weight <= 1, so the expected record is the teacher's
+distribution, and its weights sum to one.
 
-Random sampling keeps how often each token came in N independent draws, which
-is unbiased too. Top-k keeps the likeliest tokens with their own probabilities
-and says how much mass it leaves out: it is not.
+Random sampling keeps how often each token came in N independent draws, which is
+unbiased too. Top-k keeps the likeliest tokens with their own probabilities and
+the mass that it leaves out; it is biased.
 
 Shape letters (docs/glossary.md): B batch, M replicas, L position, V vocabulary,
-K slots of a record. What happens to the logits is in vocabulary.py, what to the
-slots in slots.py.
+K slots of a record. vocabulary.py holds the operations on logits, slots.py
+those on slots.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ import numpy as np
 from analogjax.cache import draws
 from analogjax.distributed import sharding, vocabulary
 
-# Codes of a slot: how its probability is stored in one byte.
+# Codes of a slot: its probability in one byte.
 EMPTY = 0
 TAIL = 1
 FIRST_HEAD = 2
-LAST_HEAD = 255  # The highest there can be; FIRST_HEAD is probability tau.
+LAST_HEAD = 255  # The highest possible code; FIRST_HEAD is probability tau.
 
 ALWAYS = 255  # The inclusion code of probability 1.
 
 BLOCK = 128  # Ids per block of the two-level search.
-# The stream of random bits that decides about capture; no replica has it.
+# The stream of random bits for capture; no replica uses it.
 _CAPTURE_STREAM = 0xFFFFFFFF
-# Probabilities this close to tau count as tau, relative. Where p is tau, or the
-# tail a multiple of it, rounding would decide otherwise.
+# Probabilities within this relative distance of tau count as tau. Otherwise
+# rounding would decide where p is tau, or the tail a multiple of it.
 _TAU_MARGIN = 2e-6
 
 
@@ -128,7 +128,7 @@ Sampler = Threshold | Random | TopK
 def make_sampler(
   kind: str, *, tau: float, num_draws: int, top_k: int
 ) -> Sampler:
-  """The sampler of a config; it looks at its own parameter alone."""
+  """The sampler of a config; only its own parameter is used."""
   if kind == "threshold":
     return Threshold(tau=tau)
   if kind == "random":
@@ -145,8 +145,8 @@ class Capture:
   """Which positions get a record.
 
   "all": every one. "random": each with probability `rate`. "entropy": with
-  probability rate x entropy in nats, at least 1/255 and at most 1. Weighted by
-  one over its probability, a captured position makes up for the others.
+  probability rate x entropy in nats, at least 1/255 and at most 1. A captured
+  position is weighted by one over its probability, to make up for the others.
   """
 
   kind: str = "all"
@@ -169,9 +169,9 @@ class Capture:
 def head_levels(tau: float) -> np.ndarray:
   """The probability of each of the 256 codes, float64; 0 if not of a head.
 
-  Equal steps s of the logarithm from tau to 1. Rounding at random between two
-  levels adds a variance of p^2 s^2 / 6 in the mean; at s = sqrt(tau) / 4, that
-  is p^2 tau / 96, about a hundredth of what drawing the tail adds, and more
+  Steps s of the logarithm from tau to 1 are equal. Rounding at random between
+  two levels adds a variance of p^2 s^2 / 6 on average. At s = sqrt(tau) / 4
+  that is p^2 tau / 96, about a hundredth of what drawing the tail adds, so more
   levels would only cost bytes.
   """
   steps = math.ceil(-4 * math.log(tau) / math.sqrt(tau))
@@ -186,8 +186,8 @@ def head_levels(tau: float) -> np.ndarray:
 def row_keys(digests_B32: np.ndarray, seed: int) -> np.ndarray:
   """Counter-based random keys, uint32 [B, 2], one for each row.
 
-  A key depends on the seed and the row's digest alone, so every mesh, batch
-  size and restart draws the same targets for the same row.
+  A key depends only on the seed and the row's digest, so every mesh, batch size
+  and restart draws the same targets for the same row.
   """
   words = np.ascontiguousarray(digests_B32[:, :8]).view("<u4")
   mixed = np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], "<u4")
@@ -207,8 +207,8 @@ def draw(
 ) -> Records:
   """Samples the records of each position, the same ones on every mesh.
 
-  On a mesh each device looks at its own rows and its own ids; what they
-  exchange is a few numbers for each slot.
+  On a mesh each device looks at its own rows and ids; the devices exchange only
+  a few numbers for each slot.
 
   Args:
     logits_BLV: the teacher's, unnormalized; computed in float32.
@@ -216,7 +216,6 @@ def draw(
     keys_B2: uint32 keys of the rows, from `row_keys`.
     first_position: position in the row of logits_BLV[:, 0]; a chunk of a row
       draws what the whole row would.
-    sampler: which ids are kept.
     capture: which positions have a record.
     num_replicas: M, independent draws of each record.
     temperature: the records are of softmax(logits / temperature).
@@ -266,7 +265,7 @@ def draw(
     functools.partial(local, split=vocabulary.Split(axis)),
     in_specs=(P(rows, None, tensor), P(rows), P(rows), P()),
     out_specs=P(rows),
-    # What every device of `tensor` gathers is equal on all of them, which the
+    # What the devices of `tensor` gather is equal on all of them, which the
     # check cannot see.
     check_vma=False,
   )(*arguments)
@@ -284,7 +283,7 @@ def _draw(
   temperature,
   split,
 ) -> Records:
-  """What `draw` does, on one device's rows and ids."""
+  """Does the work of `draw`, on one device's rows and ids."""
   plain = logits = vocabulary.normalize(logits_BLV, BLOCK, split)
   if temperature != 1:
     logits = vocabulary.normalize(logits_BLV / temperature, BLOCK, split)
@@ -326,7 +325,7 @@ def _draw(
   )
 
   def finish(a_BLMK, dtype):
-    """Empties slots, and puts the replicas first."""
+    """Empties slots, and moves the replicas to the front."""
     kept_BLMK = (codes > 0) & (inclusion_BL > 0)[..., None, None]
     return jnp.moveaxis(jnp.where(kept_BLMK, a_BLMK, 0), 2, 1).astype(dtype)
 
@@ -376,10 +375,10 @@ def decode(
 ) -> np.ndarray:
   """The weight of every slot, float32 [..., K]; not captured: all zero.
 
-  Of threshold and random each captured position sums to one; of topk to the
-  mass of its ids. The drawn tail of a threshold record shares what the rounded
-  head leaves. That can be slightly below zero where the head holds nearly all
-  mass, and must be, to be unbiased.
+  Weights of a captured position sum to one for threshold and random, and to the
+  mass of its ids for topk. The drawn tail of a threshold record shares what the
+  rounded head leaves. That share can be slightly below zero where the head
+  holds nearly all mass; it must be, to be unbiased.
   """
   if isinstance(sampler, Random):
     return (codes / np.float32(sampler.num_draws)).astype(np.float32)
@@ -391,6 +390,6 @@ def decode(
   is_tail = codes == TAIL
   num_tails = is_tail.sum(-1, keepdims=True)
   weight = (1 - total) / np.maximum(num_tails, 1)
-  # No tail at all: the head's rounding has nowhere to go.
+  # No tail at all: the head's rounding cannot be compensated.
   head = head / np.where((num_tails == 0) & (total > 0), total, 1)
   return np.where(is_tail, weight, head).astype(np.float32)

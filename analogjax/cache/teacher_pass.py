@@ -17,7 +17,7 @@ from analogjax.models import hf_import, teacher as teacher_lib
 
 
 class Recorder:
-  """Runs teacher steps; reads the weights for the first of them."""
+  """Runs teacher steps; reads the weights before the first one."""
 
   def __init__(
     self, options: CacheConfig, mesh: Mesh, teacher: teacher_lib.Teacher
@@ -29,7 +29,7 @@ class Recorder:
     self._chunk = options.chunk
 
   def load(self) -> None:
-    """Reads the weights, unless they are there."""
+    """Reads the weights, unless they are loaded."""
     self._params  # noqa: B018 (a cached property)
 
   def record(self, rows: Rows, manifest: cache_format.Manifest):
@@ -38,7 +38,6 @@ class Recorder:
     Args:
       rows: at most batch_rows rows of this group; copies of the last row fill
         the batch, so that all steps share one program.
-      manifest: manifest of the cache that the records are for.
     """
     rows = Rows(*(_fill_up(field, self.batch_rows) for field in rows))
     keys_B2 = sampling.row_keys(rows_digests(rows), manifest.seed)

@@ -1,4 +1,4 @@
-"""The teacher's steps, jitted for a mesh: the stages and a plan share them."""
+"""The teacher's steps, jitted for a mesh; the stages and a plan share them."""
 
 import functools
 from typing import Any
@@ -55,7 +55,7 @@ def make_expected_ids_step(
 def make_hidden_step(
   cfg: decoder.DecoderConfig, mesh: Mesh, *, gram_layers: int
 ):
-  """(params, batch) -> [B, L, W], Gram or None, of a teacher in the loop."""
+  """(params, batch) -> [B, L, W], Gram or None, of a live teacher."""
   return jax.jit(
     functools.partial(
       teacher_step.hidden_step,
@@ -67,7 +67,7 @@ def make_hidden_step(
 
 
 def shape_of(x: Any, where: Any) -> jax.ShapeDtypeStruct:
-  """A shape in a place, from anything that has a shape and a dtype."""
+  """The shape and dtype of anything that has them, with a sharding."""
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 

@@ -1,4 +1,9 @@
-"""TODO."""
+"""The teacher's steps: records, expected counts of ids, and hidden states.
+
+Shape letters (docs/glossary.md): B batch, M replicas, L position, S positions
+of a chunk, V vocabulary, K slots of a record, W model width of the teacher, Z
+depths, P pairs.
+"""
 
 from typing import Any
 
@@ -26,15 +31,12 @@ def teacher_step(
   """The teacher's records for one batch of rows.
 
   Args:
-    params: of the teacher.
     batch: rows; inputs, labels, and positions of `gram` if cosines are wanted.
     keys_B2: uint32 keys from `sampling.row_keys`.
-    graphdef: of the teacher.
-    sampler: which ids are kept.
     capture: which positions have a record.
     num_replicas: M, independent draws of each record.
     temperature: the records are of softmax(logits / temperature).
-    chunk: positions of a row whose logits exist at a time, [B, S, V].
+    chunk: positions of a row whose logits are in memory at a time, [B, S, V].
     gram_layers: Z, depths at which cosines are taken.
   """
   x_BLD, head_VD, states_ZBMD = states(params, batch, graphdef, gram_layers)
@@ -86,7 +88,7 @@ def expected_ids_step(
   graphdef: nnx.GraphDef,
   chunk: int,
 ) -> jax.Array:
-  """How often the teacher expects each id in these rows, float32 [V]."""
+  """The teacher's expected count of each id in these rows, float32 [V]."""
   x_BLD, head_VD = hidden(params, batch, graphdef)
   L = x_BLD.shape[1]
   chunk = min(chunk, L)
@@ -112,11 +114,11 @@ def hidden_step(
   graphdef: nnx.GraphDef,
   gram_layers: int = 1,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Final hidden states [B, L, W] of a teacher in the loop, and its Gram.
+  """Final hidden states [B, L, W] of a live teacher, and its Gram.
 
-  What travels to the student's devices, instead of logits: with the teacher's
-  unembedding it is all of its distribution. The Gram is int8 [B, Z, P]; None
-  where the batch has no positions for it.
+  These travel to the student's devices instead of logits: with the teacher's
+  unembedding they hold its whole distribution. The Gram is int8 [B, Z, P]; None
+  if the batch has no positions for it.
   """
   x_BLW, _, states_ZBMW = states(params, batch, graphdef, gram_layers)
   if batch.gram is None:
@@ -125,7 +127,7 @@ def hidden_step(
 
 
 def logits(x_BSD, head_VD, params, graphdef):
-  """Of a model that is sampled."""
+  """Logits of a model that is sampled."""
   logits_BSV = decoder.unembed(x_BSD, head_VD)
   return nnx.merge(graphdef, params).cap(logits_BSV)
 
@@ -138,13 +140,11 @@ def hidden(params, batch, graphdef):
 def states(
   params, batch, graphdef, gram_layers=None
 ) -> tuple[jax.Array, jax.Array, Any]:
-  """The same, and the states [Z, B, M, D] that a Gram is made of, or None.
+  """Output of `hidden`, and the states [Z, B, M, D] for a Gram, or None.
 
   Args:
-    params: of the model.
     batch: with `gram`, if these states are wanted.
-    graphdef: of the model.
-    gram_layers: Z; None: as many as there are of the teacher's.
+    gram_layers: Z; None: the teacher's number.
   """
   model, sample = nnx.merge(graphdef, params), batch.gram
   x_BLD, states_YBMD = model(

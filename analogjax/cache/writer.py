@@ -1,4 +1,4 @@
-"""Writing to the logit cache beside other work."""
+"""Writes to the logit cache in the background."""
 
 from collections.abc import Callable
 import concurrent.futures
@@ -9,8 +9,8 @@ from analogjax.cache.logit_cache import LogitCache, Stored
 class CacheWriter:
   """Writes objects in the background, a few at a time, in order.
 
-  Encoding and writing overlap with what the caller does meanwhile. At most
-  `depth` objects are held in memory beside the one that the caller fills.
+  Encoding and writing overlap with the caller's work. At most `depth` objects
+  are held in memory beside the one that the caller fills.
   """
 
   def __init__(self, cache: LogitCache, *, depth: int = 2):
@@ -22,7 +22,8 @@ class CacheWriter:
     return self
 
   def __exit__(self, *_) -> None:
-    # What has begun ends, so that the store sees no half-made request.
+    # Writes that have begun are finished, so that the store sees no half-made
+    # request.
     self._pool.shutdown(cancel_futures=True)
 
   def submit(
@@ -44,7 +45,7 @@ class CacheWriter:
     self._wait(self._depth)
 
   def finish(self) -> None:
-    """Until all that was submitted is written; raises as `submit` does."""
+    """Waits until everything submitted is written; raises as `submit` does."""
     self._wait(0)
 
   def _wait(self, most: int) -> None:

@@ -104,6 +104,8 @@ def _behaviours(config: Sections, workdir: Path | None) -> Iterator[str]:
   except ValueError as error:
     yield str(error)
     return
+  if "steering" not in config.measure.parts:
+    return  # No other part uses their texts.
   folder = _teacher_folder(config, workdir)
   if folder is None or not (folder / "tokenizer.json").is_file():
     return

@@ -76,6 +76,13 @@ def test_a_config_that_can_run_has_no_problems(overrides, tmp_path):
   assert preflight.problems(load(*overrides), tmp_path) == []
 
 
+def test_texts_of_behaviours_are_looked_up_for_steering_alone(
+  overrides, tmp_path
+):
+  config = load(*overrides, "measure.behaviours=sentiment")
+  assert preflight.problems(config, tmp_path) == []
+
+
 def test_a_missing_tokenizer(overrides, teacher, tmp_path):
   (teacher / "tokenizer.json").unlink()
   (problem,) = preflight.problems(load(*overrides), tmp_path)
@@ -99,7 +106,10 @@ def test_a_missing_tokenizer(overrides, teacher, tmp_path):
       "safety.harmless: none.txt: expected a file",
     ),
     (["measure.behaviours=sentimant"], "Did you mean sentiment?"),
-    (["measure.behaviours=sentiment"], "sentiment.json"),
+    (
+      ["measure.parts=output,steering", "measure.behaviours=sentiment"],
+      "sentiment.json",
+    ),
     (["release.licence=Apache-2"], "release.licence: "),
     (
       ["release.licence=other", "release.licence_name=Own"]

@@ -111,14 +111,13 @@ class Meter:
     checkpoints and compilation. FLOP/s are model FLOPs on one device.
 
     Returns:
-    - tokens_per_second: over all devices.
-    - student_flops_per_second, teacher_flops_per_second: on one device.
-    - combined_flops_per_second: their sum.
-    - mfu: the sum over the device's peak; absent where that is unknown.
-    - mfu_student: the same of the student alone.
-    - data_fraction: the part that the loop waited for data. The device may have
-      had work meanwhile, so no more than this was lost.
-    - goodput: the part spent in steps of all time since the meter was made.
+      By name: tokens_per_second, over all devices; student_flops_per_second and
+      teacher_flops_per_second, on one device; combined_flops_per_second, their
+      sum; mfu, the sum over the device's peak, absent where that is unknown;
+      mfu_student, the same of the student alone; data_fraction, the part that
+      the loop waited for data (the device may have had work meanwhile, so no
+      more than this was lost); goodput, the part spent in steps of all time
+      since the meter was made.
 
     Source: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B (MFU).
     """

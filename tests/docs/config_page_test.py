@@ -18,24 +18,29 @@ HEAD = """\
 <!-- Written by tests/docs/config_page_test.py; renew it with
 {renew} -->
 
-One config describes one analog, and all stages read the same file: Python with
-a function `get_config()` that starts from `defaults.config(phases=(...))` and
-sets what differs, as that of the
-[README](../README.md#your-own-model-and-data) does. A name that is not below
-and a value of another type are refused at the line that sets them, and any
-field can be [overridden](running.md#overrides) for one run. A section may also
-be set to the path of a TOML file that holds it, from the folder of the config.
+One config describes one analog, and all stages read the same file. It is a
+Python file with a function `get_config()` that starts from
+`defaults.config(phases=(...))` and sets what differs. The
+[README](../README.md#your-own-model-and-data) has an example. An unknown name
+or a value of another type is refused at the line that sets it. Any field can be
+[overridden](running.md#overrides) for one run. A section may also be set to the
+path of a TOML file that holds it, relative to the folder of the config.
 
-Each field comes with its type, its default in brackets (or `required`), its
-meaning, and what is expected of its value. Fields marked (public) are in the
-bundle of a release. Letters are those of the [glossary](glossary.md).
-`analogjax config --explain=FIELD` prints the same, and
-`analogjax config --diff A B` the differences of two config files or workdirs.
+Each field has its type, its default in brackets (or `required`), its meaning,
+and what is expected of its value. Fields marked (public) are in the bundle of a
+release. Letters are those of the [glossary](glossary.md). The command line
+prints the same for one field, and the differences between two config files or
+workdirs:
 
-The resolved config with every value is `config.json` in the workdir. `origin`
-in it says where each value came from: `default`, `file`, `--config` or a table
-of prices. The resolved config governs a workdir: when a default changes in a
-later version, runs that have begun keep theirs.
+```sh
+analogjax config --explain=cache.tau
+analogjax config --diff configs/demo.py configs/llama_8b_from_405b.py
+```
+
+The resolved config with every value is `config.json` in the workdir. Its
+`origin` says where each value came from: `default`, `file`, `--config` or a
+table of prices. The resolved config governs a workdir: if a default changes in
+a later version, runs that have begun keep theirs.
 """
 
 NOTES = {

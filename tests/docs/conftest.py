@@ -71,6 +71,7 @@ def desk(tmp_path, monkeypatch):
   for config in (tmp_path / "configs").glob("*.py"):
     # In an image they may lie anywhere.
     shutil.copyfile(config, tmp_path / config.name)
+  shutil.copytree(ROOT / "configs/release", tmp_path / "release")
   (tmp_path / "frontier_data.py").write_text(FRONTIER_DATA)
   for page in PAGES:
     copy = tmp_path / name_of(page)
@@ -93,12 +94,17 @@ def desk(tmp_path, monkeypatch):
   loading.save_resolved(cfg, tmp_path / "runs/demo")
   (tmp_path / "books").mkdir()
   (tmp_path / "books/a.txt").write_text("a book of nothing much\n" * 9)
-  vocabulary = {"<|endoftext|>": 0, "a": 1, "book": 2, "?": 3}
+  words = ["<|endoftext|>", "a", "book", "?"]
+  # A plan refuses a teacher without the words that steering scores.
+  for path in (ROOT / "analogjax/fidelity/behaviours").glob("*.json"):
+    for side in json.loads(path.read_text("utf-8"))["words"].values():
+      words += [word.strip() for word in side]
+  vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
   tokenizer = tokenizers.Tokenizer(
     tokenizers.models.WordLevel(vocabulary, unk_token="?")
   )
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-  for folder in (".", "runs/demo/teacher"):
+  for folder in (".", "ours-hf", "runs/demo/teacher"):
     tokenizer.save(str(tmp_path / folder / "tokenizer.json"))
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(str(tmp_path))

@@ -150,15 +150,19 @@ class Checker:
     if len(arguments) == 1 and not arguments[0].startswith("-"):
       # In a text, where it is the name of the command.
       assert arguments[0] in main.COMMANDS, f"unknown command {arguments[0]}"
-    elif arguments[0] in ("--help", "--version"):
+    elif arguments[-1] in ("--help", "--version"):
       assert main.main(arguments) == main.OK
     else:
       args = parse(arguments)
+      more = []
       if args.config is not None:
-        loading.load(args.config, args.overrides)
+        cfg = loading.load(args.config, args.overrides)
+        if -1 in cfg.mesh.to_dict().values():
+          more = ["--config.mesh.fsdp=1"]  # Not the eight devices of a test.
       if self._is_cheap(args, arguments):
         self.ran.append(("analogjax", *arguments))
-        assert main.main(arguments) == main.OK, "it failed; see its output"
+        code = main.main([*arguments, *more])
+        assert code == main.OK, "it failed; see its output"
 
   def _is_cheap(self, args: Arguments, arguments: list[str]) -> bool:
     if args.command == "plan":
@@ -181,6 +185,10 @@ class Checker:
         self._analogjax(rest or ["run"])
       elif module == "pytest":
         check_pytest(rest)
+      elif module.startswith("analogjax."):
+        assert not rest, f"{module} takes no arguments"
+        done = run([sys.executable, "-m", module], cwd=self._desk)
+        assert done.returncode == 0, done.stderr
       else:
         self._check(where, [module, *rest])
       return

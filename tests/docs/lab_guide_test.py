@@ -27,7 +27,7 @@ def open_source(L):
     "lab_documents:packed_rows",
     {"paths": "docs/*.md", "tokenizer": "{teacher}", "L": L},
     L=L,
-    V=4,
+    V=49_152,
     substitutions={"teacher": "runs/demo/teacher"},
   )
 

@@ -75,6 +75,29 @@ hf_export._write_checked = dying_write
 }
 
 
+# What the stages after the moment of a kill have written. A run that is killed
+# late begins with what was there just before; the others begin with nothing.
+_AFTER_TRAINING = (
+  *("fidelity", "fidelity.json", "safety", "safety.json"),
+  *("export", "export.json", "summary.json", "curves.png"),
+)
+LATE = {
+  "between two phases": ("train/distill", *_AFTER_TRAINING),
+  "while the export is written": _AFTER_TRAINING[4:],
+}
+
+
+def copy_without(workdir, names, to):
+  """A copy of a workdir in which some folders and files were not written."""
+  shutil.copytree(workdir, to)
+  for name in names:
+    if (to / name).is_dir():
+      shutil.rmtree(to / name)
+    else:
+      (to / name).unlink(missing_ok=True)
+  return to
+
+
 def results(workdir):
   """Everything that must not depend on how often a run was killed."""
   # Without the speeds, which no two runs share.
@@ -175,13 +198,8 @@ SPLIT = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
 @pytest.fixture
 def trained(undisturbed, tmp_path):
   """A workdir in which nothing was measured or exported yet."""
-  workdir = tmp_path / "run"
-  shutil.copytree(undisturbed[0], workdir)
-  for name in ("export", "fidelity"):
-    shutil.rmtree(workdir / name)
-  for name in ("fidelity.json", "export.json", "summary.json", "curves.png"):
-    (workdir / name).unlink()
-  return workdir
+  gone = [name for name in _AFTER_TRAINING if "safety" not in name]
+  return copy_without(undisturbed[0], gone, tmp_path / "run")
 
 
 def spent(workdir, stage):
@@ -333,6 +351,8 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(
   tiny, undisturbed, tmp_path, moment
 ):
   workdir = tmp_path / "run"
+  if moment in LATE:
+    copy_without(undisturbed[0], LATE[moment], workdir)
   died = tiny.run("run", workdir, patch=KILLS[moment], check=False)
   assert died.returncode == -9, died.stdout + died.stderr
   assert not (workdir / "summary.json").exists()

@@ -13,6 +13,8 @@ from scipy import special, stats
 
 from analogjax.cache import sampling
 
+pytestmark = pytest.mark.medium
+
 NUM = 4096
 ALPHA = 1e-3  # Chance that a correct sampler fails one of these tests.
 SAMPLERS = (
@@ -435,7 +437,6 @@ def test_a_vocabulary_that_is_too_large_is_refused():
     )
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.kind)
 def test_the_largest_vocabulary(sampler):
   """Uniform over 2^20 ids, and one with a tail of a few shares each."""

@@ -11,6 +11,8 @@ import pytest
 from analogjax.cache import sampling
 from analogjax.distributed import sharding
 
+pytestmark = pytest.mark.medium
+
 B, L = 8, 13  # A number of positions that fills no vector register.
 MESHES = (
   dict(data=8),
@@ -113,7 +115,6 @@ def test_at_a_temperature(axes):
   check_same(1336, SAMPLERS[0], axes, temperature=1.7)
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize("V", [49_152, 16_032])
 @pytest.mark.parametrize("axes", MESHES, ids=mesh_id)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.kind)

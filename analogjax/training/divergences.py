@@ -1,11 +1,12 @@
 """Divergences between two distributions, term by term over their bins.
 
-A bin is an id, or all ids that a record does not name: merging bins can only
-lower a divergence (data processing), so a sum over K ids and one bin for the
-rest is a lower bound of the sum over V, with its minimum at the same place.
+A bin is an id, or all ids that a record does not name. Merging bins can only
+lower a divergence (data processing inequality), so a sum over K ids and one bin
+for the rest is a lower bound of the sum over V, with its minimum at the same
+place.
 
-Names say everything here; what other projects call `beta` means opposite
-things in two of them. Letter: K bins, of any distribution.
+The formulas define the names; two other projects use `beta` with opposite
+meanings. Letter: K bins, of any distribution.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ class Divergence:
       )
 
   def terms(self, logt_K: jax.Array, logq_K: jax.Array) -> jax.Array:
-    """What each bin adds, in nats; a bin where t and q are 0 adds 0.
+    """Contribution of each bin, in nats; a bin where t and q are 0 adds 0.
 
     Args:
       logt_K: [..., K] logarithms of the teacher's probabilities; may be -inf.

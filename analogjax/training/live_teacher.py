@@ -1,7 +1,8 @@
 """A live teacher: its hidden states for each training step of the student.
 
 Each step moves [B, L, W] in the teacher's compute dtype. The loss applies the
-teacher's unembedding to one chunk at a time, so all logits never exist at once.
+teacher's unembedding to one chunk at a time, so the full logits are never in
+memory.
 """
 
 import jax
@@ -27,8 +28,7 @@ class LiveTeacher:
     """Reads the weights.
 
     Args:
-      teacher: the teacher.
-      mesh: mesh that it runs on.
+      mesh: mesh that the teacher runs on.
       student_mesh: mesh that its hidden states go to.
       gram_layers: number of depths of the Gram, for batches that have one.
     """
@@ -45,7 +45,7 @@ class LiveTeacher:
     self._head_VW = jax.device_put(head_VW, NamedSharding(student_mesh, spec))
 
   def hidden(self, batch: batches.Batch) -> losses.Teacher:
-    """Starts the teacher on these rows; returns what the student's step needs.
+    """Starts the teacher on these rows; returns input of the student's step.
 
     Returns at once: on its own devices the teacher works a step ahead of the
     student.

@@ -27,19 +27,20 @@ from analogjax.training import (
 )
 from analogjax.workdir import ledger
 
-# Of one of several processes that is asked to stop while it waits for rows.
+# Raised in one of several processes that is asked to stop while it waits for
+# rows.
 _PATIENCE_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowOrder:
-  """Where the rows of a phase come from, by step.
+  """Supplies the rows of a phase, by step.
 
   Attributes:
-    identity: what identifies the data, as JSON values.
+    identity: JSON values that identify the data.
     read: step, counted from 0 -> the rows of its batch that this process feeds.
     position: step -> the state of a stream after it, to be saved; or None.
-    restore: takes what `position` returned.
+    restore: takes the result of `position`.
   """
 
   identity: dict[str, Any]
@@ -63,9 +64,7 @@ class Phase:
     """Prepares the programs of the phase; reads and writes nothing.
 
     Args:
-      name: the phase.
-      run: with the held-out cache, which the student is evaluated on.
-      order: where the rows come from.
+      run: with the held-out cache, for evaluation of the student.
       make_teacher: makes the live teacher, if the phase has one.
       profile: steps that are traced for xprof.
     """
@@ -136,7 +135,7 @@ class Phase:
     ):
       del phase[free]
     del phase["loss"]["chunk"]
-    # Through JSON, for tuples become lists in a checkpoint.
+    # Through JSON, because tuples become lists in a checkpoint.
     parts = {
       "student": identity.student_identity(self._run.config),
       f"train.{self._name}": phase,
@@ -156,7 +155,7 @@ class Phase:
     identity.check_identity(self._folder, found, self._fingerprints)
 
   def _start(self, saved) -> tuple[int, steps.TrainState]:
-    """The last checkpoint, else the phase before, else random parameters."""
+    """The last checkpoint, or the phase before, or random parameters."""
     found = saved.restore_latest(
       self._training.abstract, self._training.shardings, self._check
     )
@@ -169,13 +168,13 @@ class Phase:
       return step, state
     state = self._training.start()
     if self._phase.init_from:
-      # With a new optimizer state: the phase has a schedule of its own.
+      # With a new optimizer state, because the phase has its own schedule.
       before = self._run.read_phase(self._phase.init_from, self._mesh)
       state = dataclasses.replace(state, params=before.params)
     return 0, state
 
   def _say_other_software(self, before: Mapping[str, str]) -> None:
-    """Says which versions changed: bits are equal only with the same ones."""
+    """Reports changed versions: only equal versions give equal bits."""
     now = identity.software_versions()
     changed = [
       f"{name} {before.get(name)} is now {now.get(name)}"
@@ -186,7 +185,7 @@ class Phase:
       progress.say(f"train {self._name}: {', '.join(changed)}.")
 
   def _loop(self, start: int, state: steps.TrainState, saved, spent) -> int:
-    """Returns the last step that was done: the end, unless asked to stop."""
+    """Returns the last completed step: the end, unless asked to stop."""
     total = self._phase.num_steps
     alone = jax.process_count() == 1
     teacher = self._make_teacher and self._make_teacher()
@@ -228,8 +227,8 @@ class Phase:
         evaluates = at_end or (self._evaluates(step) and not stop)
         saves = at_end or step % self._phase.checkpoint_every_steps == 0
         if done is not None and (evaluates or saves or stop):
-          # A restart continues after this step, so its record must be there;
-          # and its time must not be booked on what follows.
+          # A restart continues after this step, so its record must exist; and
+          # its time must not be booked on later steps.
           stop |= reports.report(done, state)
           done = None
         if batch is not None:
@@ -272,7 +271,7 @@ class Phase:
     """Waits for the next batch.
 
     Raises:
-      stopping.Stalled: it does not come, and its thread may hang for ever; or
+      stopping.Stalled: it does not come, and its thread may hang forever; or
         the process is asked to stop meanwhile.
     """
     limits, began = self._run.config.watch, time.monotonic()
@@ -281,7 +280,7 @@ class Phase:
       waited = time.monotonic() - began
       if stopping.asked() and asked_at is None:
         asked_at = waited
-      # Others may be in the step after this one, so that nobody can save.
+      # Others may be in the step after this one, so nobody can save.
       patience = 0 if jax.process_count() == 1 else _PATIENCE_SECONDS
       if asked_at is not None and waited - asked_at >= patience:
         ahead.close(seconds=0)
@@ -349,7 +348,7 @@ class Phase:
     m = self._held_out.manifest
     kl = (teacher - entropy) / weight
     if m.temperature == 1 and m.kind == "topk":
-      # The divergence takes all ids outside the record as one.
+      # The divergence treats all ids outside the record as one.
       kl = teacher / weight
       values["kl_lower_bound_nats"] = kl
     elif m.temperature == 1:

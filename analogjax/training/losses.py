@@ -1,20 +1,20 @@
 """Distillation losses, from hidden states and the unembedding.
 
-Whatever is compared with the teacher, a student's logits enter through a few
-numbers of each token: their log-sum-exp, the logits that the target names and,
-where the target knows the mass of all other ids, the log-sum-exp of those. So
-nothing here holds [B, L, V]: the tokens of a device are walked in chunks, and
-the chunk that computes the loss computes its gradient too, while its logits are
-there. Of a sum over tokens
+A student's logits enter each loss only through a few numbers per token: their
+log-sum-exp, the logits that the target names and, if the target knows the mass
+of all other ids, the log-sum-exp of those. So [B, L, V] is never in memory: the
+tokens of a device are processed in chunks, and the chunk that computes the loss
+computes its gradient too, while it has its logits. For a sum over tokens
 
-  d(loss) / d(x_v) = g_lse q_v + g_rest r_v + (what the target names at v)
+  d(loss) / d(x_v) = g_lse q_v + g_rest r_v + (terms of ids named by the target)
 
-with q the student's softmax, r that over the ids that are not named, and g the
-derivatives by those few numbers. For forward KL that is q - p.
+with q the student's softmax, r the softmax over the ids that are not named, and
+g the derivatives with respect to those few numbers. For forward KL that is (q -
+p).
 
-On a mesh, devices of `tensor` hold a part of the vocabulary each, and exchange
-those few numbers; the gradient of the unembedding is summed over the mesh once,
-after the last chunk.
+On a mesh, each device of `tensor` holds a part of the vocabulary and exchanges
+only those few numbers. The gradient of the unembedding is summed over the mesh
+once, after the last chunk.
 
 Every loss is a sum over tokens, in nats; the caller divides by one count.
 
@@ -42,11 +42,11 @@ Scalar = jax.Array | float  # On devices, or fetched.
 
 
 class Teacher(NamedTuple):
-  """A teacher in the loop."""
+  """The output of a live teacher."""
 
   x_BLW: jax.Array  # Its final hidden states, in its compute dtype.
   head_VW: jax.Array  # Its unembedding.
-  # int8, for a gram_codes.Sample without codes; the losses here do not see it.
+  # int8, for a gram_codes.Sample without codes; not used by the losses here.
   gram_BZP: jax.Array | None = None
 
 
@@ -54,24 +54,24 @@ class LossSums(NamedTuple):
   """Sums over all weighted positions, float32 scalars."""
 
   hard: Scalar  # Cross-entropy to the next token, nats.
-  # To the teacher, nats: the cross-entropy to a sampled record, the divergence
-  # from any other one or from a teacher in the loop.
+  # To the teacher, nats: the cross-entropy to a sampled record, otherwise the
+  # divergence from a top-k record or a live teacher.
   teacher: Scalar
   correct: Scalar  # Positions whose next token is the likeliest.
-  weight: Scalar  # Sum of the weights: divide by it.
+  weight: Scalar  # Sum of the weights: the divisor.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-  """What is minimized, and how; static, a program of its own for each.
+  """The minimized loss; static, so each objective is its own program.
 
-  Over tokens with weight w, the sum of
+  The sum over tokens with weight w of
 
     alpha T^2 w' divergence(teacher, softmax(x / T))
     + (1 - alpha) w cross-entropy(next token, softmax(x)) + z_loss w lse(x)^2
 
-  where w' is the weight of the teacher's record and T the temperature. The
-  teacher's side has the temperature already.
+  where w' is the weight of the teacher's record and T the temperature, which
+  the teacher's side already includes.
 
   Source: Hinton et al., arXiv:1503.02531, section 2 (T^2); z-loss: PaLM,
   arXiv:2204.02311, section 5.
@@ -81,13 +81,13 @@ class Objective:
   temperature: float = 1.0
   z_loss: float = 0.0
   softcap: float | None = None  # Logits are cap tanh(logits / cap).
-  teacher_softcap: float | None = None  # The same of a teacher in the loop.
-  # Ids there are; further rows of the unembedding are padding. None: all.
+  teacher_softcap: float | None = None  # The same for a live teacher.
+  # Number of ids; further rows of the unembedding are padding. None: all.
   V: int | None = None
-  chunk: int = 1024  # Tokens of a device whose logits exist at a time, [S, V].
-  # The products with d(loss) / d(logits) in float32, whatever the dtype of the
-  # hidden states. It costs time and memory; the rounding to bfloat16 is 2^-9
-  # of each element, without a preferred sign.
+  chunk: int = 1024  # Tokens of a device with logits in memory, [S, V].
+  # Computes the products with d(loss) / d(logits) in float32, whatever the
+  # dtype of the hidden states. It costs time and memory; the rounding to
+  # bfloat16 is 2^-9 of each element, without a preferred sign.
   exact_gradient: bool = False
 
 
@@ -101,21 +101,19 @@ def distillation_loss(
 ) -> tuple[jax.Array, LossSums]:
   """alpha x divergence from the teacher + (1 - alpha) x hard labels.
 
-  The gradient flows through the first result alone, to x_BLD and head_VD.
+  The gradient flows only through the first result, to x_BLD and head_VD.
 
   Args:
     x_BLD: final hidden states, in the compute dtype.
     head_VD: the unembedding; cast to the dtype of x_BLD for the product.
-    targets: labels, weights and the teacher's records.
     alpha: float32 scalar in [0, 1].
-    objective: the loss.
-    teacher: in the loop, instead of the records.
+    teacher: a live teacher, used instead of the records.
 
   Returns:
     The weighted sum over the batch, float32, and the sums for the metrics.
 
   Raises:
-    ValueError: a divergence that sampled records cannot estimate.
+    ValueError: sampled records cannot estimate the divergence.
 
   Source: Sparse Logit Sampling, arXiv:2503.16870, eq. 1 (gradient q - p).
   """
@@ -143,13 +141,12 @@ def distillation_loss_of_logits(
   """`distillation_loss` of a student whose logits exist, on one device.
 
   Args:
-    logits_BLV: float32, soft-capped already.
-    targets: labels, weights and the teacher's records.
+    logits_BLV: float32, already soft-capped.
     alpha: float32 scalar in [0, 1].
-    objective: the loss; V, chunk and softcap are not looked at.
+    objective: the loss; V, chunk and softcap are ignored.
 
   Raises:
-    ValueError: a divergence that sampled records cannot estimate.
+    ValueError: sampled records cannot estimate the divergence.
   """
   _check_divergence(targets.log_tail_BL is None, objective)
   objective = dataclasses.replace(objective, softcap=None)
@@ -209,7 +206,7 @@ _loss.defvjp(_loss_forward, _loss_backward)
 def _walk(
   x_BLD, head_VD, targets, alpha, teacher, objective, with_gradient
 ) -> tuple[Any, Any]:
-  """The value and, if asked for, the gradients by x and head; on any mesh."""
+  """The value and, if wanted, the gradients by x and head; on any mesh."""
   num_rows = head_VD.shape[0]
   mesh = jax.sharding.get_abstract_mesh()
   tensor = sharding.ACTIVATION_AXES["V"]
@@ -245,8 +242,7 @@ def _walk(
       ),
       in_specs=(P(rows), P(tensor), P(rows), P(), of_teacher),
       out_specs=(P(), (P(rows), P(tensor, width)) if with_gradient else P()),
-      # That what is summed over the mesh is equal on all devices, the check
-      # cannot see.
+      # The check cannot see that sums over the mesh are equal on all devices.
       check_vma=False,
     )(*arguments)
   if with_gradient:
@@ -273,7 +269,7 @@ def _walk_local(
   rows,
   width=None,
 ) -> tuple[Any, Any]:
-  """What `_walk` does, on one device's rows and ids."""
+  """Does the work of `_walk`, on one device's rows and ids."""
   B, L, D = x_BLD.shape
   S = min(objective.chunk, B * L)
   x_TD, targets, x_TW = jax.tree.map(
@@ -333,14 +329,14 @@ def _to_chunks(a, size):
 
 
 def _product(equation, a, b):
-  """In the dtype of a, the gradient; accumulated in float32."""
+  """Gradient product in the dtype of a, accumulated in float32."""
   return jnp.einsum(
     equation, a, b.astype(a.dtype), preferred_element_type=jnp.float32
   )
 
 
 def _logits(x_SD, head_VD, softcap, V, split):
-  """float32, on this device's ids; -inf where there is no such id."""
+  """float32, on this device's ids; -inf where the id does not exist."""
   z_SV = _product("SD,VD->SV", x_SD, head_VD)
   if softcap is not None:
     z_SV = softcap * jnp.tanh(z_SV / softcap)
@@ -352,7 +348,7 @@ def _logits(x_SD, head_VD, softcap, V, split):
 
 
 class _Numbers(NamedTuple):
-  """What a loss needs of a student's logits z."""
+  """The numbers that a loss needs of a student's logits z."""
 
   label_S: jax.Array  # The logit of the next token.
   named_SK: jax.Array  # Those that the record names.
@@ -374,7 +370,7 @@ def _record_terms(
   used_SX = jnp.pad(used_SK, ((0, 0), (0, 1)), constant_values=True)
   size = z_SV.shape[-1]
   own_SX = ids_SX - split.index() * size
-  # What is not here is out of bounds: a scatter leaves it out.
+  # Ids of other devices are out of bounds, so a scatter leaves them out.
   here_SX = used_SX & (own_SX >= 0) & (own_SX < size)
   own_SX = jnp.where(here_SX, own_SX, size)
   token_S1 = jnp.arange(len(z_SV))[:, None]
@@ -387,7 +383,7 @@ def _record_terms(
   tempered_S = lse_S if T == 1 else _lse(z_SV, top_S, T, split)
   rest_S = jnp.zeros_like(lse_S)
   if has_tail:
-    # Summed by itself: one minus the mass of the others would cancel.
+    # Summed separately: one minus the mass of the others would cancel.
     z_SV = z_SV.at[token_S1, own_SX[:, :K]].set(-jnp.inf, mode="drop")
     rest_top_S = split.max(jnp.max(z_SV, axis=-1))
     rest_S = _lse(z_SV, rest_top_S, T, split)
@@ -412,13 +408,13 @@ def _record_terms(
     return (value, sums), None
 
   def through(z, add_rest):
-    """What log-sum-exps hand down to these logits [S, ...]."""
+    """Gradients that the log-sum-exps pass to these logits [S, ...]."""
     of_lse_S = g.lse_S + g.tempered_S if T == 1 else g.lse_S
     d = of_lse_S[:, None] * jnp.exp(z - lse_S[:, None])
     if T != 1:
       d += (g.tempered_S / T)[:, None] * jnp.exp(z / T - tempered_S[:, None])
     if add_rest:
-      # Where nothing is left all are -inf, and the sum too.
+      # Where nothing is left all are -inf, and so is the sum.
       safe_S = jnp.where(rest_S == -jnp.inf, 0.0, rest_S)
       d += (g.rest_S / T)[:, None] * jnp.exp(z / T - safe_S[:, None])
     return d * _uncapped(z, objective.softcap)
@@ -433,12 +429,12 @@ def _record_terms(
 
 
 def _bins(n: _Numbers, targets, used_SK, T):
-  """Logarithms of teacher and student over the record's ids and one more."""
+  """Logarithms of teacher and student over the record's ids and the rest."""
   logt_SK = jnp.log(jnp.where(used_SK, targets.p_BLK, 1.0))
   logt_SX = jnp.concatenate([logt_SK, targets.log_tail_BL[:, None]], axis=-1)
   logq_SX = jnp.concatenate([n.named_SK / T, n.rest_S[:, None]], axis=-1)
   logq_SX -= n.tempered_S[:, None]
-  # The student has no mass outside where the record names all ids there are.
+  # The student has no mass outside if the record names all ids.
   is_bin_SX = jnp.concatenate([used_SK, n.rest_S[:, None] > -jnp.inf], axis=-1)
   absent = -jnp.inf
   return (jnp.where(is_bin_SX, log, absent) for log in (logt_SX, logq_SX))
@@ -447,7 +443,7 @@ def _bins(n: _Numbers, targets, used_SK, T):
 def _dense_terms(
   z_SV, t_SV, targets, alpha, objective, split, with_gradient
 ) -> tuple[Any, Any]:
-  """The loss against all of a teacher's logits t, as `_record_terms`."""
+  """The loss against all of a teacher's logits t; see `_record_terms`."""
   T = objective.temperature
   top_S = split.max(jnp.max(z_SV, axis=-1))
   lse_S = _lse(z_SV, top_S, 1.0, split)
@@ -484,7 +480,7 @@ def _dense_terms(
 
 
 def _totals(hard_S, teacher_S, lse_S, targets, alpha, objective):
-  """The value, and the sums without those that have no gradient."""
+  """The value, and the sums that have no gradient."""
   w_S, teacher_w_S = targets.weights_BL, targets.teacher_weights_BL
   sums = LossSums(
     hard=jnp.sum(hard_S * w_S),

@@ -12,7 +12,7 @@ Activity = Literal["data", "eval", "checkpoint", "compile"]
 
 
 class Work(NamedTuple):
-  """What a step takes, over all devices; FLOPs by models/sizes.py."""
+  """The work of a step, over all devices; FLOPs by models/sizes.py."""
 
   tokens: int
   student_flops: float  # Forward and backward.
@@ -36,7 +36,7 @@ def step_work(run: Run, name: str) -> Work:
 class Meter:
   """Times a training loop by the host's clock; never waits for a device.
 
-  The device works while the host goes on, so the time of a step is right only
+  The device works while the host continues. So the time of a step is right only
   over many steps, and only if the host does not run ahead: it has to read the
   metrics of each step one step late, and those of the last step before an
   evaluation, a checkpoint or `read`.
@@ -62,7 +62,7 @@ class Meter:
     self._clock = clock
     self._began = self._read_at = self._step_began = clock()
     self._in_steps = 0.0  # Seconds, since the beginning.
-    self._aside = 0.0  # Seconds of activities in the step that runs.
+    self._aside = 0.0  # Seconds of activities in the current step.
     self._steps = 0  # Since the last `read`, as are the seconds below.
     self._seconds = dict.fromkeys(get_args(Activity), 0.0)
     self._activity: str | None = None
@@ -125,7 +125,7 @@ class Meter:
     now = self._clock()
     data = self._seconds.pop("data")
     seconds = now - self._read_at - sum(self._seconds.values())
-    seconds = max(seconds, 1e-9)  # Nothing but an evaluation, say.
+    seconds = max(seconds, 1e-9)  # After an evaluation only, for example.
     values = {"tokens_per_second": self._steps * self._work.tokens / seconds}
     per_device = self._steps / self._num_devices / seconds
     rates = {

@@ -1,4 +1,4 @@
-"""What a phase minimizes: its config, and the teacher's weight by step."""
+"""The objective of a phase: its config, and the teacher's weight by step."""
 
 import jax.numpy as jnp
 import optax
@@ -30,9 +30,10 @@ def make_alpha(
 ) -> optax.Schedule:
   """The weight of the teacher at each step, counted from 0.
 
-  Constant; a cosine from alpha to alpha_final; or in proportion to the learning
-  rate, whose peak it has alpha at: with the schedule wsd the teacher warms up
-  and decays with it, and hard labels take over at the end.
+  It is constant; or a cosine from alpha to alpha_final; or proportional to the
+  learning rate, with alpha at its peak. In that case, with the schedule wsd,
+  the teacher's weight warms up and decays with the rate, and hard labels take
+  over at the end.
 
   Source: Peng et al., arXiv:2410.16215, section 3.3 (WSD for both).
   """

@@ -15,9 +15,10 @@ from analogjax.distributed import sharding
 # al. 2025, arXiv:2502.16982, section 2.2.
 MUON_RMS = 0.2
 
-# Of x -> a x + b x x' x + c (x x')^2 x, which is iterated. They bring singular
-# values from 0.002 of the matrix's norm upwards to between 0.68 and 1.21, and
-# no nearer to 1. Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
+# Coefficients of the iteration x -> a x + b x x' x + c (x x')^2 x. They bring
+# singular values from 0.002 of the matrix's norm upwards to between 0.68 and
+# 1.21, and no nearer to 1. Source: Jordan et al. 2024,
+# kellerjordan.github.io/posts/muon.
 _MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _MUON_ITERATIONS = 5
 
@@ -25,8 +26,8 @@ _MUON_ITERATIONS = 5
 def make_schedule(cfg: train.OptimizerConfig, num_steps: int) -> optax.Schedule:
   """The learning rate at each step, counted from 0.
 
-  Linear warm-up, then constant until a linear fall ("wsd": warm-up, stable,
-  decay), a cosine fall over all that is left, or no fall at all. The fall ends
+  Linear warm-up, then constant until a linear decay ("wsd": warm-up, stable,
+  decay), a cosine decay over all remaining steps, or no decay. The decay ends
   at final_fraction x peak.
 
   Source: MiniCPM, arXiv:2404.06395, section 4 (WSD).
@@ -43,7 +44,7 @@ def make_schedule(cfg: train.OptimizerConfig, num_steps: int) -> optax.Schedule:
     fall = optax.constant_schedule(peak)
   if not cfg.warmup_steps:
     return fall
-  # The first step would be lost on a rate of 0.
+  # The first step would be lost at a rate of 0.
   first = peak / (cfg.warmup_steps + 1)
   warmup = optax.linear_schedule(first, peak, cfg.warmup_steps)
   return optax.join_schedules([warmup, fall], [cfg.warmup_steps])
@@ -54,13 +55,13 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Clipping by global norm, AdamW or Muon, weight decay, schedule.
 
-  Muon is for the weight matrices of the blocks; embeddings, norm scales and
-  biases have AdamW even then. Weight decay leaves norm scales and biases alone.
+  Muon updates the weight matrices of the blocks; embeddings, norm scales and
+  biases always use AdamW. Weight decay skips norm scales and biases.
 
   First moments have the dtype `momentum_dtype`. The second moment of AdamW is
-  float32 in any case: its steps are 1 - b2 of a difference, and a bfloat16
-  number does not move by less than 2^-9 of itself. With b2 = 0.999 it would
-  never fall, however small the gradients became.
+  always float32: its steps are 1 - b2 of a difference, and a bfloat16 number
+  does not move by less than 2^-9 of itself. With b2 = 0.999 it would never
+  fall, however small the gradients became.
   """
   clip = (
     optax.clip_by_global_norm(cfg.clip_norm)
@@ -77,7 +78,7 @@ def make_optimizer(
     )
     return optax.chain(clip, adamw)
   # Not optax.contrib.muon: its AdamW would decay norm scales with the
-  # embeddings, would be Nesterov's since Muon is, and would share its eps.
+  # embeddings, would use Nesterov because Muon does, and would share its eps.
   return optax.chain(
     clip,
     optax.partition(
@@ -89,13 +90,13 @@ def make_optimizer(
 
 
 def num_updates(opt_state: Any) -> int:
-  """Updates that were applied so far: a skipped step is none."""
+  """Number of updates applied so far; skipped steps do not count."""
   found = optax.tree.get_all_with_path(opt_state, "count")
   return max(int(count) for _, count in found)
 
 
 def _muon(cfg: train.OptimizerConfig) -> optax.GradientTransformation:
-  """Orthogonalised Nesterov momentum of each layer's matrix, of one RMS.
+  """Orthogonalised Nesterov momentum of each layer's matrix, of equal RMS.
 
   Source: Jordan et al. 2024 (see _MUON_COEFFICIENTS), and MUON_RMS.
   """
@@ -130,11 +131,11 @@ def _muon(cfg: train.OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _sides(tree: Any) -> Any:
-  """Which dimensions are the rows of each matrix, and which its columns.
+  """Row and column dimensions of each matrix.
 
   Every matrix of a block reads from the residual stream or writes to it, so D
-  is one side of it and what is left the other: D x NH for YDNH, NH x D for
-  YNHD. Layers (Y) and experts (E) have a matrix each.
+  is one side of it and the remaining dimensions are the other: D x NH for YDNH,
+  NH x D for YNHD. Each layer (Y) and expert (E) has its own matrix.
   """
 
   def of(path, _):
@@ -151,7 +152,7 @@ def _sides(tree: Any) -> Any:
 
 
 def _rule_of(params):
-  """Which of the two rules of Muon is for a parameter."""
+  """Which of the two rules of Muon applies to a parameter."""
 
   def of(path, _):
     name = _name(path)
@@ -164,8 +165,8 @@ def _rule_of(params):
 def _is_matrix(params):
   """True for weights and embeddings, by name: w..., embed and unembed.
 
-  Stacked over layers, norms and biases have two dimensions and more, so the
-  number of dimensions does not tell.
+  Stacked over layers, norms and biases have two or more dimensions too, so the
+  number of dimensions does not distinguish them.
   """
 
   def of(path, _):

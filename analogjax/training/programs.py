@@ -1,6 +1,6 @@
-"""The steps as the stages run them and a plan compiles them: jitted, sharded.
+"""The jitted, sharded steps that the stages run and a plan compiles.
 
-Both have to be the same programs, so nobody else calls `jax.jit` on a step.
+Both must use the same programs, so nothing else calls `jax.jit` on a step.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from analogjax.training import losses, objective as objectives, optimizer, steps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-  """The step of a phase, and the state that goes through it."""
+  """The step of a phase, and the state that it updates."""
 
   cfg: decoder.DecoderConfig
   mesh: Mesh
@@ -29,7 +29,7 @@ class Training:
   alpha: optax.Schedule
   gram_weight: float = 0.0
   microbatches: int = 1
-  seed: int = 0  # Of the initial parameters.
+  seed: int = 0  # Seed of the initial parameters.
 
   def init(self) -> steps.TrainState:
     """The state before the first step."""
@@ -52,7 +52,7 @@ class Training:
     return jax.tree.map(lambda x: x.sharding, self.abstract)
 
   def start(self) -> steps.TrainState:
-    """The state before the first step, made where it belongs."""
+    """The state before the first step, created in its sharding."""
     return jax.jit(self.init, out_shardings=self.shardings)()
 
   @functools.cached_property
@@ -81,14 +81,11 @@ def make_training(
   seed: int,
   teacher_softcap: float | None,
 ) -> Training:
-  """Of a phase.
+  """The training of a phase.
 
   Args:
-    phase: its section.
-    cfg: of the student.
-    mesh: of the student.
-    seed: of its initial parameters.
-    teacher_softcap: of the logits of a teacher in the loop.
+    seed: of the initial parameters.
+    teacher_softcap: of the logits of a live teacher.
   """
   return Training(
     cfg=cfg,
@@ -109,7 +106,7 @@ def make_eval_step(
 ):
   """(params, batch) -> steps.EvalSums, of a student on held-out records.
 
-  Every phase is measured alike there, whatever it minimizes.
+  Every phase is evaluated alike, whatever it minimizes.
   """
   objective = losses.Objective(temperature=temperature, chunk=chunk)
   return jax.jit(

@@ -22,7 +22,7 @@ from analogjax.run.run import Run
 from analogjax.training import live_teacher, meter, optimizer, steps, watch
 from analogjax.workdir import ledger, metrics
 
-# How many rows of a skipped step are named.
+# Most rows of a skipped step that are named.
 _NAMED_ROWS = 4
 
 
@@ -38,7 +38,7 @@ class Dispatched(NamedTuple):
 class Reporter:
   """Reads each step one step late; writes metrics, log, warnings and ledger.
 
-  All processes call every method at the same point, and see the same.
+  All processes call every method at the same point, and get the same results.
   """
 
   def __init__(
@@ -54,9 +54,7 @@ class Reporter:
     """Starts the clocks of a loop that begins after step `start`.
 
     Args:
-      name: the phase.
-      run: the run of the phase.
-      start: number of steps that were done before.
+      start: number of steps done before.
       updates: how many of these changed the parameters.
       spent: the ledger; its clock began with the phase.
       teacher: the live teacher, if there is one.
@@ -137,7 +135,6 @@ class Reporter:
     Args:
       step: the step that was dispatched.
       values: its metrics.
-      batch: its batch.
       began: time.monotonic() when the host began to wait for its rows.
     """
     compiled = step == self._start + 1
@@ -177,7 +174,7 @@ class Reporter:
     for text in warnings:
       self.warn(f"step {step}: {text}")
     self._write(step, {f"train/{k}": v for k, v in values.items()})
-    # A record of its own, since it differs from run to run.
+    # A separate record, since it differs from run to run.
     self._write(step, {f"speed/{k}": v for k, v in speed.items()})
     self.spend(step)
 
@@ -205,15 +202,15 @@ class Reporter:
     return bool(self._all_finite(state.params))
 
   def warn(self, text: str) -> None:
-    """Warns once of what all processes see alike."""
+    """Warns once about something that all processes see alike."""
     if jax.process_index() == 0:
       progress.warn(f"{self._title}: {text}")
 
   def spend(self, step: int, *, begins: bool = False) -> None:
-    """Enters in the ledger what was spent since the last time.
+    """Enters in the ledger what was spent since the last entry.
 
     Args:
-      step: number of steps that are done.
+      step: number of completed steps.
       begins: whether the loop begins after this step.
     """
     if begins:
@@ -251,7 +248,7 @@ class Reporter:
     count = self._loss_watch.skipped_in_a_row
     where = f"{self._title}: {count} steps in a row were not finite"
     if self._good_step and not self.all_finite(state):
-      # Updates were finite when they were made: the memory was not.
+      # Updates were finite when they were made, so the memory is at fault.
       raise stopping.Stopped(
         f"{where}, and parameters hold NaN that no update brought: memory may"
         " be at fault. Nothing of it was saved"

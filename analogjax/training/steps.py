@@ -36,25 +36,21 @@ def train_step(
   """One optimizer update on one global batch.
 
   The stage jits this with `state` donated and its sharding pinned on the way
-  out, so XLA reduces the gradients of the layers: there is no collective to
-  read here. Metrics are device scalars; the loop fetches them one step late.
+  out, so XLA reduces the gradients of the layers; that is why no collective is
+  visible here. Metrics are device scalars; the loop fetches them one step late.
 
-  A step whose loss or gradient is not finite updates nothing but the count of
-  steps (metric `skipped`): parameters, moments and the optimizer's own count
-  stay as they were.
+  A step whose loss or gradient is not finite updates only the count of steps
+  (metric `skipped`): parameters, moments and the optimizer's own count stay as
+  they were.
 
   Args:
-    state: before the update.
-    batch: rows with labels and, without `teacher`, records; with cosines of
-      the teacher, the student's are compared.
-    teacher: in the loop, its hidden states of the same rows.
-    graphdef: of the student.
-    tx: the optimizer.
-    objective: the loss.
+    batch: rows with labels and, without `teacher`, records; if it has cosines
+      of the teacher, the student's are compared.
+    teacher: hidden states of a live teacher for the same rows.
     alpha: weight of the teacher by step.
     gram_weight: of the mean over rows and depths of `gram.loss`.
     microbatches: equal parts of the batch that go through the model one after
-      another; their activations are never there together.
+      another, so that only one part's activations are in memory.
   """
   weight = jnp.maximum(jnp.sum(batch.targets.weights_BL), 1.0)
   alpha_now = jnp.asarray(alpha(state.step), jnp.float32)
@@ -62,7 +58,7 @@ def train_step(
   if teacher is not None and batch.gram is not None:
     sample = batch.gram._replace(codes_BZP=teacher.gram_BZP)
     batch = batch._replace(gram=sample)
-  # Of the global batch too: a row counts alike whatever part it falls in.
+  # Also a mean over the global batch: a row has the same weight in any part.
   rows = 1.0
   if batch.gram is not None:
     rows = jnp.maximum(gram.num_rows(batch.gram), 1.0)
@@ -130,9 +126,9 @@ def train_step(
 
 
 def _split_rows(a, parts):
-  """[B, ...] -> [parts, B / parts, ...]; each device keeps the rows it has.
+  """[B, ...] -> [parts, B / parts, ...]; each device keeps its rows.
 
-  Part m is the rows m, m + parts, ...: consecutive rows would be one device's.
+  Part m has the rows m, m + parts, ...: consecutive rows would be one device's.
   """
   a = jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0)
   return sharding.pin(a, (None, sharding.ACTIVATION_AXES["B"]))
@@ -147,18 +143,15 @@ def finite_rows_step(
 ) -> jax.Array:
   """Which rows have finite hidden states and targets, bool [B].
 
-  To find what made a step not finite; all rows may be, and the gradient not.
+  Finds the cause of a step that is not finite. All rows may be finite while the
+  gradient is not.
 
-  Args:
-    params: of the student.
-    batch: of that step.
-    x_BLW: hidden states of a teacher in the loop.
-    graphdef: of the student.
+  `x_BLW` has the hidden states of a live teacher.
   """
   x_BLD, _ = teacher_step.hidden(params, batch, graphdef)
   targets, tail_BL = batch.targets, batch.targets.log_tail_BL
   if tail_BL is not None:
-    # A tail of no mass has the logarithm -inf, and is as it should be.
+    # The tail's logarithm is -inf where it has no mass, which is correct.
     tail_BL = jnp.where(jnp.isneginf(tail_BL), 0, tail_BL)
     targets = targets._replace(log_tail_BL=tail_BL)
   parts = jax.tree.leaves((x_BLD, x_BLW, targets))
@@ -175,7 +168,7 @@ class EvalSums(NamedTuple):
   """Sums over one batch; the caller adds batches and divides."""
 
   losses: losses.LossSums
-  gram: gram.Sums | None  # Where the batch has cosines of the teacher.
+  gram: gram.Sums | None  # Set if the batch has cosines of the teacher.
 
 
 def eval_step(
@@ -185,7 +178,7 @@ def eval_step(
   graphdef: nnx.GraphDef,
   objective: losses.Objective,
 ) -> EvalSums:
-  """How far a student is from the labels and from what the teacher said."""
+  """Losses of a student against the labels and the teacher's records."""
   x_BLD, head_VD, states_ZBMD = teacher_step.states(params, batch, graphdef)
   _, sums = losses.distillation_loss(
     x_BLD, head_VD, batch.targets, 0.0, objective

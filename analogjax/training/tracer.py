@@ -8,15 +8,15 @@ from analogjax.cli import progress
 
 
 class Tracer:
-  """Traces the steps that were asked for; each process has files of its own."""
+  """Traces the wanted steps; each process has its own files."""
 
   def __init__(self, folder: Path, wanted: range | None):
-    """Traces steps of `wanted` into `folder`, as far as they come."""
+    """Traces those steps of `wanted` that are run, into `folder`."""
     self._folder, self._wanted = folder, wanted or range(0)
     self._is_on = False
 
   def before(self, step: int) -> None:
-    """A step is about to be dispatched."""
+    """Called when a step is about to be dispatched."""
     if step in self._wanted and not self._is_on:
       jax.profiler.start_trace(self._folder)
       self._is_on = True
@@ -27,7 +27,7 @@ class Tracer:
       self.close()
 
   def close(self) -> None:
-    """Writes what was traced."""
+    """Writes the trace."""
     if self._is_on:
       jax.profiler.stop_trace()
       self._is_on = False

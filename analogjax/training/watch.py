@@ -10,7 +10,7 @@ import numpy as np
 from analogjax.config import train
 
 _WINDOW = 128  # Steps that a loss is compared with.
-_LEAST = 32  # Of these have to be there.
+_LEAST = 32  # At least this many of them must exist.
 # Steps over which a host has to be slow to be reported.
 _BUSY_STEPS = 10
 _SIGMA = 1.4826  # Standard deviations of a normal distribution in one MAD.
@@ -67,7 +67,7 @@ class LossWatch:
 
 
 class HostWatch:
-  """Follows how long the host of each process is busy before each step."""
+  """Tracks how long the host of each process is busy before each step."""
 
   def __init__(self, num_processes: int):
     self._busy_P, self._steps = np.zeros(num_processes), 0
@@ -79,12 +79,10 @@ class HostWatch:
     self._steps += 1
 
   def read(self, step_seconds: float) -> tuple[float | None, list[str]]:
-    """Mean seconds of the busiest host, and warnings of newly slow ones.
+    """Mean seconds of the busiest host, and warnings about newly slow ones.
 
-    None and no warnings after too few steps.
-
-    Args:
-      step_seconds: mean duration of a step.
+    Returns None and no warnings if there were too few steps. `step_seconds` is
+    the mean duration of a step.
     """
     if self._steps < _BUSY_STEPS:
       return None, []
@@ -104,13 +102,13 @@ class HostWatch:
 def slow_hosts(busy_P: Sequence[float], step_seconds: float) -> list[int]:
   """Numbers of the processes that the others wait for.
 
-  A synchronous step takes the same time everywhere; what differs is how long a
-  process was busy before it could take part. A process is slow if the median
-  other process waits a quarter of the step for it.
+  A synchronous step takes the same time everywhere; processes differ in how
+  long they were busy before they could take part. A process is slow if the
+  median other process waits a quarter of the step for it.
 
   Args:
-    busy_P: seconds of a step that each host was busy, waiting for data
-      included, waiting for devices not.
+    busy_P: seconds of a step that each host was busy. Waiting for data counts,
+      waiting for devices does not.
     step_seconds: mean duration of a step.
   """
   slow = []

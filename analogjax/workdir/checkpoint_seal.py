@@ -1,4 +1,4 @@
-"""What shows that a checkpoint is what was written: digests and checksums."""
+"""Digests and checksums that prove that a checkpoint is unchanged."""
 
 from collections.abc import Iterable, Mapping
 import hashlib
@@ -17,7 +17,7 @@ def seal(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unseal(facts: Mapping[str, Any]) -> dict[str, Any]:
-  """The facts again; ValueError if they are not what was sealed."""
+  """The facts without the digest; ValueError if they were changed."""
   facts = dict(facts)
   if facts.pop("sha256", None) != _digest(facts):
     raise ValueError("its facts are missing, or not what was written")
@@ -32,7 +32,7 @@ def _digest(facts: Mapping[str, Any]) -> str:
 def checksums(state: Any) -> dict[str, int]:
   """Path -> sum of the words of an array, modulo 2**32.
 
-  The same on every mesh; a change of one word, or of one bit, changes it.
+  The sums are the same on every mesh, and change with any word or bit.
   """
   leaves = jax.tree_util.tree_leaves_with_path(state)
   names = (

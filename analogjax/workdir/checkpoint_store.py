@@ -1,14 +1,14 @@
-"""Where checkpoints lie: a folder, or a bucket with a folder for staging.
+"""Storage of checkpoints: a folder, or a bucket with a folder for staging.
 
-orbax writes files, and nothing but files: its own path to s3:// ends in "path
-should be absolute". So a checkpoint for a bucket is written to a local folder
-first, then uploaded through TensorStore, which retries what a store answers
-with "try again". Under <step>/ a bucket holds
+orbax writes only to files: its own path to s3:// ends in "path should be
+absolute". So a checkpoint for a bucket is first written to a local folder, then
+uploaded through TensorStore, which retries when a store answers "try again".
+Under <step>/ a bucket holds
 
     <file>.<part>    parts of PART_BYTES of each file, counted in five digits
     commit.json      written last: the facts; bytes and SHA-256 of each file
 
-A step without commit.json is none.
+A step without commit.json does not count as saved.
 """
 
 import collections
@@ -32,14 +32,14 @@ _VERSION = 1
 
 
 class Home(Protocol):
-  """What `checkpoint.py` needs of a place. A step is whole, or not there."""
+  """The interface of a place for checkpoints. A step is whole or absent."""
 
   def local(self, step: int) -> Path:
     """Where orbax writes a step."""
     ...
 
   def publish(self, step: int, facts: dict[str, Any]) -> None:
-    """Makes a step that orbax wrote one of `steps`."""
+    """Adds a step that orbax wrote to `steps`."""
     ...
 
   def steps(self) -> list[int]: ...
@@ -47,19 +47,19 @@ class Home(Protocol):
   def facts(self, step: int) -> dict[str, Any]: ...
 
   def fetch(self, step: int) -> None:
-    """Brings a step to where orbax can read it, which is `fetched`."""
+    """Brings a step to `fetched`, where orbax can read it."""
     ...
 
   def fetched(self, step: int) -> Path: ...
 
   def release(self, step: int) -> None:
-    """The end of `fetch`."""
+    """Ends a `fetch`."""
     ...
 
   def remove(self, step: int) -> None: ...
 
   def set_aside(self, step: int) -> str:
-    """Takes a damaged step out of `steps`; says where to."""
+    """Takes a damaged step out of `steps`; returns its new place."""
     ...
 
   @property
@@ -72,7 +72,7 @@ class Home(Protocol):
     ...
 
   def clean(self, step: int | None = None) -> None:
-    """Removes what a save left behind that was killed or failed."""
+    """Removes what a killed or failed save left behind."""
     ...
 
 
@@ -123,7 +123,7 @@ class _Folder:
     pass
 
   def remove(self, step: int) -> None:
-    # Killed half-way, it must not look like a damaged step.
+    # If killed half-way, it must not look like a damaged step.
     doomed = self.path / f"{step}.removed"
     self.local(step).rename(doomed)
     shutil.rmtree(doomed)
@@ -164,9 +164,9 @@ class _Bucket:
     return self.staging / "fetched" / str(step)
 
   def publish(self, step: int, facts: dict[str, Any]) -> None:
-    # TensorStore writes to a bucket that is not there for ever.
+    # TensorStore retries a write to a missing bucket forever.
     store.check(self.place)
-    # What a killed upload left.
+    # Left by a killed upload.
     self.remove(step)
     folder, files = self.local(step), {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -235,7 +235,7 @@ class _Bucket:
     shutil.rmtree(self.fetched(step), ignore_errors=True)
 
   def remove(self, step: int) -> None:
-    # First, so that it is never there in part.
+    # First, so that a step is never partly there.
     self._delete(_only(f"{step}/{_COMMIT}"))
     self._delete(ts.KvStore.KeyRange(f"{step}/", f"{step}0"))  # / is before 0.
 

@@ -1,9 +1,9 @@
 """Checkpoints: orbax v1, asynchronous, each with the data position.
 
-orbax writes and reads one step at a time. Which steps there are, which are
-kept, and what a failure or damage means is decided here, and by all processes
-alike: its manager keeps a failed step in its list, and waits for processes
-that will not come.
+orbax writes and reads one step at a time. Which steps exist, which are kept,
+and what a failure or damage means is decided here, alike on all processes:
+orbax's manager keeps a failed step in its list, and waits for processes that
+will not come.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,18 +26,18 @@ _log = logging.getLogger(__name__)
 # Out of memory, on the host or on a device; a store that does not answer.
 _NOT_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError, store.StoreError)
 
-# After which a save has failed. It is also how long the others wait for a
+# Timeout after which a save has failed. The others also wait this long for a
 # process whose disk refused.
 _SAVE_SECONDS = 1200
 
-# How TensorStore's ValueErrors begin, for what a disk or a server did.
+# How TensorStore's ValueErrors begin if a disk or a server failed.
 _DISK = re.compile(
   r"(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL"
   r"|NOT_FOUND|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|UNKNOWN): "
   r"|.*\[os_error_code=",
   re.S,
 )
-# How jax's errors begin, for a process that does not come to a barrier.
+# How jax's errors begin if a process does not reach a barrier.
 _BARRIER = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|UNAVAILABLE): ")
 
 
@@ -46,7 +46,7 @@ class CheckpointError(ValueError):
 
 
 class SaveError(OSError):
-  """The last checkpoint of a phase is not there."""
+  """The last checkpoint of a phase was not saved."""
 
 
 class _Save(NamedTuple):
@@ -55,13 +55,13 @@ class _Save(NamedTuple):
   step: int
   score: float
   doomed: list[int]  # Steps that it makes superfluous.
-  result: futures.Future  # Of None, or what the disk or the store raised.
+  result: futures.Future  # Result: None or the exception.
 
 
 class Checkpoints:
   """The checkpoints of one phase, in one place, by step.
 
-  Every process calls every method but `close`.
+  Every process calls every method except `close`.
 
   Attributes:
     failed_saves: saves of this object that a disk or a store refused.
@@ -79,16 +79,17 @@ class Checkpoints:
 
     Args:
       place: a folder, or a place in a bucket.
-      keep: the newest that stay. None: all; for readers, removes nothing.
-      keep_best: those of the lowest scores that stay besides.
-      staging: where checkpoints of a bucket lie on their way, for this object
-        alone; on a file system that every process sees.
+      keep: how many of the newest are kept. None: all; for readers, removes
+        nothing.
+      keep_best: how many of those with the lowest scores are kept in addition.
+      staging: folder for the transfer to and from a bucket, used by this object
+        only; on a file system that every process sees.
     """
     self._home = checkpoint_store.open_home(place, staging)
     self._keep, self._keep_best = keep, keep_best
     if keep is not None:
       processes.all_or_none(_on_process_0(self._home.clean))
-    # Steps that are whole, and their scores; NaN: none.
+    # Whole steps and their scores; NaN: none.
     self._scores: dict[int, float] = self._find()
     # One thread: no two saves at a time.
     self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
@@ -97,13 +98,13 @@ class Checkpoints:
     self.failed_saves = 0
 
   def _find(self) -> dict[int, float]:
-    """What process 0 sees, on every process."""
+    """The steps that process 0 sees, on every process."""
 
     def score(step):
       try:
         return self._facts(step)["score"]
       except CheckpointError:
-        return None  # `restore_latest` says so.
+        return None  # `restore_latest` reports it.
 
     def find():
       return [(step, score(step)) for step in self._home.steps()]
@@ -125,9 +126,9 @@ class Checkpoints:
   ) -> None:
     """Starts saving; returns once the arrays are copied off the device.
 
-    A step that is there already is not saved again. Where the disk or the store
-    refuses, now or later, a warning says so, the training goes on, and the next
-    save tries again.
+    A step that exists already is not saved again. If the disk or the store
+    refuses, now or later, a warning says so, the training continues, and the
+    next save tries again.
 
     Args:
       step: updates that `state` has seen.
@@ -140,17 +141,18 @@ class Checkpoints:
       return
     if score is not None and not math.isfinite(score):
       score = None
-    # Stored values carry no checksum of their own: a flipped bit would load.
+    # Stored values have no checksum of their own: a flipped bit would load.
     facts = checkpoint_seal.seal(
       {"about": about, "score": score, "sums": checkpoint_seal.checksums(state)}
     )
-    # As it comes back from process 0: every process has to see the same order.
+    # As it comes back from process 0, because every process must see the same
+    # order.
     rank = math.nan if score is None else float(np.float32(score))
     kept = _kept({**self._scores, step: rank}, self._keep, self._keep_best)
     doomed = [s for s in self._scores if s not in kept]
     context = ocp.Context()
-    # In the background, a folder that cannot be made is noticed by the writers
-    # after five minutes.
+    # In the background, writers would notice only after five minutes that a
+    # folder cannot be made.
     context.asynchronous.create_directories_asynchronously = False
     context.asynchronous.timeout_secs = _SAVE_SECONDS
     try:
@@ -199,12 +201,12 @@ class Checkpoints:
     return error
 
   def _settle(self) -> None:
-    """Waits for the save that is running."""
+    """Waits for the current save."""
     if self._running is None:
       return
     (step, score, doomed, result), self._running = self._running, None
     error = processes.all_or_none(result.result)
-    # Process 0 completes a step, after every other one has written its part.
+    # Process 0 completes a step after every other process has written its part.
     if processes.all_gather([error is None])[0, 0]:
       self._failure = None
       self._scores[step] = score
@@ -220,7 +222,7 @@ class Checkpoints:
       self._home.clean(step)
 
   def finish(self) -> None:
-    """Waits for the save that is running, the last one of a phase.
+    """Waits for the current save, the last one of a phase.
 
     Raises:
       SaveError: it failed.
@@ -236,7 +238,7 @@ class Checkpoints:
       )
 
   def close(self) -> None:
-    """Waits for what is running in this process; `finish` says how it went."""
+    """Waits for this process's current work; `finish` reports its result."""
     if self._running is not None:
       self._running.result.result()
     self._thread.shutdown()
@@ -246,7 +248,7 @@ class Checkpoints:
     return sorted(self._scores)
 
   def best(self) -> int | None:
-    """The step with the lowest score, the newest of those."""
+    """The step with the lowest score, the newest of equals."""
     return next(iter(_by_score(self._scores)), None)
 
   def about(self, step: int) -> dict[str, Any]:
@@ -259,18 +261,18 @@ class Checkpoints:
     )
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
-    """The state of a step, on the mesh of `shardings`, whatever it was on."""
+    """The state of a step, on the mesh of `shardings`, whichever wrote it."""
     return self._load(step, _targets(abstract, shardings))
 
   def restore_params(self, step: int, abstract: Any, shardings: Any) -> Any:
-    """The parameters of a step alone; the optimizer's moments stay on disk."""
+    """The parameters of a step; the optimizer's moments stay on disk."""
     target = {"params": _targets(abstract, shardings)}
     return self._load(step, target, partial=True)["params"]
 
   def _load(self, step: int, target: Any, *, partial: bool = False) -> Any:
     context = ocp.Context()
     context.pytree.loading.partial_load = partial
-    # No barriers: a process that finds damage would not come to them.
+    # No barriers: a process that finds damage would not reach them.
     context.multiprocessing.primary_host = jax.process_index()
     context.multiprocessing.active_processes = {jax.process_index()}
 
@@ -296,12 +298,12 @@ class Checkpoints:
       return call()
     except (*_NOT_DAMAGE, CheckpointError):
       raise
-    # orbax, TensorStore and zstd raise what they like on damaged bytes.
+    # orbax, TensorStore and zstd raise any kind of exception on damaged bytes.
     except Exception as error:
       raise self._damaged(step, error) from error
 
   def _together(self, step: int, call: Callable[[], Any]) -> Any:
-    """call() on every process; what one of them finds damaged is damaged."""
+    """Runs call() on every process; damage found by one counts for all."""
 
     def attempt():
       try:
@@ -326,8 +328,8 @@ class Checkpoints:
   ) -> tuple[int, Any, dict[str, Any]] | None:
     """The newest step that can be read: (step, state, about), or None.
 
-    A damaged one is passed over with a warning and set aside, so that the loop
-    can save that step again.
+    A damaged one is skipped with a warning and set aside, so that the loop can
+    save that step again.
 
     Args:
       abstract: shapes and dtypes of the state.
@@ -359,7 +361,7 @@ class Checkpoints:
     return None
 
   def _set_aside(self, step: int, error: CheckpointError) -> None:
-    """Moves a step out of the way, not deleted: the disk may be at fault."""
+    """Moves a damaged step away. Not deleted: the disk may be at fault."""
     aside = processes.all_or_none(
       _on_process_0(lambda: self._home.set_aside(step))
     )
@@ -384,7 +386,7 @@ def _on_process_0(call: Callable[[], Any]) -> Callable[[], Any]:
 def _kept(
   scores: Mapping[int, float], keep: int | None, keep_best: int
 ) -> set[int]:
-  """The newest `keep` steps, all for None, and the best that have a score."""
+  """The newest `keep` steps (None: all), and the best that have a score."""
   newest = sorted(scores)[-keep:] if keep else scores
   return {*newest, *_by_score(scores)[:keep_best]}
 
@@ -405,7 +407,7 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-  # What orbax says first is that no reader it has would do.
+  # orbax's first sentence says that no reader it has would work.
   while inner := error.__cause__ or error.__context__:
     error = inner
   lines = store.reason(error).splitlines() or [type(error).__name__]

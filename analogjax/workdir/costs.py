@@ -49,12 +49,12 @@ _LINES = {
   TUNING_STAGE: TUNING,
 }
 
-# Whatever their entries say: what is not sure to be without the teacher.
+# Whatever their entries say: stages that may have involved the teacher.
 _OF_TEACHER = (
   *(TEACHER, MEASUREMENT, SAFETY),
   OTHERS,
 )
-# Lines that have stages only where there are entries of them.
+# Lines that have stages only if there are entries of them.
 _SOMETIMES = (
   *(TUNING, EXPORT, OTHERS),
   COMPARED,
@@ -153,7 +153,7 @@ class StoredCache:
   """The logit cache in its store."""
 
   bytes: float
-  reads: float  # Requests, in all.
+  reads: float  # Total requests.
   writes: float
 
 
@@ -327,8 +327,8 @@ def _row(
     "stages": stages,
     **figures,
     "is_paper_s": step in PAPER_S,
-    # The student's part of a stage with a teacher in the loop, too: a part by
-    # FLOPs tells the whole.
+    # Also the student's part of a stage with a live teacher: a part by FLOPs
+    # reveals the whole.
     "of_teacher": step in _OF_TEACHER or found.teacher_ran,
     "note": "; ".join(notes),
   }
@@ -387,5 +387,5 @@ def _missing(
 
 
 def rounded(value: float) -> float:
-  # Six digits: to the dollar up to a million, and no noise of sums.
+  # Six digits: to the dollar up to a million, without noise of sums.
   return float(f"{value:.6g}")

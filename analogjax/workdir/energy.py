@@ -1,9 +1,9 @@
-"""Energy of this machine, metered by codecarbon where it is installed.
+"""Energy of this machine, metered by codecarbon if it is installed.
 
 codecarbon reads the counters of NVIDIA's and AMD's GPUs and of Intel's CPUs
-where it may, and estimates the rest, all of it where there are none; it knows
-no TPU. It is the extra `energy`. Without it a release estimates energy from
-device-hours (release/costs.py).
+where it may, and estimates the rest; it does not know TPUs. It is the extra
+`energy`. Without it a release estimates energy from device-hours
+(release/costs.py).
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ import jax
 
 from analogjax.cli import progress
 
-# Of emissions, which are not used; codecarbon wants a country all the same.
+# For emissions, which are not used; codecarbon requires a country.
 _COUNTRY = "USA"
 
 
 @functools.cache
 def open_meter() -> Callable[[], float] | None:
-  """A function that says how many kWh went since the first call of this one.
+  """Returns a function that gives the kWh used since its first call.
 
-  None where codecarbon is not installed, or where this process is one of
+  Returns None if codecarbon is not installed, or if this process is one of
   several: it would count one host of many.
   """
   if jax.process_count() > 1:
@@ -31,7 +31,7 @@ def open_meter() -> Callable[[], float] | None:
     import codecarbon  # pyright: ignore[reportMissingImports]
   except ImportError:
     return None
-  # It says much, on standard error, and something before it reads `log_level`.
+  # It logs much to standard error, some of it before it reads `log_level`.
   logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
   tracker = codecarbon.OfflineEmissionsTracker(
     country_iso_code=_COUNTRY,
@@ -42,7 +42,7 @@ def open_meter() -> Callable[[], float] | None:
   try:
     return _Meter(tracker).read
   except AttributeError:
-    # Its constructor swallows what goes wrong in it.
+    # Its constructor swallows exceptions.
     progress.warn("energy: codecarbon does not start; energy is estimated.")
     return None
 

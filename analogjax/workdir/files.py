@@ -1,4 +1,4 @@
-"""JSON and other files of a run, written as a whole; their digests."""
+"""JSON and other files of a run, written atomically; their digests."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-  """SHA-256 of a file, hexadecimal; ValueError where there is none."""
+  """SHA-256 of a file, hexadecimal; ValueError if it does not exist."""
   return hash_file(path).hexdigest()
 
 
@@ -31,7 +31,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-  """Makes a folder of files durable, to be renamed into its place."""
+  """Makes the files of a folder durable before the folder is renamed."""
   for path in folder.iterdir():
     fsync(path)
   fsync(folder)

@@ -1,4 +1,4 @@
-"""JSON documents of a named format and version: checking and reading."""
+"""Checks and reads JSON documents of a named format and version."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -15,13 +15,13 @@ import jsonschema.exceptions
 class Kind:
   """A kind of document, defined by a JSON schema in a file."""
 
-  format: str  # What `format` has to be.
-  version: int  # What `format_version` has to be.
+  format: str  # Expected value of `format`.
+  version: int  # Expected value of `format_version`.
   schema: Path
   command: str  # The analogjax command that writes it, for messages.
 
   def problem(self, value: Any) -> str:
-    """Where a document breaks the schema, and how; "" if it does not."""
+    """Where and how a document breaks the schema; "" if it does not."""
     try:
       json.dumps(value, allow_nan=False)
     except ValueError as error:
@@ -33,7 +33,7 @@ class Kind:
   def read(
     self, path: Path, problem: Callable[[Any], str] | None = None
   ) -> dict[str, Any]:
-    """A document from a file; `problem` checks more than the schema.
+    """Reads a document; `problem` checks more than the schema.
 
     Raises:
       ValueError: the file is missing, damaged, or of another version.
@@ -60,12 +60,11 @@ def read(
   problem: Callable[[Any], str],
   command: str,
 ) -> dict[str, Any]:
-  """A document from a file.
+  """Reads a document.
 
   Args:
-    path: the file.
-    format: what its `format` has to be.
-    version: what its `format_version` has to be.
+    format: expected value of `format`.
+    version: expected value of `format_version`.
     problem: describes what is wrong with a value; "" if nothing is.
     command: the analogjax command that writes it, for messages.
 

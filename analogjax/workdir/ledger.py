@@ -1,4 +1,4 @@
-"""The ledger: what a run has spent, append-only, across restarts."""
+"""The ledger: costs of a run, append-only, across restarts."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -25,9 +25,9 @@ ACTIVITIES = (
 
 
 class Ledger:
-  """Appends what was spent since the last entry; killed runs lose little.
+  """Appends the costs since the last entry; killed runs lose little.
 
-  An entry has `kwh` of this machine where energy.py can meter it.
+  An entry has `kwh` of this machine if energy.py can meter it.
   """
 
   def __init__(self, workdir: Path, stage: str):
@@ -49,17 +49,17 @@ class Ledger:
     activities: Mapping[str, float] | None = None,
     begins: bool = False,
   ) -> None:
-    """Adds an entry for the time since the one before.
+    """Adds an entry for the time since the previous one.
 
     Args:
       tokens: positions that went through a model.
       flops: floating-point operations by the formulas of models/sizes.py.
-      teacher_flops: of these, what the teacher took.
+      teacher_flops: the teacher's part of these.
       bytes: written to disk.
-      step: of a training phase, how many updates were done by now.
-      activities: seconds of this time by what went on, as `Meter.spent` has
-        them; the rest is "other".
-      begins: a run begins, or goes on, after this `step`.
+      step: of a training phase, the number of updates done.
+      activities: seconds of this time by activity, as in `Meter.spent`; the
+        rest is "other".
+      begins: a run begins or continues after this `step`.
     """
     now = time.monotonic()
     seconds = now - self._since
@@ -86,7 +86,7 @@ class Ledger:
     if activities is not None:
       rounded = {what: round(s, 4) for what, s in activities.items()}
       entry["activities"] = rounded
-    # A line that a kill cut short must not swallow the next one.
+    # A line cut short by a kill must not swallow the next one.
     with open(self._path, "ab+") as file:
       if file.tell():
         file.seek(-1, os.SEEK_END)
@@ -96,7 +96,7 @@ class Ledger:
 
 
 def totals(workdir: Path) -> dict[str, dict[str, float]]:
-  """What each stage has spent in all, by the fields of `append`."""
+  """Totals of each stage, by the fields of `append`."""
   sums: dict[str, Any] = defaultdict(lambda: defaultdict(float))
   for entry in entries(workdir):
     for field in _SUMMED:
@@ -109,10 +109,10 @@ def goodput(workdir: Path) -> dict[str, dict[str, float]]:
 
   Returns:
     By phase ("train/distill"): `productive`, in steps whose result counts;
-    `lost`, in steps that a restart did again; `data`, `compile`, `eval` and
-    `checkpoint`, while the loop waited for them; `start`, before the first
-    step of each run; `down`, from the last entry of a run to the start of the
-    next, which is not in the sum of seconds; `other`.
+      `lost`, in steps that a restart repeated; `data`, `compile`, `eval` and
+      `checkpoint`, while the loop waited for them; `start`, before the first
+      step of each run; `down`, from the last entry of a run to the start of the
+      next, which is not in the sum of seconds; `other`.
   """
   phases = defaultdict(list)
   for entry in entries(workdir):
@@ -149,8 +149,8 @@ def _goodput(entries: list[dict[str, Any]]) -> dict[str, float]:
       counted.append((min(first, step), step, productive))
     for what, seconds in activities.items():
       sums[what] += seconds
-    # Below zero where a step's end is booked one entry late: no entry by itself
-    # is exact, their sum is.
+    # Below zero if a step's end is booked one entry late: single entries are
+    # not exact, their sum is.
     sums["other"] += entry["seconds"] - productive - sum(activities.values())
     before = entry
   sums["other"] = max(sums["other"], 0.0)
@@ -159,7 +159,7 @@ def _goodput(entries: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def entries(workdir: Path) -> Iterator[dict[str, Any]]:
-  """What `append` wrote, in order, of all runs; none where there is no file."""
+  """Yields what `append` wrote, in order, of all runs; none without a file."""
   path = workdir / FILE
   if not path.exists():
     return

@@ -12,23 +12,23 @@ import time
 
 FILE = "run.lock"
 
-# File systems that have no locks say so.
+# Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def hold(workdir: Path, command: str) -> Iterator[bool]:
-  """Keeps others out of a workdir; yields False where there are no locks.
+  """Keeps others out of a workdir; yields False if there are no locks.
 
-  The lock is the system's (flock), so a process that is killed lets go of it.
-  What stands in the file is who holds it, for the message of the next one.
+  The lock is the system's (flock), so a killed process releases it. The file
+  names the holder, for the message of the next process.
 
   Args:
-    workdir: made if it is not there.
-    command: that holds it, for people.
+    workdir: created if it does not exist.
+    command: the holder, for messages.
 
   Raises:
-    ValueError: another process holds it; says which one.
+    ValueError: another process holds it; names that process.
   """
   if workdir.exists() and not workdir.is_dir():
     code = errno.ENOTDIR

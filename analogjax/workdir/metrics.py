@@ -34,12 +34,9 @@ def open_writers(
 
   Records of later steps come from a run that was killed after its last
   checkpoint. These steps are done again, so their records are dropped. With
-  first_step 0 all are: the evaluation before the first step too.
+  first_step 0 all are dropped, including the evaluation before the first step.
 
-  Args:
-    folder: the folder of the phase.
-    first_step: steps that were done before.
-    wandb: project of Weights & Biases; "": none.
+  `wandb` is a project of Weights & Biases; "": none.
   """
   folder.mkdir(parents=True, exist_ok=True)
   writers: list[Writer] = []
@@ -71,7 +68,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-  """Appends a line for each call; not finite values become null."""
+  """Appends a line for each call; values that are not finite become null."""
 
   def __init__(self, path: Path, first_step: int):
     kept = [r for r in _records(path) if 0 < first_step >= r["step"]]
@@ -140,8 +137,8 @@ class WeightsAndBiases:
       resume="allow",
       dir=str(folder),
     )
-    # wandb drops a step that is below the last one it saw; an own axis does
-    # not, so that steps which a restart does again are written again.
+    # wandb drops a step that is below the last one it saw. With a custom axis
+    # it does not, so steps that a restart repeats are written again.
     self._run.define_metric("step")
     self._run.define_metric("*", step_metric="step")
     kept.write_text(self._run.id, "utf-8")

@@ -1,8 +1,8 @@
-"""Where a cache lies: local files, s3:// and gs://, by one code path.
+"""Storage of caches: local files, s3:// and gs://, by one code path.
 
-A place is a URL, and for an S3 that is not Amazon's the address of its server.
-Everything is read and written through TensorStore, which retries what an object
-store answers with "try again" and commits an object as a whole or not at all.
+A place is a URL and, for an S3 other than Amazon's, the address of its server.
+Everything is read and written through TensorStore, which retries when an object
+store answers "try again" and commits an object as a whole or not at all.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import tensorstore as ts
 
 from analogjax.config import fields
 
-# What TensorStore raises for a disk or a server that refuses, or bad bytes.
+# Raised by TensorStore if a disk or a server refuses, or for bad bytes.
 ERRORS = (ValueError, OSError)
 
 _DRIVERS = {"s3": "s3", "gs": "gcs"}
@@ -34,7 +34,7 @@ class Place:
   """A folder of a file system or a prefix of a bucket."""
 
   url: str  # file:///absolute/path, s3://bucket/prefix or gs://bucket/prefix.
-  s3_endpoint: str = ""  # Of a server that speaks S3; "": Amazon's.
+  s3_endpoint: str = ""  # Server that speaks S3; "": Amazon's.
 
   def __str__(self) -> str:
     return self.url
@@ -73,13 +73,12 @@ def place(
   """The place that a path or URL names.
 
   Args:
-    location: a path or URL.
     s3_endpoint: of a server that speaks S3; "": Amazon's.
-    section: of the config, whose `location` and `s3_endpoint` these are.
+    section: the config section of `location` and `s3_endpoint`, for messages.
 
   Raises:
-    StoreError: a scheme that is not known, no bucket, or an endpoint without
-      s3://.
+    StoreError: the scheme is unknown, there is no bucket, or an endpoint
+      without s3://.
   """
   text = str(location)
   try:
@@ -93,7 +92,7 @@ def place(
 
 @functools.cache
 def context() -> ts.Context:
-  """Shared by all arrays: a cache for the indexes of sharded objects.
+  """The context shared by all arrays: a cache for indexes of sharded objects.
 
   Reading one row takes the object's index and the row's bytes. Without the
   cache every read would fetch the index anew.
@@ -107,11 +106,11 @@ def open_array(
   """Opens the Zarr array `name` at this place, or makes it.
 
   Raises:
-    StoreError: it is not there, damaged, or the store refuses.
+    StoreError: it is missing or damaged, or the store refuses.
   """
   spec = {"driver": "zarr3", "kvstore": where.kvstore(f"{name}/"), **spec}
   try:
-    # A creation that was killed leaves some arrays behind; they are the same.
+    # A killed creation leaves some arrays behind; they are the same.
     return ts.open(spec, open=True, create=create, context=context()).result()
   except ERRORS as error:
     raise StoreError(
@@ -121,7 +120,7 @@ def open_array(
 
 
 def read_json(where: Place, key: str) -> Any | None:
-  """A JSON document, or None where there is none.
+  """Reads a JSON document; None if it does not exist.
 
   Raises:
     StoreError: it is not JSON, or the store refuses.
@@ -139,13 +138,13 @@ def read_json(where: Place, key: str) -> Any | None:
 
 
 def check(where: Place) -> None:
-  """Refuses a bucket of S3 that is not there.
+  """Refuses an S3 bucket that does not exist.
 
-  To TensorStore it is a missing key, and a write to it one that another writer
-  was faster with, which it tries again for ever.
+  TensorStore takes it for a missing key, and a write to it for one that another
+  writer won, which it retries forever.
 
   Raises:
-    StoreError: it is not there, or the store refuses.
+    StoreError: the bucket does not exist, or the store refuses.
   """
   if not where.url.startswith("s3://"):
     return
@@ -155,16 +154,15 @@ def check(where: Place) -> None:
 
 
 def write_json(where: Place, key: str, value: Any) -> None:
-  """Writes a JSON document whole."""
+  """Writes a JSON document atomically."""
   data = json.dumps(value, indent=1, allow_nan=False).encode()
   where.open().write(key, data).result()
 
 
 def object_bytes(where: Place, keys: list[str], chunks: int) -> int:
-  """Bytes of sharded objects, from their indexes alone; 0 where missing.
+  """Bytes of sharded objects, from their indexes alone; 0 if missing.
 
   Args:
-    where: of the cache.
     keys: of the objects, e.g. "ids/c/0/0/0".
     chunks: inner chunks of one object.
   """
@@ -195,14 +193,14 @@ def bytes_written() -> int:
 
 
 def reason(error: BaseException) -> str:
-  """What happened, for a person."""
-  # TensorStore appends the spec as JSON, and the source lines it came through.
+  """A readable reason of an error."""
+  # TensorStore appends the spec as JSON, and its own source lines.
   text = str(error).split(" [tensorstore_spec", 1)[0]
   return re.sub(r" \[source locations=.*", "", text, flags=re.S).rstrip(".")
 
 
 def translated(call: Callable[[], Any], what: str) -> Any:
-  """call(), with what the store raises turned into a StoreError."""
+  """Returns call(); turns the store's exceptions into a StoreError."""
   try:
     return call()
   except ERRORS as error:

@@ -3,7 +3,7 @@
 codecarbon reads the counters of NVIDIA's and AMD's GPUs and of Intel's CPUs
 where it may, and estimates the rest; it does not know TPUs. It is the extra
 `energy`. Without it a release estimates energy from device-hours
-(release/costs.py).
+(workdir/costs.py).
 """
 
 from collections.abc import Callable

@@ -112,12 +112,12 @@ def compile_step(cfg, length, mesh, sampler):
     return jax.jit(step).lower(params, batch, keys_B2).compile()
 
 
-def check_memory(mesh, sampler):
+def check_memory(mesh, sampler, short=64, long=128):
   """No [B, L, V] exists: another position adds far less than V floats.
 
   Returns the temporaries of a step in units of one chunk's logits.
   """
-  size, short, long = 16_384, 64, 128
+  size = 16_384
   cfg = dataclasses.replace(CFG, V=size)
   bytes_of = {
     length: compile_step(cfg, length, mesh, sampler)
@@ -155,7 +155,8 @@ def test_a_step_compiles_for_a_tpu(sampler):
   needs_libtpu()
   topology = topologies.get_topology_desc("v5e:4x4", "tpu")
   mesh = sharding.make_mesh(dict(data=8, tensor=2), list(topology.devices))
-  check_memory(mesh, sampler)
+  # Of short rows libtpu 0.0.42 takes other programs than of longer ones.
+  check_memory(mesh, sampler, short=128, long=256)
 
 
 def test_one_logit_that_is_nan_is_noticed_at_every_position():

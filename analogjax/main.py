@@ -17,7 +17,9 @@ Environment (read here only):
 from collections.abc import Sequence
 import contextlib
 import errno
+import glob
 import importlib
+import importlib.util
 import os
 from pathlib import Path
 import select
@@ -186,6 +188,7 @@ def _run_stages(args: Arguments, stack: contextlib.ExitStack) -> int:
   from analogjax.config import loading
   from analogjax.distributed import processes
 
+  _leave_libtpu_alone()
   workdir = args.workdir
   if args.config is None:
     assert workdir is not None
@@ -270,6 +273,21 @@ def _lock(workdir: Path, command: str, stack: contextlib.ExitStack) -> None:
       progress.warn(f"{workdir}: no locks here; start one run at a time.")
 
   processes.on_first(take)
+
+
+def _leave_libtpu_alone() -> None:
+  """Keeps jax from libtpu where no TPU is: it would complain about that.
+
+  It may be installed all the same, for `plan` and for tests. Beside a GPU the
+  choice is left to jax.
+  """
+  devices = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*")
+  if "JAX_PLATFORMS" in os.environ or any(map(glob.glob, devices)):
+    return
+  if importlib.util.find_spec("libtpu") is not None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _keep_compiled(workdir: Path | None) -> None:

@@ -673,3 +673,21 @@ def test_exit_code_of_a_process(tmp_path, body, code):
   )
   assert done.returncode == code, done.stderr
   assert ("Traceback" in done.stderr) is (code == 1)
+
+
+@pytest.mark.parametrize(
+  ("devices", "installed", "platforms"),
+  [([], True, "cpu"), ([], False, ""), (["/dev/accel0"], True, "")],
+)
+def test_libtpu_is_left_alone_without_a_tpu(
+  monkeypatch, devices, installed, platforms
+):
+  monkeypatch.delenv("JAX_PLATFORMS")
+  monkeypatch.setattr(main.glob, "glob", lambda pattern: devices)
+  find_spec = lambda name: installed or None  # noqa: E731
+  monkeypatch.setattr(main.importlib.util, "find_spec", find_spec)
+  chosen = [""]
+  update = lambda name, value: chosen.append(value)  # noqa: E731
+  monkeypatch.setattr(jax.config, "update", update)
+  main._leave_libtpu_alone()
+  assert chosen[-1] == platforms

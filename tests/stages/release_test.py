@@ -270,10 +270,10 @@ def test_keys_that_cannot_be_used(desk, tmp_path):
   desk.refuse("others may read this secret")
 
 
-def test_a_key_is_not_written_over(desk, tmp_path):
+def test_a_key_is_never_overwritten(desk, tmp_path):
   before = (tmp_path / "key").read_bytes()
   assert main.main(["keygen", str(tmp_path / "key")]) == 2
-  assert "not written over" in desk.capsys.readouterr().err
+  assert "never overwritten" in desk.capsys.readouterr().err
   assert (tmp_path / "key").read_bytes() == before
   assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
   assert main.main(["keygen", str(tmp_path / "new" / "key")]) == 0

@@ -1,20 +1,21 @@
 """Grouped-query attention over packed rows.
 
-Three implementations, chosen by `DecoderConfig.attention`:
+There are three implementations, chosen by `DecoderConfig.attention`:
 
-- splash, on a TPU (splash.py): no [L, M] exists.
-- cudnn, in bfloat16 on a GPU: no scores exist, but the mask does, as a bias of
-  2 B L M bytes that all heads share. Before jax 0.12 the backward pass writes
-  as much again, a gradient of the bias that nobody reads. cuDNN could be told
-  where documents start instead, but jax has no public way to do so, and until
-  after 0.11.0 its private one read the wrong keys where G < N (jax #39521).
+- splash, on a TPU (splash.py): [L, M] is never in memory.
+- cudnn, in bfloat16 on a GPU: no scores are stored, but the mask is, as a bias
+  of 2 B L M bytes that all heads share. Before jax 0.12 the backward pass
+  writes as much again, a gradient of the bias that nothing reads. cuDNN could
+  be told where documents start instead, but jax has no public way to do so, and
+  until after 0.11.0 its private one read the wrong keys where G < N (jax
+  #39521).
 - xla, anywhere: scores of 4 B N L M bytes, their gradients, and the mask.
 
 The sizes of cudnn are those of the lowered program (jax 0.10.2) and of jax's
-source (0.11.0, 0.12.0). What a GPU then allocates is not verified.
+source (0.11.0, 0.12.0). The actual allocation on a GPU is not verified.
 
-Shape letters (docs/glossary.md): B batch, L query position, M key position,
-D model width, N query heads, G key/value heads, H head width.
+Shape letters (docs/glossary.md): B batch, L query position, M key position, D
+model width, N query heads, G key/value heads, H head width.
 """
 
 from typing import Literal
@@ -84,7 +85,7 @@ class Attention(nnx.Module):
     else:
       same_BLM = segments_BL[:, :, None] == segments_BL[:, None, :]
       if name == "cudnn":
-        # Each device has the mask of its own rows alone: left to itself, the
+        # Each device has the mask of its own rows only: without this, the
         # partitioner may hold that of the whole batch. Not verified.
         same_BLM = sharding.constrain(same_BLM, "BLM")
       # A boolean mask, not a bias: from jax 0.12 on it has no gradient.
@@ -105,12 +106,12 @@ class Attention(nnx.Module):
 def implementation(
   choice: str, *, dtype: str, L: int, G: int, H: int
 ) -> Implementation:
-  """What computes attention on the devices that this is traced for.
+  """The implementation on the devices that this is traced for.
 
   "auto" is the first of cudnn, splash and xla that can run.
 
   Raises:
-    ValueError: a choice that cannot run on these devices or shapes.
+    ValueError: the choice cannot run on these devices or shapes.
   """
   platform = _platform()
   # In the order of preference.
@@ -125,8 +126,8 @@ def implementation(
     unmet["cudnn"].append(f"a GPU (found {platform})")
   if dtype != "bfloat16":
     unmet["cudnn"].append(f"dtype bfloat16 (found {dtype})")
-  # The three below as jax.nn checks them; heads wider than 128 need a Hopper,
-  # which it checks itself.
+  # The three below are checked as in jax.nn; it checks itself that heads wider
+  # than 128 have a Hopper.
   if H % 8:
     unmet["cudnn"].append(f"H a multiple of 8 (found {H})")
   if H > 256:
@@ -145,9 +146,9 @@ def implementation(
 
 
 def _platform() -> str:
-  """Of the mesh's devices, or where there is no mesh, of the default device.
+  """Platform of the mesh's devices or, without a mesh, of the default device.
 
-  A program may be compiled for devices that are not here: a TPU's on a CPU.
+  A program may be compiled for absent devices: a TPU's on a CPU.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   # jax 0.10.0 does not know the platform of a mesh.

@@ -1,7 +1,7 @@
-"""The decoder: teacher and student are both this model.
+"""The decoder, the model of both teacher and student.
 
 Shape letters (docs/glossary.md): B batch, L position, D model width, V
-vocabulary, Y layers. Stacked layers sit in `blocks_Y`, one scan runs them.
+vocabulary, Y layers. Stacked layers are in `blocks_Y`; one scan runs them.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,15 @@ SITE_POINTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 Activations = dict[str, jax.Array]  # point -> [B, L, D], in compute dtype.
 
-# What is kept of the activations of each block; leaves come back with Y in
-# front. A gather of some positions is what fits at scale: [Y, B, M, D].
+# Selects the activations of each block that are kept; leaves come back with Y
+# in front. At scale only a gather of some positions fits: [Y, B, M, D].
 Probe = Callable[[Activations], Any]
 
 
 class Edit(NamedTuple):
   """A change of the residual stream after one block."""
 
-  block: jax.Array | int  # May be traced: one program does for every block.
+  block: jax.Array | int  # May be traced: one program for all blocks.
   apply: Callable[[jax.Array], jax.Array]  # Of resid_post, [B, L, D].
 
 
@@ -66,7 +66,7 @@ class DecoderConfig:
   tie_embeddings: bool
   attention_bias: bool
   mlp_bias: bool
-  # Logits are cap tanh(logits / cap); None: as they are. Students have none.
+  # Logits are cap tanh(logits / cap); None: unchanged. Students have none.
   # Source: Gemma 2, arXiv:2408.00118, section 2.
   logit_softcap: float | None = None
   dtype: str = "float32"  # Compute dtype; parameters stay float32.
@@ -153,7 +153,7 @@ class Decoder(nnx.Module):
     probe: Probe | None = None,
     edit: Edit | None = None,
   ) -> tuple[jax.Array, Any]:
-    """Hidden states after the final norm, and what the probe kept.
+    """Hidden states after the final norm, and the values that the probe kept.
 
     Args:
       tokens_BL: int32 ids below V.
@@ -199,16 +199,14 @@ class Decoder(nnx.Module):
     first: jax.Array | int,
     last: jax.Array | int,
   ) -> jax.Array:
-    """The residual stream after blocks first to last alone, [B, L, D].
+    """The residual stream after only the blocks first to last, [B, L, D].
 
     With `embed` and `final_norm` this is the model in pieces. Its gradient
-    computes each block again, and holds no more than the stream between them.
+    computes each block again, and holds only the stream between them.
 
     Args:
       x_BLD: the stream before block `first`, in the compute dtype.
-      segments_BL: as of the whole model.
-      positions_BL: as of the whole model.
-      first: counted from 0; may be traced, so that one program does for all.
+      first: counted from 0; may be traced, so that one program serves all.
       last: the same; below `first`, nothing is run.
     """
     graphdef, blocks_Y = nnx.split(self.blocks_Y)
@@ -243,11 +241,11 @@ class Decoder(nnx.Module):
 
 
 def _look_up(embed_VD, tokens_BL, dtype):
-  """Rows of the embedding in the compute dtype, [B, L, D]; NaN for no id.
+  """Rows of the embedding in the compute dtype, [B, L, D]; NaN for invalid ids.
 
-  On a mesh the table stays where it is: each device looks all tokens of its
-  fsdp group up in the part of V and D that it has. So tokens and [B, L, D]
-  travel, both ways, instead of the table in float32 and a gradient of its size.
+  On a mesh the table stays where it is: each device looks up all tokens of its
+  fsdp group in its part of V and D. So tokens and [B, L, D] travel, both ways,
+  instead of the table in float32 and a gradient of its size.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -255,7 +253,7 @@ def _look_up(embed_VD, tokens_BL, dtype):
   V, width = len(embed_VD), sharding.WEIGHT_AXES["D"]
   tensor, rows = sharding.WEIGHT_AXES["V"], sharding.ACTIVATION_AXES["B"]
   ways = math.prod(mesh.shape[axis] for axis in rows)
-  divided = len(tokens_BL) % ways == 0  # Else every device takes all rows.
+  divided = len(tokens_BL) % ways == 0  # Otherwise every device takes all rows.
 
   def local(embed_VD, tokens_BL):
     if divided:
@@ -290,7 +288,7 @@ def parse_site(site: str, Y: int) -> tuple[int, str]:
   """Block and point of a site, e.g. "block07.resid_post", in Y layers.
 
   Raises:
-    ValueError: a site that such a model does not have.
+    ValueError: such a model does not have this site.
   """
   match = re.fullmatch(r"block(\d+)\.(\w+)", site)
   if not match or int(match[1]) >= Y or match[2] not in SITE_POINTS:

@@ -1,8 +1,8 @@
-"""Model families: names and configs outside <-> inside.
+"""Model families: conversion of names and configs from and to Hugging Face.
 
 One table says, for each of our parameters, which Hugging Face tensor holds it
-and how that tensor's dimensions are made of our shape letters. Import and
-export both read it, so they cannot drift apart.
+and how that tensor's dimensions are composed of our shape letters. Import and
+export both read it, so they cannot diverge.
 """
 
 import dataclasses
@@ -72,8 +72,8 @@ def from_hf_config(config: dict[str, Any], *, dtype: str, where: str):
     where: the file's name, for errors.
 
   Raises:
-    ValueError: a family or a feature that the decoder does not have, or a field
-      that is missing; names the field.
+    ValueError: the decoder does not support the family or a feature, or a field
+      is missing; names the field.
   """
 
   def size(field):
@@ -90,7 +90,7 @@ def from_hf_config(config: dict[str, Any], *, dtype: str, where: str):
       f"{where}: hidden_act {config['hidden_act']!r} is not supported;"
       " expected 'silu'."
     )
-  # Where a file has both, transformers reads the first alone.
+  # If a file has both, transformers reads only the first.
   rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
   theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
   D, N = size("hidden_size"), size("num_attention_heads")
@@ -131,7 +131,7 @@ def _integer(fields: dict[str, Any], field: str, where: str) -> int:
 
 
 def _positive(fields: dict[str, Any], field: str, where: str, noun: str):
-  """A positive number or integer out of a JSON object."""
+  """A positive number or integer from a JSON object."""
   value = fields.get(field)
   if value is None:
     raise ValueError(f"{where}: field {field!r} is missing.")
@@ -174,7 +174,7 @@ def _rope_scaling(rope: dict[str, Any], where: str):
 def to_hf_config(cfg: decoder.DecoderConfig, *, dtype: str) -> dict[str, Any]:
   """A Hugging Face `config.json` that both transformers 4 and 5 read.
 
-  Token ids of the tokenizer (bos, eos, pad) are the caller's to add.
+  The caller adds the token ids of the tokenizer (bos, eos, pad).
   """
   rope: dict[str, Any] = {"rope_type": "default"}
   if cfg.rope_scaling is not None:
@@ -189,7 +189,7 @@ def to_hf_config(cfg: decoder.DecoderConfig, *, dtype: str) -> dict[str, Any]:
   # transformers 4 ignores rope_parameters and would fall back to theta 10,000,
   # hence rope_theta and rope_scaling beside it.
   old_scaling = None if cfg.rope_scaling is None else rope
-  # transformers' own Llama knows no such field; `from_hf_config` reads it.
+  # transformers' own Llama has no such field; `from_hf_config` reads it.
   softcap = {"final_logit_softcapping": cfg.logit_softcap}
   return ({} if cfg.logit_softcap is None else softcap) | {
     "architectures": ["LlamaForCausalLM"],

@@ -23,7 +23,7 @@ def hf_tensors(
 ) -> Iterator[tuple[str, np.ndarray | None]]:
   """Every Hugging Face tensor of a model in turn, contiguous on the host.
 
-  All processes go through them at the same time; process 0 alone gets values.
+  All processes iterate at the same time; only process 0 gets values.
   """
   table = families.TABLES["llama"]
   for path, leaf in sorted(nnx.to_flat_state(params)):
@@ -43,7 +43,7 @@ def _to_hf(x, letters, tensor, dtype) -> np.ndarray:
   sizes = dict(zip(letters, x.shape, strict=True))
   x = np.transpose(x, [letters.index(c) for c in "".join(tensor.dims)])
   x = x.reshape(hf_import.hf_shape(tensor, sizes)).astype(dtype)
-  # safetensors writes an array that is not C-contiguous wrong, and silently.
+  # safetensors silently writes an array that is not C-contiguous wrong.
   return np.ascontiguousarray(x)
 
 
@@ -60,29 +60,27 @@ def write_folder(
 ) -> dict[str, Any] | None:
   """Writes a folder that transformers loads, reads it back and compares.
 
-  The folder appears whole or not at all: everything goes to a temporary
-  sibling that is renamed at the end, over an earlier export. All processes
-  call it: process 0 writes, one tensor after the other, and the others hold
-  nothing on the host. Where it fails, all stop at that tensor.
+  The folder appears whole or not at all: everything goes to a temporary sibling
+  that replaces an earlier export at the end. All processes call it: process 0
+  writes, one tensor after the other, and the others hold nothing on the host.
+  If it fails, all stop at that tensor.
 
   Args:
     folder: target; its parent must exist.
-    cfg: of the model.
     params: of the model, on any mesh.
     dtype: "float32" or "bfloat16", of the stored tensors.
-    max_shard_bytes: a file is not larger, unless one tensor alone is.
-    tokenizer_folder: tokenizer and generation settings are taken from here,
-      as far as hf_tokenizer.py lets them through.
-    keeps_chat_template: whether its chat template goes along.
+    max_shard_bytes: limit of a file, which only a larger tensor exceeds.
+    tokenizer_folder: source of the tokenizer and generation settings that
+      hf_tokenizer.py allows.
+    keeps_chat_template: whether its chat template is copied.
     metadata: string pairs for the files' headers, beside format=pt.
 
   Returns:
-    What was written: parameters, bytes, files with their SHA-256; None on
-    other processes than 0.
+    Parameters, bytes, and files with their SHA-256; None on processes other
+    than 0.
 
   Raises:
-    ValueError: weights that are not finite, or a file that does not read back
-      as it was written.
+    ValueError: weights are not finite, or a file does not read back as written.
   """
   temporary = folder.with_name(f".{folder.name}.incomplete")
   plan = _plan_shards(cfg, dtype, max_shard_bytes)
@@ -164,7 +162,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
 
 
 def _plan_shards(cfg, dtype, max_shard_bytes):
-  """Which tensor goes to which file, from shapes alone, in writing order."""
+  """Assigns tensors to files, from shapes alone, in writing order."""
   table = families.TABLES["llama"]
   sizes = {}
   itemsize = np.dtype(dtype).itemsize

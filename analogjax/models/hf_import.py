@@ -1,6 +1,7 @@
 """Reads Hugging Face folders: config, and weights straight to the devices.
 
-Tensor by tensor, and within a tensor shard by shard. hf_export.py writes them.
+Weights are read tensor by tensor, and within a tensor shard by shard.
+hf_export.py writes them.
 """
 
 from collections.abc import Mapping
@@ -51,12 +52,12 @@ def folder_digest(folder: Path) -> str:
   it, and each reads its share of the files.
 
   Raises:
-    ValueError: a file is missing, or processes see other files.
+    ValueError: a file is missing, or processes see different files.
   """
   names = processes.all_or_none(
     lambda: ["config.json", *sorted(p.name for p in _weight_files(folder))]
   )
-  # Or they would exchange digests of other files.
+  # Otherwise they would exchange digests of different files.
   seen = processes.all_gather(_words(hashlib.sha256("\n".join(names).encode())))
   if (seen != seen[0]).any():
     raise ValueError(
@@ -94,7 +95,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 class _Tensors:
-  """Every tensor of a folder by name, opened once, read by slices."""
+  """All tensors of a folder by name, opened once, read by slices."""
 
   def __init__(self, folder: Path):
     self.folder = folder
@@ -135,7 +136,7 @@ class _Tensors:
       )
 
   def check_equal(self, name: str, other: str) -> None:
-    """Refuses a stored head that is not the embedding it is tied to.
+    """Refuses a stored head that differs from the embedding it is tied to.
 
     transformers would leave the two untied, as if the config said so.
     """
@@ -170,17 +171,16 @@ def read_parameters(
 ) -> nnx.State:
   """The folder's weights as sharded parameters of `Decoder(cfg)`.
 
-  Each process reads the slices that its own devices hold, nothing else; host
-  memory never holds more than one parameter's local shards.
+  Each process reads only the slices of its own devices; host memory never holds
+  more than one parameter's local shards.
 
   Args:
     folder: single file or sharded index; float32, bfloat16 or float16.
-    cfg: from `read_config`.
     mesh: where the parameters go, by `sharding.state_shardings`.
     dtype: dtype of the parameters; bfloat16 halves a frozen teacher.
 
   Raises:
-    ValueError: a missing, misshapen or surplus tensor, or a damaged file.
+    ValueError: a tensor is missing, misshapen or surplus, or a file is damaged.
   """
   tensors, table = _open_tensors(folder, cfg), families.TABLES["llama"]
   leaves = parameter_shapes(cfg)
@@ -200,7 +200,7 @@ def check_weights(folder: Path, cfg: decoder.DecoderConfig) -> None:
   """Refuses files that are not the weights of `Decoder(cfg)`, by their headers.
 
   Raises:
-    ValueError: a missing, misshapen or surplus tensor, or a cut file.
+    ValueError: a tensor is missing, misshapen or surplus, or a file is cut.
   """
   _open_tensors(folder, cfg)
 

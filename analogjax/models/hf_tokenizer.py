@@ -1,10 +1,10 @@
-"""What of a tokenizer's and a generation's settings goes into an export.
+"""Selects the tokenizer and generation settings that an export publishes.
 
-The teacher's folder has more in these files than a tokenizer needs: where it
-was loaded from, of which commit, code of the lab by name, the context length of
-the teacher, a chat template with its name. So nothing is copied because it is
-there: a setting goes along if it is in the tables below and its value has the
-form that the table expects. transformers loads the rest from tokenizer.json.
+The teacher's files hold more than a tokenizer needs: where it was loaded from,
+the commit, names of the lab's code, the context length of the teacher, a chat
+template with its name. So nothing is copied by default: a setting is exported
+only if it is in the tables below and its value has the form that the table
+expects. transformers loads the rest from tokenizer.json.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ def _is_side(value: Any) -> bool:
 
 
 # Classes of transformers; any other name may be the lab's own, and
-# PreTrainedTokenizerFast reads tokenizer.json alone.
+# PreTrainedTokenizerFast reads only tokenizer.json.
 _GENERIC_CLASS = "PreTrainedTokenizerFast"
 _CLASSES = tuple(
   name + fast
@@ -84,11 +84,9 @@ _GENERATION_SETTINGS: dict[str, Callable[[Any], bool]] = {
 def generation_config(
   found: Mapping[str, Any], *, max_positions: int
 ) -> dict[str, Any]:
-  """What of a generation_config.json is published.
+  """The published part of a generation_config.json.
 
-  Args:
-    found: of the teacher.
-    max_positions: of the student, tokens; a `max_length` is cut to it.
+  `max_positions` is the student's, tokens; a `max_length` is cut to it.
   """
   kept = {
     key: value
@@ -104,12 +102,11 @@ def generation_config(
 def tokenizer_config(
   found: Mapping[str, Any], *, max_positions: int, keeps_chat_template: bool
 ) -> dict[str, Any]:
-  """What of a tokenizer_config.json is published.
+  """The published part of a tokenizer_config.json.
 
   Args:
-    found: of the teacher.
     max_positions: of the student, tokens: its `model_max_length`.
-    keeps_chat_template: whether a template in it goes along.
+    keeps_chat_template: whether a template in it is published.
   """
   wanted = found.get("tokenizer_class")
   kept: dict[str, Any] = {
@@ -134,7 +131,7 @@ def tokenizer_config(
 
 
 def special_tokens_map(found: Mapping[str, Any]) -> dict[str, Any]:
-  """What of a special_tokens_map.json is published."""
+  """The published part of a special_tokens_map.json."""
   return _special_tokens(found)
 
 
@@ -143,8 +140,8 @@ def write(
 ) -> None:
   """Writes the tokenizer of an export, from that of the teacher's folder.
 
-  tokenizer.json is copied byte by byte: teacher and student share it, and its
-  digest says so.
+  tokenizer.json is copied byte by byte: teacher and student share it, as its
+  digest shows.
 
   Raises:
     ValueError: tokenizer.json is missing, or a file is not JSON.
@@ -186,7 +183,7 @@ def _special_tokens(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _token(value: Any) -> Any:
-  """A special token, a text or an object of its text and flags, or None."""
+  """A special token: a text, an object of its text and flags, or None."""
   if isinstance(value, str):
     return value
   if not isinstance(value, Mapping) or not isinstance(
@@ -194,7 +191,7 @@ def _token(value: Any) -> Any:
   ):
     return None
   flags = {key: value[key] for key in _TOKEN_FLAGS if _is_flag(value.get(key))}
-  # transformers tells a token from other objects by this.
+  # transformers distinguishes a token from other objects by this.
   kind = {"__type": "AddedToken"} if "__type" in value else {}
   return {**kind, "content": value["content"], **flags}
 

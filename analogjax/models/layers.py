@@ -33,12 +33,12 @@ def rotary_frequencies(
 ) -> np.ndarray:
   """Radians per position of each of the H / 2 rotated planes, float32.
 
-  Source: RoFormer, arXiv:2104.09864, eq. 15; the llama3 stretch leaves short
-  wavelengths alone, divides long ones by `factor` and interpolates between
-  (Llama 3 herd of models, arXiv:2407.21783, and its published code).
+  Source: RoFormer, arXiv:2104.09864, eq. 15; the llama3 scaling keeps short
+  wavelengths, divides long ones by `factor` and interpolates between (Llama 3
+  herd of models, arXiv:2407.21783, and its published code).
   """
   # In numpy, while tracing: XLA's float32 power is off by some ulps, which
-  # position 8,192 turns into 1e-3 radians.
+  # become 1e-3 radians at position 8,192.
   exponents = np.arange(0, H, 2, dtype=np.float32) / H
   frequencies = 1 / np.power(np.float32(theta), exponents)
   if scaling is None:

@@ -1,4 +1,4 @@
-"""What a decoder costs, in closed form: parameters, FLOPs and bytes.
+"""Parameters, FLOPs and bytes of a decoder, in closed form.
 
 Nothing is allocated or compiled, so a plan for a model of any size takes
 milliseconds and needs no accelerator. Letters as in docs/glossary.md: V
@@ -15,7 +15,7 @@ from analogjax.config.window import TIMES
 FLOAT32_BYTES = 4
 
 
-# tau -> bytes a token of ids, values and counts of a threshold cache on disk,
+# tau -> bytes per token of ids, values and counts of a threshold cache on disk,
 # SmolLM2-135M over English prose (3.6 nats of entropy), V = 49,152, rows of 256
 # tokens (tests/benchmarks/cache.py). A teacher with less entropy takes fewer.
 _MEASURED_BYTES = (
@@ -31,16 +31,16 @@ _MEASURED_BYTES = (
 # The same of other kinds: per draw at 50 draws, per id at 50 ids.
 _RANDOM_BYTES, _TOPK_BYTES = 0.69, 2.5
 
-_INDEX_BYTES = 20  # Of a row, in the index of one array.
+_INDEX_BYTES = 20  # Per row, in the index of one array.
 
 # The rest of the cache on disk: token 1.9, segment 0.1, entropy 1.1 and label
-# log-probability 1.0 bytes a token; of a row, two digests of 32 and 16 bytes
+# log-probability 1.0 bytes per token; per row, two digests of 32 and 16 bytes
 # and 20 bytes of index for each of eleven arrays.
 _REST_BYTES, _ROW_BYTES = 4.1, 268
 
 
 class Shape(Protocol):
-  """The fields of DecoderConfig that sizes follow from."""
+  """The fields of DecoderConfig that determine sizes."""
 
   @property
   def V(self) -> int: ...
@@ -65,7 +65,7 @@ class Shape(Protocol):
 
 
 def architecture(cfg: Shape) -> dict[str, int | bool]:
-  """The sizes by the names that a record has for them."""
+  """The sizes by their names in a record."""
   return {
     "layers": cfg.Y,
     "width": cfg.D,
@@ -100,7 +100,7 @@ class ParameterCounts:
 
 
 def count_parameters(cfg: Shape) -> ParameterCounts:
-  """How many parameters a decoder has, and where."""
+  """Number of parameters of a decoder, by place."""
   attention = _attention_weights(cfg)
   if cfg.attention_bias:
     attention += (cfg.N + 2 * cfg.G) * cfg.H + cfg.D
@@ -141,8 +141,8 @@ def forward_flops_per_token(cfg: Shape, L: int) -> int:
 def training_flops_per_token(cfg: Shape, L: int) -> int:
   """FLOPs of one token's forward and backward pass, 3 x the forward pass.
 
-  The backward pass takes two products for each one of the forward pass. What
-  `remat` computes again is not counted: these are model FLOPs.
+  The backward pass takes two products for each one of the forward pass.
+  Recomputation by `remat` is not counted: these are model FLOPs.
   """
   return 3 * forward_flops_per_token(cfg, L)
 
@@ -176,10 +176,9 @@ def training_bytes(
   """Bytes that a training step with AdamW holds on one device.
 
   Args:
-    cfg: shape of the student.
     rows: rows of the batch on this device.
     L: tokens in a row.
-    chunk: tokens of a device whose logits exist at a time.
+    chunk: tokens of a device whose logits are in memory at a time.
     dtype_bytes: of the compute dtype.
     remat: none, dots or full, as in DecoderConfig.
     split: devices that share parameters, gradients and moments (fsdp x tensor).
@@ -208,11 +207,11 @@ def activation_bytes(
 ) -> int:
   """Bytes kept for the backward pass on one device, an estimate.
 
-  Per token and layer: the inputs of the norms and what they give, q, k and v,
-  scores and probabilities [N, L] (as if attention were not fused), its output,
-  and gate, up and their product. remat="dots" keeps the results of matrix
-  products and the layer's input, "full" only the layer's input; either
-  computes one layer at a time again.
+  Per token and layer: inputs and outputs of the norms, q, k and v, scores and
+  probabilities [N, L] (as if attention were not fused), its output, and gate,
+  up and their product. remat="dots" keeps the results of matrix products and
+  the layer's input, "full" only the layer's input; either recomputes one layer
+  at a time.
 
   Source: the counting of Korthikanti et al. 2022, arXiv:2205.05198, section 4,
   for a gated MLP, grouped key/value heads and no dropout.
@@ -234,23 +233,22 @@ def logits_bytes(cfg: Shape, *, rows: int, chunk: int, tensor: int = 1) -> int:
 def decoded_record_bytes(num_slots: int) -> int:
   """Bytes of a cached token in a batch, on the host and on its device.
 
-  Four each of id and probability of a slot, and of token, segment, position,
+  Four for each of: id and probability of a slot; token, segment, position,
   label and two weights.
   """
   return 8 * num_slots + 4 * 6
 
 
 def expected_record_bytes(kind: str, parameter: float, L: int) -> float:
-  """Bytes a token of a cache takes on disk, an estimate.
+  """Bytes per token of a cache on disk, an estimate.
 
-  For the ids of a threshold cache a power law between the measured points, and
-  beyond them the law of the nearest two. They hold for a teacher of 3.6 nats of
-  entropy at V = 49,152; entropy and tokens hardly change the rest.
+  The ids of a threshold cache follow a power law between the measured points,
+  and beyond them the law of the nearest two. They hold for a teacher of 3.6
+  nats of entropy at V = 49,152; entropy and tokens hardly change the rest.
 
   Args:
     kind: of the records.
     parameter: tau, the number of draws, or the number of ids.
-    L: tokens of a row.
 
   Source: measurements on SmolLM2-135M-Instruct.
   """
@@ -266,14 +264,13 @@ def expected_record_bytes(kind: str, parameter: float, L: int) -> float:
 
 
 def gram_bytes(positions: int, layers: int, L: int) -> float:
-  """Bytes a token of the cosines in a cache, and of their place in its index.
+  """Bytes per token of the cosines in a cache, and of their index entries.
 
-  Compression, which takes up to 13 % off where the pairs are many, is left out.
+  Compression, which saves up to 13 % where the pairs are many, is left out.
 
   Args:
     positions: drawn of each row; 0: none.
     layers: depths at which cosines are kept.
-    L: tokens of a row.
 
   Source: measurements on SmolLM2-135M-Instruct.
   """
@@ -294,7 +291,7 @@ class SizeVerdict:
 
   @property
   def inside(self) -> bool:
-    # Whole numbers: at the very ends a rounded quotient could fall either way.
+    # Whole numbers: at the very ends a rounded quotient could be wrong.
     least, most = (times * self.student for times in TIMES)
     return least <= self.teacher <= most
 
@@ -329,10 +326,7 @@ def size_window_verdict(
 def check_size_window(student: int, teacher: int, *, policy: str) -> str:
   """A warning if the student is outside the window, '' if it is inside.
 
-  Args:
-    student: its parameters.
-    teacher: its parameters.
-    policy: config.student.size_window: "refuse" or "warn".
+  `policy` is config.student.size_window, "refuse" or "warn".
 
   Raises:
     ValueError: outside the window and the policy is to refuse.

@@ -1,10 +1,11 @@
 """Splash attention: jax's Pallas kernel for TPUs, over packed rows.
 
-It walks the scores in blocks, forward and backward, so no [L, M] exists; blocks
-above the diagonal are skipped. Key/value heads are shared, not repeated.
+It computes the scores in blocks, forward and backward, so [L, M] is never in
+memory; blocks above the diagonal are skipped. Key/value heads are shared, not
+repeated.
 
-Shape letters (docs/glossary.md): B batch, L query position, M key position,
-N query heads, G key/value heads, H head width.
+Shape letters (docs/glossary.md): B batch, L query position, M key position, N
+query heads, G key/value heads, H head width.
 """
 
 import functools
@@ -16,14 +17,14 @@ from analogjax.distributed import sharding
 
 # Sides of a block of scores, positions, largest first. The kernels hold several
 # such blocks in float32: 512 is the default of MaxText, 1,024 compiles for a
-# v5e too, 2,048 overruns its VMEM. Which is fastest is not measured.
+# v5e too, 2,048 exceeds its VMEM. Which is fastest is not measured.
 BLOCKS = (512, 256, 128)
-# The kernel compiles for any head width; a multiple of this is what others run.
+# The kernel compiles for any head width; others run it with multiples of this.
 HEAD_WIDTH = 64
 
 
 def unmet(L: int, G: int, H: int) -> list[str]:
-  """What the kernel needs of the shapes and of the mesh and does not find."""
+  """Requirements of the kernel on shapes and mesh that are not met."""
   found = []
   if L % BLOCKS[-1]:
     found.append(f"L a multiple of {BLOCKS[-1]} (found {L})")
@@ -46,15 +47,14 @@ def attend(
 ) -> jax.Array:
   """Causal attention within segments, as [B, L, N, H] in the dtype of q.
 
-  Scores are q k / sqrt(H), the softmax is in float32. Each device works on its
+  Scores are q k / sqrt(H), the softmax is in float32. Each device computes its
   own rows and heads, without communication.
 
   Args:
-    q_BLNH: queries, rotated already; `unmet` names what their shape must be.
-    k_BMGH: keys, rotated already, at the same positions as the queries.
-    v_BMGH: values.
+    q_BLNH: queries, already rotated; `unmet` names what their shape must be.
+    k_BMGH: keys, already rotated, at the same positions as the queries.
     segments_BL: int32 document of each token; padding is one more document, so
-      every token sees itself at least, and no softmax is empty.
+      every token sees at least itself, and no softmax is empty.
     interpret: run the kernel's program on any platform, slowly, for tests.
   """
   local = functools.partial(_attend, interpret=interpret)
@@ -73,8 +73,8 @@ def attend(
 
 
 def _attend(q_BLNH, k_BMGH, v_BMGH, segments_BL, *, interpret):
-  """What `attend` does, on one device's rows and heads."""
-  # Not above: Pallas takes a while to import, and only a TPU needs it.
+  """Does the work of `attend`, on one device's rows and heads."""
+  # Not at the top: importing Pallas is slow, and only a TPU needs it.
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   _, L, N, H = q_BLNH.shape
@@ -93,8 +93,8 @@ def _attend(q_BLNH, k_BMGH, v_BMGH, segments_BL, *, interpret):
     q_seq_shards=1,
     interpret=interpret,
   )
-  # The kernel does not scale. Not a product in bfloat16, where the scale itself
-  # would be rounded, the same way for every score.
+  # The kernel does not scale. Not a product in bfloat16, which would round the
+  # scale itself, the same way for every score.
   q_BLNH = (q_BLNH.astype("float32") * H**-0.5).astype(q_BLNH.dtype)
   q_BNLH, k_BGMH, v_BGMH = (x.swapaxes(1, 2) for x in (q_BLNH, k_BMGH, v_BMGH))
   segments = splash_attention.SegmentIds(q=segments_BL, kv=segments_BL)

@@ -8,7 +8,7 @@ from analogjax.models import decoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Teacher:
-  """An opened, checked teacher; its weights are read when they are needed."""
+  """An opened, checked teacher; its weights are read on demand."""
 
   folder: Path
   cfg: decoder.DecoderConfig

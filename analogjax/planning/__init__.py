@@ -1,1 +1,1 @@
-"""What a config will take on machines that need not be there."""
+"""Estimates what a config takes on machines that need not be present."""

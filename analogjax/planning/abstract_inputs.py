@@ -1,7 +1,7 @@
-"""Shapes of what the steps of a run are called with, and their places.
+"""Abstract inputs of the steps of a run: shapes, dtypes and shardings.
 
-Batches are made by the code that makes them in a run, of one row of zeros, so
-they have its fields and dtypes; of their values nothing is needed.
+The code that makes batches in a run makes these from one row of zeros, so they
+have the same fields and dtypes. Their values are never used.
 
 Letters: B rows of a batch, L positions, K slots of a record, W the teacher's
 width, Z depths, P pairs of positions.
@@ -28,7 +28,7 @@ def sampler(cache: cache_lib.CacheConfig) -> sampling.Sampler:
 
 
 def parameters(cfg: decoder.DecoderConfig, mesh: Mesh) -> Any:
-  """Of a frozen teacher, in its compute dtype, as hf_folder reads them."""
+  """Parameters of a frozen teacher, in its compute dtype."""
   abstract = decoder.abstract_parameters(cfg)
   where = sharding.state_shardings(abstract, mesh)
   return jax.tree.map(
@@ -47,7 +47,7 @@ def without_head(cfg: decoder.DecoderConfig, mesh: Mesh) -> list[Any]:
 
 
 def parts(state: steps.TrainState) -> dict[str, Any]:
-  """A state's trees by what they are."""
+  """The trees of a state, by kind."""
   moments: dict[str, list[Any]] = {"counts": [state.step]}
   for path, x in jax.tree_util.tree_leaves_with_path(state.opt_state):
     name = jax.tree_util.keystr(path)
@@ -59,7 +59,7 @@ def parts(state: steps.TrainState) -> dict[str, Any]:
 def live_teacher(
   sections, phase: train.PhaseConfig, teacher, mesh: Mesh
 ) -> losses.Teacher:
-  """What live.LiveTeacher.hidden returns."""
+  """The output of live.LiveTeacher.hidden."""
   B, L = phase.batch_rows, sections.data.L
   rows = NamedSharding(mesh, sharding.ROWS)
   head = NamedSharding(mesh, sharding.weight_spec("VD"))
@@ -74,7 +74,7 @@ def live_teacher(
 
 
 def for_phase(sections, phase: train.PhaseConfig, mesh: Mesh) -> batches.Batch:
-  """What the loop of a phase feeds its step."""
+  """The batch that the loop of a phase feeds its step."""
   B, rows = phase.batch_rows, _rows(sections.data.L)
   sample = _sample(sections, known=phase.reads_gram)
   if not phase.loss.gram_weight:
@@ -86,7 +86,7 @@ def for_phase(sections, phase: train.PhaseConfig, mesh: Mesh) -> batches.Batch:
 
 
 def recorded(sections, B: int, mesh: Mesh) -> batches.Batch:
-  """A batch with all that the cache has of its rows."""
+  """A batch with everything that the cache has of its rows."""
   return _on_mesh(_recorded(sections), B, mesh)
 
 
@@ -116,7 +116,7 @@ def _gram_shape(sections) -> tuple[int, int]:
 
 
 def _sample(sections, *, known: bool) -> gram_codes.Sample | None:
-  """Of one row, with codes where they are known; None where there are none."""
+  """Sample of one row, with codes if they are known; None if there are none."""
   number = sections.cache.gram_positions
   if not number:
     return None
@@ -128,13 +128,13 @@ def _sample(sections, *, known: bool) -> gram_codes.Sample | None:
 
 
 def _rows(L: int) -> Rows:
-  """One row, on the host, from which the code of the stages makes a batch."""
+  """One row on the host, from which the code of the stages makes a batch."""
   zeros_1L = np.zeros((1, L), np.int32)
   return Rows(zeros_1L, zeros_1L, zeros_1L, zeros_1L.astype(np.float32))
 
 
 def _on_mesh(batch: batches.Batch, B: int, mesh: Mesh) -> batches.Batch:
-  """Shapes of B rows like the one that there is."""
+  """Shapes of B rows like the given one."""
   where = NamedSharding(mesh, sharding.ROWS)
 
   def of(x):
@@ -145,7 +145,7 @@ def _on_mesh(batch: batches.Batch, B: int, mesh: Mesh) -> batches.Batch:
 
 
 def unlabelled(sections: schema.Sections, B: int, mesh: Mesh) -> batches.Batch:
-  """What the recorder feeds a teacher."""
+  """The batch that the recorder feeds a teacher."""
   batch = batches.from_rows(_rows(sections.data.L))
   batch = batch._replace(gram=_sample(sections, known=False))
   return _on_mesh(batch, B, mesh)

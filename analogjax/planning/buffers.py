@@ -1,8 +1,8 @@
-"""The largest arrays of a program, in words of the model.
+"""The largest arrays of a program, named in terms of the model.
 
-What goes in is known by name. What XLA keeps beside it is known by its shape
-and the operation that made it, so here a shape tells what it is: dimensions are
-those of the model on one device.
+Inputs are known by name. Arrays that XLA keeps beside them are identified by
+shape and by the operation that made them: dimensions are those of the model on
+one device.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,21 +23,20 @@ OTHER = "other, and room between them"
 def largest(
   step: programs.Step, text: str, live_ranges: str, temporary_bytes: float
 ) -> tuple[tuple[str, float], ...]:
-  """(what, bytes on one device), the largest first.
+  """(name, bytes on one device), the largest first.
 
   Args:
-    step: what was compiled.
     text: of the compiled program.
-    live_ranges: what XLA dumps of them: all that is alive at the worst moment.
-      Arrays may share a place, so these may add up to more than there is.
-    temporary_bytes: that the compiler sets aside.
+    live_ranges: XLA's dump of them: everything alive at the peak. Arrays may
+      share memory, so the sum may exceed the total.
+    temporary_bytes: reserved by the compiler.
   """
   found: dict[str, float] = {}
   words = _Words(step)
   for array, source, size in _alive(hlo.parse(text), live_ranges):
     what = words.of(array, source)
     found[what] = found.get(what, 0) + size
-  # Holes between arrays, and what is set aside for another moment.
+  # Holes between arrays, and memory reserved for another moment.
   rest = temporary_bytes - sum(found.values())
   if rest > 0:
     found[OTHER] = found.get(OTHER, 0) + rest
@@ -45,7 +44,7 @@ def largest(
 
 
 def known(step: programs.Step) -> Iterator[tuple[str, float]]:
-  """What is there whatever the compiler does: arguments, and what is beside."""
+  """Arrays that exist whatever the compiler does: arguments and residents."""
   for what, tree in step.arguments.items():
     yield what, programs.bytes_of(tree)
   for what, tree in step.resident.items():
@@ -76,7 +75,7 @@ def _alive(
     computation, one = everything[name]
     if one.opcode == "parameter" and computation == program.entry:
       continue
-    # Of a tuple, the array that takes so much.
+    # Of a tuple, the array of that size.
     arrays = hlo.arrays(one.shape)
     fits = [a for a in arrays if a.bytes <= size and not a.on_chip]
     if not fits:

@@ -16,7 +16,7 @@ from analogjax.models import decoder, sizes
 def make_outline(
   sections: schema.Sections, teacher: decoder.DecoderConfig
 ) -> dict[str, Any]:
-  """Every number that does not depend on machines, as JSON keeps it."""
+  """Every number that does not depend on machines, as JSON values."""
   student, L = sections.student, sections.data.L
   verdict = size_window(sections, teacher)
   return {

@@ -1,12 +1,12 @@
-"""What the devices of a compiled program exchange, from its HLO text.
+"""Communication between the devices of a compiled program, from its HLO text.
 
-A TPU's compiler takes a collective apart: an all-gather may become a loop of
-permutes beside the product that wants it, or a chain of fusions that carry one
-piece of it each. So what is counted is the bytes that one device sends, which
-are the same either way: of n devices, by a ring,
+A TPU's compiler splits a collective: an all-gather may become a loop of
+permutes beside the product that needs it, or a chain of fusions that carry one
+piece each. So the bytes that one device sends are counted, which are the same
+either way. With n devices in a ring:
 
   all-gather, all-to-all: (n - 1) / n of the whole
-  reduce-scatter: the same, of what goes in
+  reduce-scatter: the same, of its input
   all-reduce: twice that
   collective-permute: all of it
 """
@@ -33,16 +33,16 @@ class Collective:
   """One collective of a program."""
 
   kind: str
-  axes: tuple[str, ...]  # Of the mesh, along which devices exchange.
+  axes: tuple[str, ...]  # Mesh axes along which devices exchange.
   sent: int  # Bytes that one device sends, each time.
-  times: int  # A run of the program.
-  times_known: bool  # False: in a loop whose length the text does not tell.
-  shape: str  # Of the result, as in the text.
+  times: int  # Per run of the program.
+  times_known: bool  # False: in a loop whose length the text does not give.
+  shape: str  # Shape of the result, as in the text.
   source: str  # The operation it was made for.
 
 
 def find(text: str, axis_sizes: Mapping[str, int]) -> list[Collective]:
-  """All collectives that a run of the program may get to.
+  """All collectives that a run of the program may reach.
 
   Args:
     text: `compiled.as_text()`.
@@ -89,10 +89,10 @@ def by_kind(
 
 
 def between_slices(text: str) -> dict[str, tuple[int, int, bool]]:
-  """What a TPU's program hands to the network of hosts.
+  """Traffic that a TPU's program hands to the network of hosts.
 
-  Of several slices each runs a program of its own, and what another has to get
-  is sent through the hosts. Such lines do not say along which axis.
+  Each of several slices runs its own program, and data for another slice is
+  sent through the hosts. Such lines do not say along which axis.
 
   Returns:
     Kind -> runs, bytes sent by one device, whether both are known.
@@ -121,7 +121,7 @@ def _collective(line, match, kind, axis_sizes, times, known) -> Collective:
     pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", line)
     assert pairs is not None, line
     axes = _axes(_listed(pairs[1]), axis_sizes)
-    # What is started gives what goes in and what comes out.
+    # A started collective returns its inputs and its outputs.
     moved = size / 2 if match[2] else size
   else:
     groups = _groups(line, axis_sizes)
@@ -146,7 +146,7 @@ def _collective(line, match, kind, axis_sizes, times, known) -> Collective:
 
 
 def _bytes(shape: str) -> float:
-  """Of all arrays; a scalar of a started collective is its semaphore."""
+  """Bytes of all arrays; a scalar of a started collective is its semaphore."""
   return sum(
     array.bytes
     for array in hlo.arrays(shape)
@@ -155,7 +155,7 @@ def _bytes(shape: str) -> float:
 
 
 def _listed(groups: str) -> list[list[int]]:
-  """Of a text like {0,1},{2,3}."""
+  """Parses a text like {0,1},{2,3}."""
   return [
     [int(i) for i in group.split(",")]
     for group in re.findall(r"{([^}]*)", groups)
@@ -190,7 +190,7 @@ def _groups(line: str, axis_sizes) -> list[list[int]]:
 
 
 def _iota(sizes: str, order: str | None) -> np.ndarray:
-  """Devices counted in an array of sizes, its axes put in an order."""
+  """Devices numbered in an array of these sizes, with its axes permuted."""
   shape = _numbers(sizes)
   ids = np.arange(math.prod(shape)).reshape(shape)
   return ids.transpose(None if order is None else _numbers(order))

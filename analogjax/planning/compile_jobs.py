@@ -1,13 +1,13 @@
-"""Every program that a config runs, compiled for machines that need not exist.
+"""Compiles every program of a config, for machines that need not exist.
 
 The programs are those that the stages run, made from shapes alone: no weight is
 read or allocated. libtpu compiles for TPUs without one, jax for CPUs. Programs
-that differ in constants alone are compiled once, several at a time, and the
-results are kept on disk.
+that differ only in constants are compiled once, several programs at a time, and
+the results are kept on disk.
 
 A process has one set of simulated CPUs and one libtpu, which reads its
-environment when it is loaded. So what is compiled for devices that are not here
-is compiled in processes of its own: python -m MODULE JOB RESULT.
+environment when it is loaded. So programs for absent devices are compiled in
+separate processes: python -m MODULE JOB RESULT.
 """
 
 from collections.abc import Callable, Iterator
@@ -67,18 +67,16 @@ def make_programs(
   """The costs of all programs of a run; see `programs.requests`.
 
   Args:
-    sections: the config.
-    teacher: its shape; dtype and attention are the config's.
     topology: TPUs or CPUs to compile for.
     folder: where results are kept; None: nowhere.
     processes: how many compile at the same time.
     say: called with a line for each program that is compiled.
 
   Raises:
-    ValueError: no such topology; a mesh that does not match it; a dimension or
-      rows that the mesh does not divide; libtpu is not there.
+    ValueError: the topology does not exist or the mesh does not match it; the
+      mesh does not divide a dimension or the rows; libtpu is not installed.
   """
-  assert not topology.is_gpu, topology.name  # Only where there is one.
+  assert not topology.is_gpu, topology.name  # Only if there is one.
   teacher = dataclasses.replace(
     teacher, dtype=sections.teacher.dtype, attention=sections.teacher.attention
   )
@@ -141,7 +139,7 @@ def _compile_elsewhere(
   with tempfile.TemporaryDirectory(prefix="analogjax-plan-") as folder:
     path, result, log = (Path(folder, n) for n in ("job", "result", "log"))
     path.write_bytes(pickle.dumps(tuple(job)))
-    # `env`, because only main and the stages may read our own environment.
+    # `env`, because only main and the stages may read the environment.
     command = ["env", *_ENVIRONMENT, sys.executable, "-m", __name__]
     with log.open("wb") as output:
       process = subprocess.Popen(
@@ -170,7 +168,8 @@ def compile_job(
   """Compiles one program in this process.
 
   Raises:
-    ValueError: a topology, mesh or rows that cannot be, or the compiler fails.
+    ValueError: the topology, mesh or rows are impossible, or the compiler
+      fails.
   """
   meshes = programs.meshes(request, sections, compiled.devices_of(topology))
   step = programs.prepare(request, sections, teacher, *meshes)
@@ -178,7 +177,7 @@ def compile_job(
   try:
     return compiled.make_program(step, f"compiled for {name}")
   except jax.errors.JaxRuntimeError as error:
-    # docs/experiments.md has one that libtpu does not place.
+    # docs/experiments.md describes one that libtpu cannot lay out.
     raise ValueError(
       f"{step.request.stage}: the compiler for {name} gives up, not for want of"
       f" memory: {str(error)[:500]} Another mesh, batch or chunk may do."
@@ -188,12 +187,12 @@ def compile_job(
 def result_key(identity: dict[str, Any], compiler: str) -> str:
   """The name under which a result is kept.
 
-  Any change of our code gives another one, because it may change the program or
-  what is read of it.
+  Any change of our code gives another name, because it may change the program
+  or how its text is read.
 
   Args:
     identity: of the program and of the devices; JSON values.
-    compiler: which libtpu; "": the compiler is jaxlib's.
+    compiler: identifies libtpu; "": the compiler is jaxlib's.
   """
   digest = hashlib.sha256()
   root = Path(analogjax.__file__).parent
@@ -210,7 +209,7 @@ def result_key(identity: dict[str, Any], compiler: str) -> str:
 
 
 def read_result(folder: Path | None, key: str) -> ProgramCost | None:
-  """A result that was kept; None: it is not there, or its file is damaged."""
+  """A kept result; None if it is missing or its file is damaged."""
   if folder is None:
     return None
   try:

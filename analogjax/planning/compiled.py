@@ -1,4 +1,4 @@
-"""Compiles a step for a topology, and reads what the compiler reports."""
+"""Compiles a step for a topology, and reads the compiler's reports."""
 
 from collections.abc import Iterator
 import contextlib
@@ -28,10 +28,10 @@ _CACHE = "jax_enable_compilation_cache"
 class Compiled:
   """A compiled program, and the compiler's reports."""
 
-  memory: Any  # Of compiled.memory_analysis(); None: it does not fit.
+  memory: Any  # compiled.memory_analysis(); None: it does not fit.
   text: str  # HLO after all passes.
-  live_ranges: str  # Arrays that are alive at the worst moment.
-  usage: str  # Regions of the heap, and what lies in each over time.
+  live_ranges: str  # Arrays that are alive at the peak.
+  usage: str  # Regions of the heap, and their contents over time.
   too_large: str  # The compiler's refusal of a program that does not fit.
 
 
@@ -41,19 +41,20 @@ def compile_text(
   """Compiles a program for a platform and keeps the reports of XLA.
 
   Raises:
-    jax.errors.JaxRuntimeError: the compiler refuses it, but not as too large.
+    jax.errors.JaxRuntimeError: the compiler refuses it for a reason other than
+      size.
   """
   memory, too_large = None, ""
   with tempfile.TemporaryDirectory() as folder, _without_cache():
-    # Not compiled.as_text(): jaxlib cannot read each program that a newer
+    # Not compiled.as_text(): jaxlib cannot read every program that a newer
     # libtpu makes.
     options: dict[str, Any] = {
       "xla_dump_to": folder,
       "xla_dump_hlo_as_text": True,
     }
     if platform == "cpu":
-      # Nobody runs the machine code, no figure depends on it, and it takes half
-      # of the time.
+      # The machine code is never run, no figure depends on it, and it takes
+      # half of the time.
       options["xla_backend_optimization_level"] = 0
     try:
       compiled = program.compile(compiler_options=options)
@@ -78,7 +79,7 @@ def compile_text(
 
 
 def make_program(step: programs.Step, how: str) -> ProgramCost:
-  """The cost of a program by its compiler; `how` says for what machines."""
+  """The cost of a program by its compiler; `how` names the machines."""
   began = time.monotonic()
   compiled = compile_text(step.lower(), step.mesh.devices.flat[0].platform)
   memory, program = compiled.memory, hlo.parse(compiled.text)
@@ -106,7 +107,7 @@ def make_program(step: programs.Step, how: str) -> ProgramCost:
     output_bytes=outputs,
     code_bytes=code,
     # The compiler drops arguments that a program does not read, such as a live
-    # teacher's unembedding, but they are on the device all the same.
+    # teacher's unembedding, but they are still on the device.
     resident_bytes=resident + max(known - arguments, 0),
     largest=buffers.largest(
       step, compiled.text, compiled.live_ranges, temporaries
@@ -124,7 +125,7 @@ def exchanges(text: str, step: programs.Step) -> tuple[Exchange, ...]:
     (kind, tuple(axes.split(" x "))): counts
     for (kind, axes), counts in collectives.by_kind(found).items()
   }
-  # Between slices; along which axes is not said.
+  # Between slices; the axes are unknown.
   for kind, counts in collectives.between_slices(text).items():
     by_axes[kind, ()] = counts
   return tuple(
@@ -134,7 +135,7 @@ def exchanges(text: str, step: programs.Step) -> tuple[Exchange, ...]:
 
 
 def _wanted_bytes(too_large: str) -> float:
-  """Bytes of temporaries by libtpu's refusal; 0: it does not say."""
+  """Bytes of temporaries in libtpu's refusal; 0 if it does not say."""
   match = re.search(r"temporaries \(([\d.]+)([KMG])\)", too_large)
   if match is None:
     return 0.0
@@ -155,10 +156,10 @@ def _without_cache() -> Iterator[None]:
 
 
 def devices_of(topology: Topology) -> list[Any]:
-  """The devices of a topology in jax's order; TPUs need not be there.
+  """The devices of a topology in jax's order; TPUs need not be present.
 
   Raises:
-    ValueError: a topology that libtpu does not know, or fewer CPUs here.
+    ValueError: libtpu does not know the topology, or there are fewer CPUs here.
   """
   if topology.chip.name == CPU:
     here = jax.devices(CPU)
@@ -173,10 +174,10 @@ def devices_of(topology: Topology) -> list[Any]:
   if topology.num_slices > 1:
     options["num_slices"] = topology.num_slices
   if topology.chip.name == "v4":
-    # As jobs have it: the two cores of a chip are one device.
+    # As in a job: the two cores of a chip are one device.
     options["chip_config_name"] = "megacore"
   if math.prod(topology.shape) == 1:
-    options["chips_per_host_bounds"] = (1, 1, 1)  # Else a host has 2 x 2.
+    options["chips_per_host_bounds"] = (1, 1, 1)  # Otherwise a host has 2 x 2.
   name = topology.name.partition("*")[2] or topology.name
   try:
     found = topologies.get_topology_desc(name, "tpu", **options).devices
@@ -193,12 +194,12 @@ def devices_of(topology: Topology) -> list[Any]:
 
 
 def are_here(topology: Topology) -> bool:
-  """Whether this process has so many CPU devices."""
+  """Whether this process has that many CPU devices."""
   if topology.chip.name != CPU:
     return False
   try:
     return len(jax.devices(CPU)) >= topology.num_devices
-  except RuntimeError:  # JAX_PLATFORMS names others alone.
+  except RuntimeError:  # JAX_PLATFORMS names only others.
     return False
 
 

@@ -1,6 +1,6 @@
-"""What a whole run takes: time, device-hours, dollars, energy, and its store.
+"""Estimates for a whole run: time, device-hours, dollars, energy, its store.
 
-Times are those of the steps alone. Starting, compiling, evaluations in the
+Times are only those of the steps. Starting, compiling, evaluations in the
 middle of a phase, checkpoints and restarts come on top; `efficiency` of the
 config's plan has to make up for them.
 """
@@ -22,16 +22,16 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageCost:
-  """What one stage takes on all devices together."""
+  """The cost of one stage on all devices together."""
 
   stage: str
   tokens: int
-  step_seconds: float | None  # None: it has no one step (measure).
+  step_seconds: float | None  # None: it has no uniform step (measure).
   tokens_per_second: float
-  mfu: float  # Of model FLOPs, at the speed that is expected.
+  mfu: float  # Model FLOPs over the peak at the expected speed.
   seconds: float
   device_hours: float
-  dollars: float | None  # None: the price is not known.
+  dollars: float | None  # None: the price is unknown.
   kwh: float
 
   @property
@@ -45,16 +45,12 @@ def stage_costs(
   topology: Topology,
   bounds: Mapping[str, Bound],
 ) -> list[StageCost]:
-  """Every stage that a bound is known of, and measuring.
+  """Costs of every stage with a known bound, and of measuring.
 
   A step is expected to take its bound over `plan.efficiency`. Measuring runs
-  forward passes alone, so it is taken to be as efficient as the cache step.
+  forward passes only, so it is taken to be as efficient as the cache step.
 
-  Args:
-    sections: the config.
-    teacher: the teacher's shape.
-    topology: the machines.
-    bounds: of a step, by stage.
+  `bounds` are those of a step, by stage.
   """
   cache, L = sections.cache, sections.data.L
   efficiency = sections.plan.efficiency
@@ -139,13 +135,13 @@ def _cost(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheTraffic:
-  """What the cache's store has to hold and to bear."""
+  """Size of and load on the cache's store."""
 
   bytes: float  # An estimate, see sizes.expected_record_bytes.
   objects: int
   bytes_per_object: float
-  dollars: float  # Its room for plan.cache_months, and all requests.
-  # While it is filled; None: no bound of the cache step is known.
+  dollars: float  # Storage for plan.cache_months, and all requests.
+  # While it is filled; None: the bound of the cache step is unknown.
   write_bytes_per_second: float | None
   write_requests_per_second: float | None
   # By phase that reads it, over all processes.
@@ -226,12 +222,12 @@ def _array_names(sections: schema.Sections) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CostRow:
-  """A row of the paper's table 1, or one that it lacks."""
+  """A row of the paper's table 1, or an additional one."""
 
   step: str
   stages: tuple[str, ...]
   device_hours: float | None  # None: no compute.
-  dollars: float | None  # None: not known.
+  dollars: float | None  # None: unknown.
   is_paper_s: bool
   note: str = ""
 
@@ -241,11 +237,11 @@ def table_1(
   costs: Sequence[StageCost],
   traffic: CacheTraffic,
 ) -> list[CostRow]:
-  """The rows of the paper's table 1, and what it leaves out.
+  """The rows of the paper's table 1, and additional ones.
 
   Phases that the released one begins from are the analog's; those with a
   teacher distil, the others train it from scratch. A total is the analog's
-  alone: phases to compare with are in a row of their own.
+  alone: phases for comparison have their own row.
 
   Source: "Require Frontier AI Labs To Release Small Analog Models", table 1.
   """

@@ -2,12 +2,14 @@
 
 Used for GPUs, because XLA compiles for one only where it is; to rank a search
 and to find remedies; and for a plan without machines. Sizes of arguments are
-exact. What a step keeps beside them, computes, moves and exchanges is counted
-from the shapes as XLA writes such programs, and checked against programs that
-it compiled for CPUs (tests/planning/formulas_test.py). No GPU was compared.
+exact. Everything else that a step keeps, computes, moves and exchanges is
+counted from the shapes as XLA writes such programs, and was checked against
+programs that it compiled for CPUs (tests/planning/formulas_test.py). No GPU was
+compared.
 
 Letters: T tokens of a device that go through the model at a time, S tokens
-whose logits exist, W the teacher's width; others as in docs/glossary.md.
+whose logits are in memory, W the teacher's width; others as in
+docs/glossary.md.
 """
 
 from collections.abc import Iterator
@@ -115,7 +117,7 @@ class _Count:
 
   @property
   def _live_head(self) -> jax.ShapeDtypeStruct | None:
-    """The unembedding of a teacher in the loop, as shape."""
+    """Shape of a live teacher's unembedding."""
     return self._step.arguments.get("teacher's unembedding")
 
   @property
@@ -127,10 +129,10 @@ class _Count:
     return live.size * live.dtype.itemsize / self._tensor
 
   def flops(self) -> float:
-    """FLOPs of matrix products, what is computed twice included.
+    """FLOPs of matrix products, including those computed twice.
 
-    Attention by `xla` computes all L x L scores, a kernel those below the
-    diagonal, and q k once more in its backward pass.
+    Attention by `xla` computes all L x L scores; a kernel computes those below
+    the diagonal, and q k once more in its backward pass.
     """
     cfg, T = self._cfg, self._T
     heads = cfg.N * cfg.H / self._tensor
@@ -151,18 +153,18 @@ class _Count:
       backward += cfg.Y * (layer - down + 2 * product)
     elif cfg.remat == "dots":
       backward += cfg.Y * 2 * product
-    # A live teacher adds its logits alone: no gradient flows back.
+    # A live teacher adds only its logits: no gradient flows back.
     live = 0.0
     if self._live_head is not None:
       live = 2 * T * self._live_head.size / self._tensor
     return self._parts * (forward + backward + 3 * head + live)
 
   def temporaries(self) -> Iterator[tuple[str, float]]:
-    """(what, bytes) at the worst moment.
+    """(name, bytes) at the peak.
 
-    In training that is the backward pass of a layer: all that is kept for it is
-    still there, and the gradients are there already. Factors that are not whole
-    numbers were measured on programs for CPUs.
+    In training the peak is the backward pass of a layer: everything kept for it
+    still exists, and so do the gradients. Fractional factors were measured on
+    programs for CPUs.
     """
     cfg, T, c = self._cfg, self._T, self._bytes
     V = math.ceil(cfg.V / self._tensor)
@@ -179,7 +181,7 @@ class _Count:
     if not self._trains:
       works["logits of a chunk"] = 1.1 * _F32 * self._S * V
     if self._step.request.kind == "cache":
-      # Each slot is looked for in a block of ids.
+      # Each slot is searched for in a block of ids.
       slots = self._S * self._step.num_slots * sampling.BLOCK
       works["records"] = 3.1 * _F32 * slots
     yield max(works.items(), key=lambda work: work[1])
@@ -197,17 +199,17 @@ class _Count:
 
   @functools.cached_property
   def _numbers(self) -> float:
-    """Numbers of a token in a layer: inputs and results of unfused operations.
+    """Numbers per token in a layer: inputs and results of unfused operations.
 
-    Residual stream and norms; q, k and v, rotated too; the result of attention;
-    gate, up, their product and its parts.
+    Residual stream and norms; q, k and v, also rotated; the result of
+    attention; gate, up, their product and its parts.
     """
     cfg, t = self._cfg, self._tensor
     qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
     return 4 * cfg.D + 2 * qkv + cfg.N * cfg.H / t + 4 * cfg.F / t
 
   def _layer_numbers(self) -> float:
-    """Numbers of a token that exist while a layer runs."""
+    """Numbers per token that exist while a layer runs."""
     if not self._trains:
       return 0.3 * self._numbers + 2.25 * self._scores
     activations, scores = {
@@ -218,7 +220,7 @@ class _Count:
     return activations * self._numbers + scores * self._scores
 
   def _kept_numbers(self) -> float:
-    """Numbers of a token and layer that are kept for the backward pass."""
+    """Numbers per token and layer that are kept for the backward pass."""
     cfg, t = self._cfg, self._tensor
     if cfg.remat == "full":
       return cfg.D
@@ -238,7 +240,7 @@ class _Count:
     return 0.0
 
   def accessed_bytes(self) -> float:
-    """Bytes read and written: by each product, and each chain of the others."""
+    """Bytes read and written by each product and each chain of other steps."""
     cfg, T, c, t = self._cfg, self._T, self._bytes, self._tensor
     qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
     heads, F, D = cfg.N * cfg.H / t, cfg.F / t, cfg.D
@@ -250,7 +252,7 @@ class _Count:
     head = 2 * _F32 * T * math.ceil(cfg.V / t) + T * D * c
     if not self._trains:
       return cfg.Y * layer + (head if self._step.chunk else 0)
-    # In the backward pass each product and each chain is two.
+    # In the backward pass each product and each chain counts twice.
     passes = 4 + (cfg.remat == "full")
     model = self._parts * (passes * cfg.Y * layer + 2 * head)
     local = sizes.count_parameters(cfg).total / (self._fsdp * t)

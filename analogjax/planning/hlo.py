@@ -15,15 +15,15 @@ _CALLED = re.compile(
 )
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\](\{[^}]*\})?")
 _BITS = {"pred": 8, "bf16": 16}
-# Of a layout: in the on-chip memory of a TPU, which is not the device's.
+# Marks a layout in the on-chip memory of a TPU, which is not the device's.
 _ON_CHIP = re.compile(r"S\([1-9]\)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-  """The text of a program, taken apart."""
+  """The parsed text of a program."""
 
-  # Lines of each computation by name; one may go on over several.
+  # Lines of each computation by name; an instruction may span several.
   computations: Mapping[str, list[str]]
   entry: str
 
@@ -31,7 +31,7 @@ class Program:
   def times(self) -> dict[str, tuple[int, bool]]:
     """How often each computation runs, and whether that is known.
 
-    Those that never run are not there.
+    Computations that never run are left out.
     """
     callers = {}
     for name, lines in self.computations.items():
@@ -52,7 +52,7 @@ class Program:
 
   @functools.cached_property
   def instructions(self) -> dict[str, dict[str, "Instruction"]]:
-    """Of each computation by name, in order."""
+    """Instructions of each computation by name, in order."""
     return {
       name: {
         one.name: one for one in map(_instruction, lines) if one is not None
@@ -97,7 +97,7 @@ class Array:
 
 
 def parse(text: str) -> Program:
-  """Of `compiled.as_text()`, or of what XLA dumps."""
+  """Parses `compiled.as_text()`, or a dump of XLA."""
   found, entry, lines = {}, "", None
   for line in text.splitlines():
     if match := _HEADER.match(line):
@@ -107,7 +107,8 @@ def parse(text: str) -> Program:
     elif re.match(r"}(, execution_thread=.*)?$", line):
       lines = None
     elif lines is not None:
-      # An instruction may go on below: kernels have attributes of many lines.
+      # An instruction may continue below: kernels have attributes of many
+      # lines.
       lines.append(line)
   assert entry, "no ENTRY: is this HLO?"
   for name, lines in found.items():
@@ -128,7 +129,7 @@ def arrays(shape: str) -> list[Array]:
 
 
 def _instruction(line: str) -> Instruction | None:
-  """None: a line of attributes."""
+  """Parses an instruction; None for a line of attributes."""
   start = _INSTRUCTION.match(line)
   if start is None:
     return None
@@ -147,7 +148,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _calls(line: str, computations) -> Iterator[tuple[str, int, bool]]:
-  """(name, how often, whether that is known) of what an instruction calls."""
+  """(name, how often, whether that is known) of the computations called."""
   named = {
     what: [name.strip(" %") for name in value.strip("{}").split(",")]
     for what, value in _CALLED.findall(line)
@@ -165,8 +166,8 @@ def _calls(line: str, computations) -> Iterator[tuple[str, int, bool]]:
 def _trips(line: str, condition: list[str], body: list[str]) -> int | None:
   """Iterations of a while loop, or None.
 
-  Either the compiler says it, or the loop counts from 0 up to a constant in
-  steps of a constant, as all do that come of lax.scan or of the partitioner.
+  Either the compiler states it, or the loop counts from 0 up to a constant in
+  constant steps, as do all loops from lax.scan or the partitioner.
   """
   if match := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
     return int(match[1])

@@ -1,7 +1,7 @@
-"""What a compiled program computes and moves, from its HLO text.
+"""FLOPs and memory traffic of a compiled program, from its HLO text.
 
 XLA's own analysis (`compiled.cost_analysis()`) counts the body of a loop once,
-however often it runs: of 32 layers in a scan, one. Here each computation counts
+however often it runs: one of 32 layers in a scan. Here each computation counts
 as often as it runs.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from analogjax.planning import hlo
 
-# They move nothing, or what they move is counted elsewhere.
+# They move nothing, or their traffic is counted elsewhere.
 _FREE = frozenset(
   """
   parameter constant tuple get-tuple-element bitcast while conditional call
@@ -23,17 +23,18 @@ _FREE = frozenset(
   """.split()
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
-# Kernel of splash attention -> products of [L, H] by [H, L], or as large. The
-# forward one has q k and p v; dq also d(output) v; dkv all five but dq.
+# Kernel of splash attention -> number of products of [L, H] by [H, L], or
+# equally large. The forward one has q k and p v; dq also d(output) v; dkv all
+# five but dq.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
 def matrix_flops(program: hlo.Program) -> float:
-  """FLOPs of all matrix products in a run, of one device.
+  """FLOPs of all matrix products in a run, on one device.
 
-  A multiplication and an addition for each pair that meets. Attention in a
-  kernel is counted with the blocks of scores that it does not skip. Where the
-  length of a loop is not known, it counts once.
+  A multiplication and an addition for each pair of factors. Attention in a
+  kernel is counted with the blocks of scores that it does not skip. A loop of
+  unknown length counts once.
   """
   total = 0.0
   for name, (times, _) in program.times.items():
@@ -52,8 +53,8 @@ def accessed_bytes(program: hlo.Program) -> float:
   """Bytes read from and written to the device's memory in a run.
 
   Every instruction that is not fused into another one reads its operands and
-  writes its result; of an array that it slices, or writes a slice of, the slice
-  alone. What lies in a TPU core's own memory does not count.
+  writes its result. If it slices an array, or writes a slice of one, only the
+  slice counts. A TPU core's own memory does not count.
   """
   fused = {
     called
@@ -82,7 +83,10 @@ def _dot(one: hlo.Instruction, instructions) -> float:
 
 
 def _convolution(one: hlo.Instruction, instructions) -> float:
-  """A TPU's compiler writes all products so, heads as a side of a window."""
+  """FLOPs of a convolution.
+
+  A TPU's compiler writes all products so, with heads as a side of a window.
+  """
   (result,) = hlo.arrays(one.shape)
   image, kernel = (_array(name, instructions) for name in one.operands[:2])
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.line)
@@ -104,7 +108,7 @@ def _convolution(one: hlo.Instruction, instructions) -> float:
 
 
 def _pairs(image: int, kernel: int, result: int, sides, i: int) -> float:
-  """Of a window's positions and results, those that meet a number."""
+  """Pairs of window position and result that meet an element."""
 
   def of(field, default):
     text = sides.get(field)
@@ -120,7 +124,7 @@ def _pairs(image: int, kernel: int, result: int, sides, i: int) -> float:
 
 
 def _kernel(one: hlo.Instruction, instructions) -> float:
-  """Of Pallas's kernels splash attention is the one we have."""
+  """FLOPs of a Pallas kernel; splash attention is the only one used."""
   name = re.match(r"splash_mha_[a-z]+", one.name)
   if name is None:
     return 0.0
@@ -131,14 +135,14 @@ def _kernel(one: hlo.Instruction, instructions) -> float:
   for operand in one.operands:
     for array in _arrays(operand, instructions):
       if mask is None and array.dtype == "s8":
-        mask = array  # [1, blocks, blocks]: one side of a block is L / that.
+        mask = array  # [1, blocks, blocks]: one side of a block is L / blocks.
       if queries is None and array.dtype in ("bf16", "f32"):
         queries = array  # [N, L, H], or rows of that.
   if mask is None or queries is None or len(queries.sizes) < 3:
     return 0.0
   *rows, N, L, H = queries.sizes
   blocks = mask.sizes[1]
-  # Those on the diagonal are whole.
+  # Blocks on the diagonal count in full.
   scores = L * L * (blocks + 1) / (2 * blocks)
   return products * 2.0 * math.prod(rows) * N * H * scores
 
@@ -149,7 +153,7 @@ def _moved(one: hlo.Instruction, instructions, program: hlo.Program) -> float:
   if one.opcode == "dynamic-update-slice":
     return 2 * _size_of(one.operands[1], instructions)
   if one.opcode.endswith("-start"):
-    # Its shape has what goes in, too; a scalar is a semaphore.
+    # Its shape includes the inputs; a scalar is a semaphore.
     return sum(
       x.bytes for x in hlo.arrays(one.shape) if x.sizes and not x.on_chip
     )
@@ -165,7 +169,7 @@ def _moved(one: hlo.Instruction, instructions, program: hlo.Program) -> float:
 
 
 def _written(computation: str, shape: str, program: hlo.Program) -> float:
-  """Bytes that a fusion writes; a slice that it writes in place is its size."""
+  """Bytes that a fusion writes; a slice written in place counts by its size."""
   inner = program.instructions[computation]
   root = next(one for one in inner.values() if one.is_root)
   roots = [root]
@@ -186,8 +190,8 @@ def _written(computation: str, shape: str, program: hlo.Program) -> float:
 def _read(computation: str, index: int, program: hlo.Program) -> float:
   """Bytes of an operand that a fusion reads.
 
-  A TPU's compiler puts fusions into fusions, and the slice of one layer's
-  weights into the innermost.
+  A TPU's compiler nests fusions, and puts the slice of one layer's weights into
+  the innermost.
   """
   inner = program.instructions[computation]
   parameter = f" parameter({index})"
@@ -197,7 +201,7 @@ def _read(computation: str, index: int, program: hlo.Program) -> float:
     if one.opcode == "parameter" and parameter in one.line
   )
   whole, total, names = _size(found.shape), 0.0, {found.name}
-  # In order, so a view comes before what looks at it.
+  # In order, so a view comes before its users.
   for one in inner.values():
     if names.isdisjoint(one.operands):
       continue

@@ -1,7 +1,7 @@
 """Whether programs fit into a device, and which change of a config would help.
 
-A change is only proposed after it was worked out: `Make` gives the programs of
-a changed config, in closed form or by the compiler.
+A change is proposed only after it was computed: `Make` gives the programs of a
+changed config, in closed form or by the compiler.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,9 +27,9 @@ class Remedy:
   """A change after which a program fits."""
 
   changes: Changes
-  memory_bytes: float  # What the program takes then.
-  factor: float  # By which what was counted was raised to that.
-  note: str  # What else it does.
+  memory_bytes: float  # Bytes that the program takes then.
+  factor: float  # Factor by which the counted bytes were scaled.
+  note: str  # Side effects of the change.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Fit:
   memory_bytes: float | None  # None: the compiler did not say.
   limit_bytes: float
   fits: bool
-  said: str  # By the compiler, where it refused.
+  said: str  # By the compiler, if it refused.
   remedies: tuple[Remedy, ...] = ()
 
 
@@ -50,7 +50,7 @@ def limit_bytes(sections: schema.Sections, topology: Topology) -> float:
 
 
 def check(program: ProgramCost, limit: float) -> Fit:
-  """Whether a program fits; remedies are not looked for."""
+  """Whether a program fits; does not look for remedies."""
   needed = needed_bytes(program)
   return Fit(
     stage=program.stage,
@@ -62,7 +62,7 @@ def check(program: ProgramCost, limit: float) -> Fit:
 
 
 def needed_bytes(program: ProgramCost) -> float | None:
-  """The most at one time, also of a program that the compiler refused.
+  """Peak memory, also of a program that the compiler refused.
 
   libtpu 0.0.52 writes "Used 101.20G of 95.74G hbm", or "total memory required
   for HLO temporaries (47.98G) exceeds available HBM (15.75G)"; its G is 2**30.
@@ -89,20 +89,18 @@ def remedies(
 ) -> tuple[Remedy, ...]:
   """Changes of one kind each that make a program fit, the mildest first.
 
-  Where `make` counts less for the present config than the program takes, what
-  it says of a changed one is raised in proportion.
+  If `make` counts less for the present config than the program takes, its
+  figures for a changed one are scaled up in proportion.
 
   Args:
     sections: the config, its mesh filled in.
-    teacher: the teacher's shape.
-    topology: the machines.
-    program: that does not fit.
+    program: the one that does not fit.
     make: programs of a changed config.
   """
   limit = limit_bytes(sections, topology)
   present = _of_stage(make(sections), program.stage)
   before = present and needed_bytes(present)
-  # What is refused without a number takes more than there is.
+  # Refused without a number: it takes more than there is.
   needed = needed_bytes(program) or topology.chip.memory_bytes
   factor = max(1.0, needed / before) if before else 1.0
   found = []
@@ -140,7 +138,7 @@ def _of_stage(
 def _options(
   sections: schema.Sections, topology: Topology, stage: str
 ) -> Iterator[tuple[str, Iterator[Changes] | list[Changes]]]:
-  """(what else a change does, the changes of a kind, the mildest first)."""
+  """(side effects, the changes of a kind, the mildest first)."""
   if stage == "cache":
     cache = sections.cache
     chunks = _halves(cache.chunk, _LEAST_CHUNK)
@@ -187,9 +185,9 @@ def with_changes(sections: schema.Sections, changes: Changes) -> Any:
   """The config with fields set by dotted path.
 
   Raises:
-    ValueError: a rule of the config is against it.
+    ValueError: a rule of the config forbids it.
   """
-  # At once, section by section: a mesh of half the changes may be none.
+  # At once, section by section: half of the changes may give an invalid mesh.
   grouped: dict[str, dict[str, Any]] = {}
   for path, value in changes.items():
     head, _, rest = path.partition(".")

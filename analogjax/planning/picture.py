@@ -1,4 +1,4 @@
-"""Plans for machines as a picture: memory, times and cost by stage."""
+"""Draws plans for machines: memory, times and cost by stage."""
 
 from collections.abc import Sequence
 import math
@@ -17,12 +17,12 @@ _MEMORY = (
   ("outputs", "output_bytes", "#54a24b"),
   ("code", "code_bytes", "#b279a2"),
 )
-_COLOURS = ("#4c78a8", "#72b7b2", "#f58518", "#e45756")  # Of RESOURCES.
+_COLOURS = ("#4c78a8", "#72b7b2", "#f58518", "#e45756")  # Colours of RESOURCES.
 _RED = "#c00000"
 
 
 def draw(reports: Sequence[Report], path: Path) -> None:
-  """Writes a PNG: a line of three panels for each topology."""
+  """Writes a PNG: a row of three panels for each topology."""
   height = max(3.8, 1.5 + 0.42 * max(len(r.programs) for r in reports))
   fig = figure.Figure(
     figsize=(14, height * len(reports)), layout="constrained", dpi=110
@@ -49,7 +49,7 @@ def _memory(ax: Axes, report: Report) -> None:
       ax.text(left[i], i, f" {says}", va="center", color=_RED)
   limit = report.fits[0].limit_bytes / 1e9
   end = max(left)
-  # A line far off to the right would press the bars together.
+  # A line far to the right would squeeze the bars.
   if limit < 8 * end:
     ax.axvline(limit, color=_RED, linestyle="--", label="limit")
     end = max(end, limit)

@@ -1,4 +1,4 @@
-"""The cost of a program on each device, as a compiler or formulas give it."""
+"""The cost of a program on each device, from a compiler or from formulas."""
 
 import dataclasses
 from typing import Any
@@ -17,15 +17,15 @@ class Exchange:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgramCost:
-  """What one step takes on each device."""
+  """The cost of one step on each device."""
 
   stage: str  # "cache", "train.distill".
   how: str  # "compiled for v5p:8x8x8" or "counted".
-  tokens: int  # Of the global batch.
+  tokens: int  # Rows of the global batch.
   flops: float  # Model FLOPs of one device, by the formulas of sizes.py.
-  # FLOPs that the machine executes, remat included; None: not known.
+  # FLOPs that the machine executes, remat included; None: unknown.
   executed_flops: float | None
-  # Read and written in the device's memory; None: not known.
+  # Read and written in the device's memory; None: unknown.
   accessed_bytes: float | None
   argument_bytes: float
   temporary_bytes: float
@@ -34,15 +34,15 @@ class ProgramCost:
   # The largest first: (name, bytes on one device).
   largest: tuple[tuple[str, float], ...]
   exchanges: tuple[Exchange, ...]
-  too_large: str = ""  # The compiler's refusal, where it gave no figures.
+  too_large: str = ""  # The compiler's refusal, if it gave no figures.
   compile_seconds: float = 0.0
-  # What lies on the device meanwhile and is no argument: a live teacher beside
-  # the student's step, the optimizer's state beside an evaluation.
+  # Data on the device that is no argument: a live teacher beside the student's
+  # step, the optimizer's state beside an evaluation.
   resident_bytes: float = 0.0
 
   @property
   def memory_bytes(self) -> float:
-    """The most at one time on one device."""
+    """Peak bytes on one device."""
     return (
       self.resident_bytes
       + self.argument_bytes
@@ -53,7 +53,7 @@ class ProgramCost:
 
 
 def from_json(value: dict[str, Any]) -> ProgramCost:
-  """A program's cost from the values that dataclasses.asdict made of it."""
+  """A program's cost from the values of dataclasses.asdict."""
   exchanges = tuple(
     Exchange(**{**one, "axes": tuple(one["axes"])})
     for one in value["exchanges"]

@@ -1,4 +1,4 @@
-"""The programs that a run executes, with the shapes that go into each.
+"""The programs that a run executes, with the shapes of their inputs.
 
 Letters: B rows of a batch, L positions.
 """
@@ -23,10 +23,10 @@ Kind = Literal["cache", "train", "teacher", "eval"]
 Mesh = Any  # jax.sharding.Mesh or AbstractMesh.
 
 # Batches on the devices beside that of a step: two that were read ahead
-# (batches.Prefetch), and the last one, until its metrics are there.
+# (batches.Prefetch), and the last one, until its metrics arrive.
 _OTHER_BATCHES = 3
 
-# Fields of a phase that change no program.
+# Fields of a phase that do not change a program.
 _NOT_IN_A_PROGRAM = """
   init_from rows num_steps batch_rows seed checkpoint_every_steps
   keep_checkpoints keep_best_checkpoints eval_every_steps log_every_steps
@@ -38,7 +38,7 @@ class Request:
   """A program of a stage, by name."""
 
   kind: Kind
-  phase: str = ""  # Of training; "" for the cache.
+  phase: str = ""  # Name of a training phase; "" for the cache.
 
   @property
   def stage(self) -> str:
@@ -51,20 +51,20 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-  """A step on a mesh, and what is known of it before it is compiled."""
+  """A step on a mesh, and facts about it that are known before compilation."""
 
   request: Request
   mesh: Mesh
   make: Callable[[], Any]  # The jitted function that the stage runs.
-  call: tuple[Any, ...]  # Shapes of what the stage calls it with.
+  call: tuple[Any, ...]  # Shapes of the arguments in the stage.
   arguments: dict[str, Any]  # The same by name.
-  resident: dict[str, Any]  # Trees that lie on the devices beside them.
+  resident: dict[str, Any]  # Trees on the devices beside the arguments.
   model: decoder.DecoderConfig  # Whose layers the program runs.
   batch_rows: int  # Over all devices.
   parts: int = 1  # Microbatches, one after another.
   L: int
-  chunk: int  # Tokens of a device whose logits exist at a time.
-  num_slots: int  # Of a position, over all replicas of its record.
+  chunk: int  # Tokens of a device whose logits are in memory at a time.
+  num_slots: int  # Slots of a position, over all replicas of its record.
 
   @property
   def rows(self) -> int:
@@ -86,18 +86,18 @@ class Step:
     """The program, not compiled yet; its mesh must have devices.
 
     Raises:
-      ValueError: an attention kernel that cannot run on them.
+      ValueError: an attention kernel cannot run on them.
     """
     with jax.set_mesh(self.mesh):
       return self.make().lower(*self.call)
 
 
 def requests(sections: schema.Sections) -> list[Request]:
-  """The programs that a run spends its time in, in order.
+  """The programs in which a run spends its time, in order.
 
-  A phase with a live teacher has a program of the teacher before its own, and a
-  phase with microbatches one of its evaluation after it: that holds all rows of
-  the batch at once, so it may need more memory than the step.
+  A phase with a live teacher has a program of the teacher before its own. A
+  phase with microbatches has one of its evaluation after it: that holds all
+  rows of the batch at once, so it may need more memory than the step.
   """
   found = [Request(kind="cache")]
   for name in sections.train.phases:
@@ -113,11 +113,11 @@ def requests(sections: schema.Sections) -> list[Request]:
 def identity(
   request: Request, sections: schema.Sections, teacher: decoder.DecoderConfig
 ) -> dict[str, Any]:
-  """All that the program of a request depends on, as JSON values.
+  """Everything that the program of a request depends on, as JSON values.
 
-  Equal for two phases whose programs differ in constants alone: rates, decays,
-  lengths of schedules and seeds change no size. Whether a number is zero does
-  count, because XLA folds zeros away.
+  Two phases have the same identity if their programs differ only in constants:
+  rates, decays, lengths of schedules and seeds change no size. Whether a number
+  is zero does count, because XLA folds zeros away.
   """
   cache = sections.cache
   common = {
@@ -141,7 +141,7 @@ def identity(
     common["teacher"] = of_teacher
     common["runs_teacher"] = phase.runs_teacher
   if request.kind == "teacher":
-    # The student's state lies beside it.
+    # The student's state is on the devices too.
     optimizer = phase.optimizer.name, phase.optimizer.momentum_dtype
     student = dataclasses.asdict(sections.student)
     if phase.loss.gram_weight:
@@ -172,7 +172,7 @@ def meshes(
   """The mesh of a program and that of a live teacher, over devices.
 
   Raises:
-    ValueError: a mesh that does not match the devices.
+    ValueError: the mesh does not match the devices.
   """
   if request.kind != "cache":
     return run_meshes.make_train_meshes(sections, devices)
@@ -183,7 +183,7 @@ def meshes(
 def abstract_meshes(
   sections: schema.Sections, kind: str, platform: str
 ) -> tuple[Mesh, Mesh]:
-  """The same without devices, for what is never compiled.
+  """Meshes without devices, for programs that are never compiled.
 
   Args:
     sections: the config, no axis of its meshes -1.
@@ -211,17 +211,15 @@ def prepare(
   mesh: Mesh,
   teacher_mesh: Mesh,
 ) -> Step:
-  """The program that a stage jits, for devices that need not be there.
+  """The program that a stage jits, for devices that need not be present.
 
   Args:
-    request: which one.
-    sections: the config.
     teacher: its shape, with the config's dtype and attention.
     mesh: of `meshes` or `abstract_meshes`.
-    teacher_mesh: of a teacher in the loop.
+    teacher_mesh: of a live teacher.
 
   Raises:
-    ValueError: a dimension or rows that the mesh does not divide.
+    ValueError: the mesh does not divide a dimension or the rows.
   """
   if request.kind == "cache":
     return _cache_step(request, sections, teacher, mesh)
@@ -251,7 +249,7 @@ def prepare(
     arguments["teacher's hidden states"] = live.x_BLW
     arguments["teacher's unembedding"] = live.head_VW
     if resident:
-      # The head is one of its parameters, and an argument already.
+      # The head is one of its parameters, and already an argument.
       resident = {
         "teacher's parameters": abstract_inputs.without_head(teacher, mesh)
       }
@@ -351,8 +349,8 @@ def _cache_step(
   return Step(
     request=request,
     mesh=mesh,
-    # Over the rows to train on; those to measure on have one replica, of every
-    # position.
+    # Over the training rows. Held-out rows have one replica and records at
+    # every position.
     make=lambda: teacher_programs.make_teacher_step(
       teacher,
       mesh,
@@ -383,14 +381,14 @@ def bytes_of(tree: Any) -> int:
 
 
 def _has_live_teacher(sections: schema.Sections, phase: str) -> bool:
-  """Whether its weights are there: from its first phase on they stay."""
+  """Whether its weights are on the device; they stay after its first phase."""
   phases = sections.train.phases
   so_far = phases[: phases.index(phase) + 1]
   return any(sections.train.phase[name].runs_teacher for name in so_far)
 
 
 def _coarse(name: str, value: Any) -> Any:
-  """A number of a phase as far as its program depends on it."""
+  """A number of a phase, reduced to what its program depends on."""
   if name in ("chunk", "temperature") or not isinstance(value, int | float):
     return value
   if isinstance(value, bool) or (value in (0, 1) and name != "decay_steps"):

@@ -1,4 +1,4 @@
-"""A plan: all that a config takes on one topology."""
+"""A plan: everything that a config takes on one topology."""
 
 from collections.abc import Callable
 import dataclasses
@@ -61,20 +61,17 @@ def make_report(
   make: Maker,
   searches: bool = False,
 ) -> Report:
-  """Works out a config on one topology.
+  """Plans a config on one topology.
 
   Args:
-    sections: the config.
-    teacher: the teacher's shape.
-    topology: the machines.
     count: makes programs by formulas: ranks a search, and finds remedies.
     make: makes the programs that the plan shows.
-    searches: looks for mesh, remat and microbatches instead of taking those of
-      the config; where nothing fits, the config's own are reported.
+    searches: looks for mesh, remat and microbatches instead of using those of
+      the config; if nothing fits, the config's own are reported.
 
   Raises:
-    ValueError: a mesh that does not match the topology, or dimensions and rows
-      that it does not divide; names the field.
+    ValueError: the mesh does not match the topology, or does not divide
+      dimensions or rows; names the field.
   """
 
   def counted(sections):
@@ -134,7 +131,7 @@ def on_mesh(
   Attention is counted as on a GPU: with a kernel in bfloat16, else without.
 
   Returns:
-    (JSON values, programs by formulas; none where the mesh will be refused).
+    (JSON values, programs by formulas; none if the mesh will be refused).
   """
   number = math.prod(mesh.values())
   problems, programs = closed_form.problems(sections, teacher, mesh), []
@@ -192,7 +189,7 @@ def on_topology(
 
 
 def check_prices(plan: schema.PlanConfig) -> None:
-  """Refuses prices of chips that are not known.
+  """Refuses prices of unknown chips.
 
   Raises:
     ValueError: names the section.
@@ -262,7 +259,7 @@ def gates(
 ) -> list[dict[str, Any]]:
   """The gates of a release that a config already answers.
 
-  `passes` is None where only the run itself, or people, can tell.
+  `passes` is None if only the run itself, or people, can tell.
 
   Source: "Require Frontier AI Labs To Release Small Analog Models": the size
   window, a matching family, the same data, distilled from the frontier model.

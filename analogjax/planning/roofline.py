@@ -1,9 +1,9 @@
-"""The least time that a step can take on machines, and what it waits for.
+"""The least time of a step on given machines, and the resource that limits it.
 
-Four resources are looked at by themselves: arithmetic, the device's memory, the
-fast network within a slice and the slow one between slices. The bound takes
-them to overlap wholly, so a step is as long as the slowest; `serial_seconds`
-takes the networks not to overlap at all.
+Four resources are treated separately: arithmetic, the device's memory, the fast
+network within a slice and the slow one between slices. The bound assumes that
+they overlap completely, so a step is as long as the slowest; `serial_seconds`
+assumes that the networks do not overlap at all.
 
 Source: Williams et al. 2009, "Roofline: an insightful visual performance model
 for multicore architectures".
@@ -27,11 +27,11 @@ class Bound:
 
   stage: str
   compute: float  # Arithmetic at the chip's peak.
-  memory: float | None  # None: the traffic is not known.
+  memory: float | None  # None: the traffic is unknown.
   fast: float
   slow: float
   mfu: float  # Model FLOPs over those of the peak in the bound's time.
-  is_whole: bool  # False: some of what is exchanged is not counted.
+  is_whole: bool  # False: some of the communication is not counted.
 
   @property
   def parts(self) -> dict[str, float]:
@@ -41,12 +41,12 @@ class Bound:
 
   @property
   def seconds(self) -> float:
-    """All overlap: the slowest alone counts."""
+    """Seconds if all overlap: the slowest resource."""
     return max(self.parts.values())
 
   @property
   def serial_seconds(self) -> float:
-    """No exchange overlaps with anything; memory and arithmetic do."""
+    """Seconds if no exchange overlaps; memory and arithmetic do."""
     return max(self.compute, self.memory or 0.0) + self.fast + self.slow
 
   @property
@@ -60,12 +60,11 @@ def bound(
 ) -> Bound:
   """The bound of one step.
 
-  Arithmetic counts what the machine has to do (remat included), and no less
-  than the model's FLOPs.
+  Arithmetic counts what the machine executes (remat included), and at least the
+  model's FLOPs.
 
   Args:
-    program: what a step takes on each device; one that was compiled.
-    topology: the machines.
+    program: the cost of a compiled or counted step.
     mesh: devices along each axis, in the order of the mesh, all positive.
     dtype: of matrix products, "bfloat16" or "float32".
   """
@@ -76,7 +75,7 @@ def bound(
     within, between = _sent(exchange, topology, mesh)
     fast += within / fast_bandwidth(exchange.axes, topology, mesh)
     slow += between / chip.slow_bytes_per_second
-  # Some of what is executed may not be known, as the inside of a kernel.
+  # Some of the executed FLOPs may be unknown, as the inside of a kernel.
   flops = max(program.executed_flops or 0.0, program.flops)
   accessed = program.accessed_bytes
   found = Bound(
@@ -99,11 +98,11 @@ def _sent(
 ) -> tuple[float, float]:
   """Bytes of one device over the fast and over the slow network.
 
-  Of n devices in h slices a ring that goes around the slices last hands each
+  With n devices in h slices, a ring that goes around the slices last hands each
   shard to h - 1 other slices and to the n - h other places within: of n - 1
   parts sent, h - 1 are slow. An all-to-all sends a part to each device, and
-  those of other slices are slow. A group whose axes are not known is taken to
-  go between slices.
+  those of other slices are slow. A group whose axes are unknown is taken to go
+  between slices.
   """
   if topology.num_slices == 1:
     return exchange.sent_bytes, 0.0
@@ -119,7 +118,7 @@ def _sent(
 
 
 def slices_by_axis(mesh: Mapping[str, int], num_slices: int) -> dict[str, int]:
-  """How many slices each axis counts, as sharding.make_mesh lays them out."""
+  """How many slices each axis spans, as sharding.make_mesh lays them out."""
   data = math.gcd(mesh["data"], num_slices)
   over = dict.fromkeys(mesh, 1) | {"data": data, "fsdp": num_slices // data}
   return over
@@ -131,11 +130,10 @@ def fast_bandwidth(
   """Bytes/s that one device can send along axes within its slice.
 
   A switch (NVLink) gives all of a device's links to any group. Along one
-  dimension of a torus there are the two links of a ring, or one where the ends
-  are not joined: dimensions that are no multiple of 4, and on v5e and v6e those
+  dimension of a torus there are the two links of a ring, or one if the ends are
+  not joined: dimensions that are no multiple of 4, and on v5e and v6e those
   below 16 (Google Cloud, "TPU v5e": a torus from 16 x 16 up; the cubes of v4,
-  v5p and TPU7x join their ends). An axis that shares a dimension has its one
-  link.
+  v5p and TPU7x join their ends). An axis that shares a dimension has one link.
   """
   chip = topology.chip
   if not chip.is_tpu:
@@ -156,8 +154,8 @@ def fast_bandwidth(
 def _link(chip: Chip, shape: tuple[int, ...]) -> float:
   """Bytes/s of one link: there are two for each dimension of the torus.
 
-  The two devices of a TPU7x chip are a fourth dimension; what joins them is
-  taken to be as fast.
+  The two devices of a TPU7x chip are a fourth dimension, whose link is assumed
+  to be as fast.
   """
   return chip.fast_bytes_per_second / (2 * min(len(shape), 3))
 
@@ -165,10 +163,10 @@ def _link(chip: Chip, shape: tuple[int, ...]) -> float:
 def _places(
   sizes: Mapping[str, int], shape: tuple[int, ...]
 ) -> dict[str, list[tuple[int, bool]]]:
-  """Dimensions of the torus that each axis runs along, and whether wholly.
+  """Torus dimensions of each axis, and whether the axis fills them.
 
   As jax.make_mesh does: the last axis first, over as many dimensions as have
-  its size together; where none have, over parts of what is left.
+  its size together; if none have, over parts of the rest.
   """
   left = list(shape)
   placed: dict[str, list[tuple[int, bool]]] = {axis: [] for axis in sizes}

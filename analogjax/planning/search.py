@@ -1,6 +1,6 @@
 """The cheapest mesh, remat and number of microbatches that fit on machines.
 
-All that the config's dimensions allow are ranked in closed form; the first few
+All that the config's dimensions allow are ranked in closed form. The first few
 are then made as the stages would, until one fits.
 """
 
@@ -21,22 +21,22 @@ _PARTS = (1, 2, 4, 8, 16, 32)  # Of a batch.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-  """One config that was worked out."""
+  """One config that was evaluated."""
 
   changes: memory.Changes
   how: str  # Of the programs: "counted", "compiled for ...".
   fits: bool
-  memory_bytes: float | None  # Of the largest program; None: not told.
+  memory_bytes: float | None  # Of the largest program; None: unknown.
   seconds: float | None  # Of all stages; None: it does not fit.
   said: str  # Why it does not fit.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-  """What was tried, and what came of it."""
+  """The trials and the result."""
 
-  counted: int  # Configs that were worked out in closed form.
-  fit: int  # Of these.
+  counted: int  # Number of configs evaluated in closed form.
+  fit: int  # How many of them fit.
   trials: tuple[Trial, ...]  # That were made, in order.
   best: Trial | None
 
@@ -45,7 +45,7 @@ class Search:
 class _Choice:
   """A mesh and a remat, with as few microbatches as fit in closed form.
 
-  Where none do, with those that take least.
+  If none do, it has those that take least.
   """
 
   changes: memory.Changes
@@ -65,24 +65,22 @@ def search(
   make: memory.Make | None,
   most: int = 4,
 ) -> Search:
-  """Looks for the config whose stages take the least time together.
+  """Finds the config whose stages take the least time together.
 
-  Of one topology the least time is the least cost. After a trial that does not
-  fit, those are passed over that the closed form takes for as large, raised by
-  what it was wrong by, and the one that failed is tried in more parts. Those
-  that do not fit in closed form come last, as it may be too high, too: the
-  smallest first.
+  On one topology the least time is the least cost. After a trial that does not
+  fit, configs that the closed form takes for as large, corrected by its error,
+  are skipped, and the one that failed is tried in more parts. Those that do not
+  fit in closed form come last, the smallest first, because the closed form may
+  also be too high.
 
   Args:
-    sections: the config; its mesh, remat and microbatches are not kept.
-    teacher: the teacher's shape.
-    topology: the machines.
+    sections: the config; its mesh, remat and microbatches are replaced.
     count: programs in closed form.
-    make: programs as they will run; None: the counted ones are all there is.
-    most: configs that are made.
+    make: programs as they will run; None: only the counted ones are used.
+    most: number of configs that are made.
 
   Raises:
-    ValueError: no mesh of these machines can share the config out.
+    ValueError: no mesh of these machines can divide the config.
   """
   seeker = _Seeker(sections, teacher, topology, count)
   waiting = [
@@ -106,7 +104,7 @@ def search(
     if trial.fits:
       best = trial
       continue
-    # Not told by how much: then a tenth, so that the next is a smaller one.
+    # By an unknown amount: assume a tenth, so that the next is smaller.
     factor = max(factor * 1.1, (trial.memory_bytes or 0.0) / one.memory_bytes)
     more = seeker.in_more_parts(one, factor)
     waiting += [more] if more is not None else []
@@ -122,7 +120,7 @@ def _order(one: _Choice) -> tuple[bool, float, float]:
 
 
 class _Seeker:
-  """Works out configs that differ in mesh, remat and microbatches."""
+  """Evaluates configs that differ in mesh, remat and microbatches."""
 
   def __init__(
     self,
@@ -158,7 +156,7 @@ class _Seeker:
   def choose(
     self, mesh: Mapping[str, int], remat: str, parts: int, factor: float
   ) -> _Choice | None:
-    """With the fewest parts that fit, at least so many.
+    """The choice with the fewest parts that fit, at least `parts`.
 
     None: there is no such number of parts.
     """
@@ -195,7 +193,7 @@ class _Seeker:
     return self.choose(mesh, remat, one.parts + 1, factor)
 
   def attempt(self, one: _Choice, programs: Sequence[ProgramCost]) -> Trial:
-    """What came of a choice that was made."""
+    """The trial of a choice that was made."""
     fits = [memory.check(program, self.limit) for program in programs]
     whole = all(fit.fits for fit in fits)
     known = [f.memory_bytes for f in fits if f.memory_bytes is not None]
@@ -236,7 +234,7 @@ def run_seconds(
   topology: Topology,
   programs: Sequence[ProgramCost],
 ) -> float:
-  """Seconds of all stages at the speed that is expected."""
+  """Seconds of all stages at the expected speed."""
   bounds = stage_bounds(sections, topology, programs)
   found = costs.stage_costs(sections, teacher, topology, bounds)
   return sum(cost.seconds for cost in found)

@@ -19,7 +19,7 @@ _MEMORY = ("resident", "argument", "temporary", "output", "code")
 def print_outline(
   plan: Mapping[str, Any], console: rich.console.Console
 ) -> None:
-  """Writes what does not depend on machines; see closed_form.make_outline."""
+  """Prints what does not depend on machines; see closed_form.make_outline."""
   table = _table("parameters", "teacher", "student")
   for key in ("embedding", "layers", "final_norm", "head", "parameters"):
     cells = (f"{plan[model][key]:,}" for model in ("teacher", "student"))
@@ -68,7 +68,7 @@ def print_reports(
   gates: Sequence[Mapping[str, Any]],
   console: rich.console.Console,
 ) -> None:
-  """Writes plans for machines: side by side, then each."""
+  """Prints plans for machines: side by side, then each."""
   _print_comparison(reports, console)
   for report in reports:
     topology = report.topology
@@ -138,7 +138,7 @@ def print_mesh(
   programs: Sequence[ProgramCost],
   console: rich.console.Console,
 ) -> None:
-  """Writes the memory of a device of the config's mesh."""
+  """Prints the memory of a device of the config's mesh."""
   mesh = dict(plan["mesh"])
   devices = mesh.pop("devices")
   axes = " x ".join(f"{axis}={size}" for axis, size in mesh.items())
@@ -153,7 +153,7 @@ def _print_memory(
   fits: Sequence[Fit],
   console: rich.console.Console,
 ) -> None:
-  """Writes the memory of programs, beside the limit where there is one."""
+  """Prints the memory of programs, beside the limit if there is one."""
   sizes = [f.memory_bytes for f in fits] or [p.memory_bytes for p in programs]
   most = max((size for size in sizes if size is not None), default=0)
   unit, scale = ("GB", 1e-9) if most >= 1e9 else ("MB", 1e-6)

@@ -1,4 +1,4 @@
-"""Machines that a plan is made for, by name, and the meshes that fit them.
+"""Machines of a plan, by name, and the meshes that fit them.
 
 Names are `v5p:4x4x4` (chips of one slice), `2*v5p:4x4x4` (slices),
 `gpu:h100:64` and `cpu:8`.
@@ -26,8 +26,8 @@ class Topology:
 
   name: str  # As the user wrote it: "v5p:8x8x8", "2*v5p:4x4x4", "gpu:h100:64".
   chip: devices.Chip
-  shape: tuple[int, ...]  # Of the torus of one slice; (devices,) without one.
-  num_slices: int = 1  # Between which the slow network is.
+  shape: tuple[int, ...]  # Of the torus of a slice, or (devices,).
+  num_slices: int = 1  # Slices are joined by the slow network.
 
   @property
   def num_devices(self) -> int:
@@ -39,17 +39,17 @@ class Topology:
 
   @property
   def platform(self) -> str:
-    """As jax names it."""
+    """The platform's name in jax."""
     return "tpu" if self.chip.is_tpu else "gpu" if self.is_gpu else "cpu"
 
 
 def parse(name: str) -> Topology:
-  """The machines that a name stands for.
+  """The machines of a name.
 
-  The GPUs that NVLink joins are a slice, as they are for sharding.make_mesh.
+  GPUs joined by NVLink are a slice, as they are for sharding.make_mesh.
 
   Raises:
-    ValueError: a chip or a shape that does not exist; says which do.
+    ValueError: the chip or shape does not exist; says which do.
   """
   match = re.fullmatch(r"(?:([1-9]\d*)\*)?(\w[\w-]*)(?::(.+))?", name.lower())
   if match is None:
@@ -66,7 +66,7 @@ def parse(name: str) -> Topology:
     raise _wrong(name, f"there is no chip {family!r}", _near(family))
   dims = _tpu_shape(name, family, rest)
   cores = devices.DEVICES_OF_A_CHIP[family]
-  # As libtpu has it, whatever the user calls the chip.
+  # libtpu's name, whatever the user calls the chip.
   return Topology(
     name=f"{slices}*{family}:{rest}" if slices > 1 else f"{family}:{rest}",
     chip=devices.chip(family),
@@ -83,7 +83,7 @@ def _wrong(name: str, what: str, expected: str) -> ValueError:
 
 
 def _near(word: str) -> str:
-  """What may stand there, the nearest one at the end."""
+  """The allowed values, the nearest one last."""
   known = f"{', '.join(devices.TPUS)}, gpu or cpu"
   close = difflib.get_close_matches(word, devices.CHIPS[:-1], n=1, cutoff=0.5)
   if not close:
@@ -158,7 +158,7 @@ def mesh_axes(mesh_sizes: dict[str, int], topology: Topology) -> dict[str, int]:
 
   Raises:
     ValueError: the product is not the number of devices, or the axes cannot
-      count the slices as sharding.make_mesh does.
+      span the slices as sharding.make_mesh does.
   """
   number = topology.num_devices
   sizes = sharding.fill_axes(mesh_sizes, number)
@@ -182,7 +182,7 @@ def mesh_axes(mesh_sizes: dict[str, int], topology: Topology) -> dict[str, int]:
 
 
 def counts_slices(sizes: dict[str, int], num_slices: int) -> bool:
-  """Whether `data` counts the slices, and `fsdp` those that it leaves."""
+  """Whether `data` spans the slices, and `fsdp` those that it leaves."""
   return (
     sizes["fsdp"] % (num_slices // math.gcd(sizes["data"], num_slices)) == 0
   )
@@ -194,7 +194,7 @@ def meshes(topology: Topology) -> Iterator[dict[str, int]]:
   within = math.prod(topology.shape)
   for tensor in _divisors(within):
     for fsdp in _divisors(number // tensor):
-      # What is left of whole slices counts them, as make_mesh wants it.
+      # The remaining devices of whole slices span them, as make_mesh requires.
       data = number // tensor // fsdp
       yield {"data": data, "fsdp": fsdp, "expert": 1, "tensor": tensor}
 

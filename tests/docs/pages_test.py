@@ -75,6 +75,27 @@ def test_broken_tables_are_found():
   assert broken_tables("```\n| a |\n| b |\n```\n") == []
 
 
+def missing_files(text):
+  """Files of this repository that a page names and that are not there."""
+  folders = "analogjax|configs|docs|launch|tests"
+  names = re.findall(
+    rf"`((?:{folders})/[\w/.]+\.\w+)`(?! of\s+commit)", without_blocks(text)
+  )
+  written = {f"configs/{name}.py" for name in ("lab", "ours")}
+  return [n for n in names if n not in written and not (ROOT / n).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_a_page_names_are_there(page):
+  if page.name != "CHANGELOG.md":
+    assert missing_files(page.read_text("utf-8")) == []
+
+
+def test_missing_files_are_found():
+  text = "`tests/none_test.py` `analogjax/main.py` `tests/old.py` of commit 1"
+  assert missing_files(text) == ["tests/none_test.py"]
+
+
 def unfenced_commands(text):
   """Lines of indented blocks that would be commands, were they fenced."""
   found = re.findall(r"^(?: {4}|\t)(.*)$", without_blocks(text), re.MULTILINE)

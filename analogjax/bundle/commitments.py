@@ -34,8 +34,8 @@ def make(
 
   Args:
     values: name of a field -> its value, in the form that `canonical` gives.
-    before: earlier openings. A value that has not changed keeps its salt, or
-      each call would give another commitment.
+    before: earlier openings. An unchanged value keeps its salt; otherwise each
+      call would give another commitment.
 
   Returns:
     The public commitments (name -> 64 hexadecimal digits) and the private

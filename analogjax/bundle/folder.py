@@ -1,9 +1,9 @@
 """Lists and reads the files of an untrusted bundle, within bounds.
 
-A bundle may have been made to harm whoever examines it. So its files are only
-reached through this module: names from a short alphabet, regular files, every
-folder opened below the one before it and never through a link, and no more
-bytes read than were asked for. POSIX only: it needs O_NOFOLLOW and openat.
+A bundle may have been made to harm whoever examines it. So its files are
+reached only through this module: names from a short alphabet, regular files,
+every folder opened below its parent and never through a link, and never more
+bytes read than requested. POSIX only: it needs O_NOFOLLOW and openat.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,13 +22,13 @@ from analogjax.bundle.strict_json import Refused
 
 MOST_ENTRIES = 20_000  # Files and folders.
 MOST_DEPTH = 8
-MOST_PROBLEMS = 50  # Listed; a hostile folder may have any number.
+MOST_PROBLEMS = 50  # Problems listed; a hostile folder may have any number.
 MOST_TEXT = 64 << 20  # Bytes of a file that is read whole.
 CHUNK = 1 << 20
 
-# Only ASCII: no control characters, no marks of text direction, no two forms of
+# Only ASCII: no control characters, no text direction marks, no two forms of
 # one letter. No leading dot: signers and uploads skip .git and the like, so
-# nobody would sign what is there.
+# their content would not be signed.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 # Only data, and no text that some program would run.
 EXTENSIONS = frozenset(
@@ -40,10 +40,9 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-  """A folder as it was found.
+  """A listed folder.
 
   Attributes:
-    root: the folder.
     files: path below it, with `/` -> size in bytes; only acceptable files.
     problems: one sentence for everything else that is there.
   """
@@ -56,7 +55,7 @@ class Tree:
     """The bytes of a file.
 
     Raises:
-      Refused: it is not there, has changed, or is larger than `most` bytes.
+      Refused: it is missing, has changed, or is larger than `most` bytes.
     """
     if self._size(path) > most:
       raise Refused(f"{path}: {self.files[path]:,} bytes, expected <= {most:,}")
@@ -118,9 +117,9 @@ def open_tree(root: Path) -> Tree:
   """Lists a folder; `Tree.problems` says what is wrong in it.
 
   Raises:
-    ValueError: there is no such folder, or it cannot be listed.
+    ValueError: the folder does not exist or cannot be listed.
   """
-  # The folder itself may be named through a link, nothing in it may.
+  # The folder itself may be named through a link, its contents may not.
   if not root.is_dir():
     raise ValueError(
       f"{root}: expected the folder of a bundle, but there is none; check the"
@@ -195,7 +194,7 @@ class _Lister:
     except OSError as error:
       self.problems.append(f"{prefix or '.'}: not readable: {error.strerror}")
     if self._left == before:
-      # Signatures cover files, so nobody would sign an empty folder.
+      # Signatures cover files, so an empty folder would not be signed.
       self.problems.append(f"{prefix or '.'}: an empty folder")
 
   def _add(self, entry, folder: int, path: str) -> None:
@@ -218,7 +217,7 @@ class _Lister:
 
 
 def _collisions(files) -> list[str]:
-  """Names that are the same where case does not count, as on macOS."""
+  """Names that are equal on file systems that ignore case, such as macOS's."""
   seen: dict[str, str] = {}
   problems = []
   for path in sorted(files):

@@ -7,7 +7,7 @@ FIDELITY = "fidelity.json"
 SAFETY = "safety.json"
 ROWS = "rows/held_out.safetensors"
 CONFIG = "model/config.json"
-INDEX = "model/model.safetensors.index.json"  # As large as the model is deep.
+INDEX = "model/model.safetensors.index.json"  # Grows with the model's depth.
 
 
 def expect(ok: bool, text: str) -> None:

@@ -2,7 +2,7 @@
 
 licence_texts/ has the text of each permissive licence, so that anyone can check
 whether the LICENSE of a bundle is the one that it names. Any other licence is
-`other`: the lab provides its text, nobody here has read it, and it is always
+`other`: the lab provides its text, which nobody here has read, and it is always
 flagged as one with limited safeguards.
 """
 
@@ -30,7 +30,7 @@ _MOST_CHARACTERS = 200_000  # The longest texts in use have 60,000.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Licence:
-  """A licence as a bundle has it."""
+  """The licence of a bundle."""
 
   spdx: str  # Or OTHER.
   name: str
@@ -55,8 +55,8 @@ def find(
     text: the text of a licence that is `other`.
 
   Raises:
-    ValueError: an identifier that is not known here, or no name or text with
-      `other`; names the field of the config.
+    ValueError: the identifier is unknown, or `other` lacks a name or a text;
+      names the field of the config.
   """
   if spdx == OTHER:
     return _other(name, text)
@@ -84,7 +84,6 @@ def problem(spdx: str, text: str, *, holder: str, year: int) -> str:
 
   Args:
     spdx: the identifier in the bundle's record.
-    text: the text of the file.
     holder: the provider of the model, by the record.
     year: the year of the release, by the record.
   """

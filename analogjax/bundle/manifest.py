@@ -16,14 +16,14 @@ _HEX = re.compile("[0-9a-f]{64}")
 
 
 class Entry(NamedTuple):
-  """What the manifest says of a file."""
+  """The manifest's entry for a file."""
 
   bytes: int
-  sha256: str  # Hexadecimal, in small letters.
+  sha256: str  # Hexadecimal, in lower case.
 
 
 def to_bytes(entries: Mapping[str, Entry]) -> bytes:
-  """The one form that a manifest has as a file."""
+  """The canonical bytes of a manifest."""
   value = {
     "format": FORMAT,
     "format_version": FORMAT_VERSION,

@@ -29,11 +29,11 @@ class Identity:
 
   @property
   def hint(self) -> str:
-    """SHA-256 of the public key's PEM, by which model-signing knows keys."""
+    """SHA-256 of the public key's PEM, model-signing's name for the key."""
     return hashlib.sha256(public_pem(self.key)).hexdigest()
 
   def to_bytes(self) -> bytes:
-    """signer.pem, in its one form."""
+    """The canonical bytes of signer.pem."""
     if not self.certificates:
       return public_pem(self.key)
     chain = map(x509.load_der_x509_certificate, self.certificates)

@@ -1,9 +1,9 @@
-"""record.json: the facts of a release, as one reader may see them.
+"""record.json: the facts of a release that one kind of reader may see.
 
 Everything that a document says comes from here. Facts are gathered once,
-private ones too; `project` keeps what record_fields.py lets a reader see, and
-nothing else. `python -m analogjax.bundle.record` prints the fields as a JSON
-Schema, for other programs.
+including private ones; `project` keeps only what record_fields.py lets a reader
+see. `python -m analogjax.bundle.record` prints the fields as a JSON Schema, for
+other programs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,13 +26,13 @@ VIEWS = (PUBLIC, REGULATOR)
 
 @functools.cache
 def _fields(view: str) -> Field:
-  """What a reader may see."""
+  """The fields that a reader may see."""
   everything = record_fields.record()
   return everything if view == REGULATOR else _published(everything)
 
 
 def _published(field: Field) -> Field:
-  """The field without what is private, and without objects left empty."""
+  """The field without private parts, and without objects left empty."""
   kept = {
     name: _published(inner)
     for name, inner in field.fields.items()
@@ -51,7 +51,7 @@ def project(facts: Mapping[str, Any], view: str) -> dict[str, Any]:
     view: PUBLIC or REGULATOR.
 
   Raises:
-    ValueError: a fact is missing or is not of the form of its field.
+    ValueError: a fact is missing or does not have the form of its field.
   """
   assert view in VIEWS, view
   if found := missing(facts, view):
@@ -70,7 +70,7 @@ def _head(view: str) -> dict[str, Any]:
 
 
 def _projected(value: Any, field: Field) -> Any:
-  """What has a field; the schema finds what is of another form."""
+  """The parts of a value that have a field; the schema checks the forms."""
   if field.fields and isinstance(value, Mapping):
     return {
       name: _projected(value[name], inner)
@@ -85,12 +85,12 @@ def _projected(value: Any, field: Field) -> Any:
 
 
 def _says_nothing(value: Any, field: Field) -> bool:
-  """Whether a fact is null that need not be there."""
+  """Whether a fact is null and optional."""
   return value is None and field.needed != ALWAYS and not _allows(field, None)
 
 
 def missing(facts: Mapping[str, Any], view: str = REGULATOR) -> list[str]:
-  """What a view still lacks: "path: what to do" each."""
+  """What a view still lacks, each as "path: what to do"."""
   phases = facts.get("training", {}).get("phases") or ()
   cached = any(phase.get("teaches") == CACHED for phase in phases)
   needed = (ALWAYS, IF_CACHED) if cached else (ALWAYS,)
@@ -104,7 +104,7 @@ def _missing(
     if value in (None, "", [], {}) and not _allows(field, value):
       yield f"{path}: {field.remedy}"
   if value is None and field.source and _allows(field, None):
-    return  # It may be null, and then has nothing below.
+    return  # It may be null, and then has no fields below it.
   found = value if isinstance(value, Mapping) else {}
   inner: list[tuple[str, Any, Field]] = [
     (f"{path}.{name}" if path else name, found.get(name), below)
@@ -176,7 +176,7 @@ def _validator(view: str) -> jsonschema.Draft202012Validator:
 
 
 def problem(value: Any) -> str:
-  """What is wrong with a record: where, and what; "" if nothing is."""
+  """Where a record is wrong, and how; "" if it is not."""
   try:
     json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")
   except (TypeError, ValueError, RecursionError) as error:
@@ -190,12 +190,12 @@ def problem(value: Any) -> str:
   error = jsonschema.exceptions.best_match(errors)
   if error is not None:
     return f"{error.json_path}: {error.message}"
-  # What is needed under a condition, which the schema does not know.
+  # Conditional requirements, which the schema does not express.
   return "".join(missing(value, view)[:1])
 
 
 def to_text(value: Mapping[str, Any]) -> str:
-  """The text of record.json, and of documents in JSON: one form for each."""
+  """The text of record.json and of documents in JSON: one form for each."""
   text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
   return text + "\n"
 

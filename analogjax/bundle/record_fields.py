@@ -11,7 +11,7 @@ from typing import Any
 
 from analogjax.config import release
 
-# What teaches a phase, beside hard labels.
+# Teacher of a phase, beside hard labels.
 CACHED, LIVE = "cached teacher", "live teacher"
 # When a release without the fact is refused.
 ALWAYS, IF_CACHED, NEVER = "always", "if cached", "optional"
@@ -168,8 +168,8 @@ mof                                         text        release
 not_recorded                                texts       release
 """
 
-# JSON Schemas of the forms. Numbers are bounded to what a float holds, whoever
-# wrote them, and so are lengths: Python's `$` allows a newline at the end.
+# JSON Schemas of the forms. Numbers are bounded by the range of a float, and so
+# are lengths. Python's `$` allows a newline at the end.
 _TEXT = {"type": "string", "pattern": r"\S"}
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 10**18}
 _AMOUNT = {"type": "number", "minimum": 0, "maximum": 1e100}
@@ -222,12 +222,12 @@ class Field:
   """A fact, or an object or list of facts.
 
   Attributes:
-    form: JSON Schema of the value, but for what is in it.
+    form: JSON Schema of the value, without its fields or items.
     source: a field of the config, or a stage; "" for an object without a line
       of its own.
     fields: of an object, by name; no others may be there.
-    each: what each item of a list is, or each value of an object with any
-      names.
+    each: the field of each item of a list, or of each value of an object with
+      any names.
     is_private: withheld from the public.
     needed: ALWAYS, IF_CACHED or NEVER.
   """
@@ -247,7 +247,7 @@ class Field:
     return f"run `analogjax {self.source}`"
 
   def below(self, step: str) -> "Field":
-    """The field of a name, `[]` or `*`; made if it is not there."""
+    """The field of a name, `[]` or `*`; created if missing."""
     if step not in ("[]", "*"):
       return self.fields.setdefault(step, Field(_FORMS["object"]))
     self.each = self.each or Field(_FORMS["object"])

@@ -12,7 +12,7 @@ from analogjax.bundle import folder, layout, safetensors_headers
 from analogjax.bundle.strict_json import Refused
 from analogjax.data import rows as rows_lib
 
-# Name in the file -> its dtype there, and that of the field of Rows.
+# Name in the file -> dtype in the file, dtype of the field of Rows.
 _FIELDS = {
   "tokens": ("I32", np.dtype("<i4")),
   "segments": ("I32", np.dtype("<i4")),
@@ -23,10 +23,10 @@ MOST_TOKENS = folder.MOST_TEXT // 4  # R x L.
 
 
 def to_bytes(rows: rows_lib.Rows) -> bytes:
-  """The file.
+  """The bytes of the file.
 
   Raises:
-    ValueError: more rows than a bundle takes.
+    ValueError: there are more rows than a bundle allows.
   """
   if rows.tokens_BL.size > MOST_TOKENS:
     raise ValueError(
@@ -34,7 +34,7 @@ def to_bytes(rows: rows_lib.Rows) -> bytes:
       f" {MOST_TOKENS:,}; hold out fewer rows (data.held_out_rows), or set"
       " release.shares_rows to false."
     )
-  # safetensors writes an array that is not C-contiguous wrong, and silently.
+  # safetensors silently writes an array that is not C-contiguous wrong.
   arrays = {
     name: np.ascontiguousarray(field, dtype)
     for (name, (_, dtype)), field in zip(_FIELDS.items(), rows, strict=True)
@@ -48,7 +48,6 @@ def read(
   """The rows of a bundle, checked.
 
   Args:
-    tree: the bundle's files.
     header: the header of the file of rows.
     V: entries of the vocabulary.
 

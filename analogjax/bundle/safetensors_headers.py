@@ -1,12 +1,12 @@
 """Reads the headers of safetensors files, without their tensors.
 
-The format: a little-endian u64 of the header's bytes, that JSON object of
+The format: a little-endian u64 with the size of the header, a JSON object of
 `name: {dtype, shape, data_offsets}` and perhaps `__metadata__` of strings, and
 then the tensors, which fill the rest of the file without holes or overlaps.
 Source: the description in the README of the safetensors repository.
 
 The library refuses most of what is refused here, but maps the file first. This
-reader bounds what it takes into memory and says what is wrong.
+reader bounds the memory it takes and says what is wrong.
 """
 
 from collections.abc import Mapping
@@ -119,7 +119,7 @@ def _is_sizes(value: Any) -> bool:
 
 
 def _check_ranges(tensors: Mapping[str, Tensor], size: int) -> None:
-  """All bytes of the file belong to one tensor each."""
+  """Checks that every byte of the file belongs to exactly one tensor."""
   end = 0
   for name, tensor in sorted(
     tensors.items(), key=lambda item: (item[1].start, item[1].stop)

@@ -1,14 +1,14 @@
-"""signature.json of a bundle: making it, parsing it, and checking it.
+"""Makes, parses and checks signature.json of a bundle.
 
 The file is a Sigstore bundle (v0.3) with a DSSE envelope around an in-toto
-statement that lists every file with its SHA-256: what model-signing writes, and
-checks by its own command. Here it has one form in bytes: whatever of it is not
-signed follows from signer.pem, which is, and of the two values that ECDSA
-allows for one signature it holds the smaller. So no byte of it can change
-unnoticed.
+statement that lists every file with its SHA-256, as model-signing writes it and
+checks it with its own command. Here it has one canonical form in bytes: every
+unsigned part follows from signer.pem, which is signed, and of the two values
+that ECDSA allows for one signature it holds the smaller. So no byte of it can
+change unnoticed.
 
-Keys are on the curve P-256. A private key is only ever named by its path, or by
-the URI of a token, and is neither kept nor printed.
+Keys are on the curve P-256. A private key is only named by its path or by the
+URI of a token; it is neither kept nor printed.
 """
 
 import base64
@@ -47,7 +47,7 @@ class Signer:
   """Signs a bundle; made by `with_key` or `with_token`.
 
   Attributes:
-    identity: what signer.pem holds.
+    identity: the content of signer.pem.
     private_key: path of a PEM file, or None.
     password_file: holds that key's password, or None.
     pkcs11_uri: names a key on a token, or is "".
@@ -73,7 +73,7 @@ class Signer:
       )
     )
     if self.private_key is not None:
-      # It asks for a str, and hands it on to where bytes are wanted (1.1.1).
+      # It asks for a str, and passes it to a function that takes bytes (1.1.1).
       password: Any = _password(self.password_file)
       config.use_elliptic_key_signer(
         private_key=self.private_key, password=password
@@ -120,7 +120,7 @@ def with_key(
   try:
     key = serialization.load_pem_private_key(data, password)
   except TypeError:
-    # cryptography tells the two by this alone.
+    # cryptography distinguishes the two only by this.
     what = "is encrypted; name a file with its password"
     if password is not None:
       what = "is not encrypted; leave the password file out"
@@ -158,7 +158,7 @@ def with_token(uri: str, public_key: Path) -> Signer:
     public_key: a PEM file with the public key of the key on the token.
 
   Raises:
-    ValueError: the URI or the file is not what it must be.
+    ValueError: the URI or the file is not valid.
   """
   if not uri.startswith("pkcs11:"):
     raise ValueError(
@@ -191,7 +191,7 @@ class Signed:
   identity: pem.Identity
 
   def to_bytes(self) -> bytes:
-    """The file, in its one form."""
+    """The canonical bytes of the file."""
     material: dict[str, Any] = {"publicKey": {"hint": self.identity.hint}}
     if self.identity.certificates:
       chain = [{"rawBytes": _base64(c)} for c in self.identity.certificates]
@@ -221,14 +221,14 @@ class Signed:
     return True
 
   def resources(self) -> dict[str, str]:
-    """The listed files, path -> SHA-256; Refused if it is no such list."""
+    """The listed files, path -> SHA-256; Refused if it is not such a list."""
     try:
       statement = strict_json.parse_object(self.payload)
       predicate = statement["predicate"]
       (subject,) = statement["subject"]
       ok = statement["_type"] == STATEMENT_TYPE
       ok &= statement["predicateType"] == PREDICATE_TYPE
-      # Any other path left out would be signed by nobody.
+      # Any other ignored path would not be signed.
       ok &= predicate["serialization"]["ignore_paths"] == [manifest.SIGNATURE]
       found, root = {}, hashes.Hash(hashes.SHA256())
       for resource in predicate["resources"]:
@@ -309,7 +309,7 @@ def _use_token(config, uri: str) -> None:
     raise ValueError(
       "a key on a token needs `pip install model-signing[pkcs11]`."
     ) from None
-  except Exception as error:  # PyKCS11 raises a class of its own.
+  except Exception as error:  # PyKCS11 raises its own exception class.
     raise ValueError(
       f"the token cannot be used ({type(error).__name__}); are the URI's"
       " module-path, token, object and pin-source right?"

@@ -13,9 +13,9 @@ from typing import Any
 MOST_BYTES = 16 << 20
 MOST_DEPTH = 64
 MOST_VALUES = 2_000_000  # Each takes some hundred bytes once it is parsed.
-# In a document that a schema validates, which does some 10,000 values a second.
+# Limit for documents validated by a schema, at about 10,000 values per second.
 MOST_IN_DOCUMENTS = 200_000
-MOST_DIGITS = 400  # In one number; the largest float64 has 309.
+MOST_DIGITS = 400  # Digits of a number; the largest float64 has 309.
 
 # A complete string, or else a structural character. Possessive, so that no text
 # causes backtracking; a quote that does not begin a string ends the search.
@@ -29,12 +29,10 @@ class Refused(ValueError):
 def parse(data: bytes, *, most_values: int = MOST_VALUES) -> Any:
   """The value of a JSON text (RFC 8259) in UTF-8.
 
-  Args:
-    data: the text.
-    most_values: that it may hold, counted by their commas and brackets.
+  `most_values` limits the values, counted by their commas and brackets.
 
   Raises:
-    Refused: it is not JSON, or larger, deeper or stranger than a bundle needs.
+    Refused: it is not JSON, or larger or deeper than a bundle needs.
   """
   if len(data) > MOST_BYTES:
     raise Refused(f"{len(data):,} bytes of JSON, expected <= {MOST_BYTES:,}")
@@ -61,7 +59,7 @@ def parse(data: bytes, *, most_values: int = MOST_VALUES) -> Any:
 def parse_object(
   data: bytes, *, most_values: int = MOST_VALUES
 ) -> dict[str, Any]:
-  """As `parse`, and the value is an object."""
+  """Parses a text whose value must be an object; see `parse`."""
   value = parse(data, most_values=most_values)
   if not isinstance(value, dict):
     raise Refused(f"expected a JSON object, found {type(value).__name__}")

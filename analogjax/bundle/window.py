@@ -1,8 +1,7 @@
 """When an analog may be released: 1 to 3 months after the frontier model.
 
-Months are those of the calendar: the day of the month stays, and where a month
-has no such day it is the month's last. Three months after 30 November is 28
-February, or the 29th.
+Months are calendar months: the day of the month stays, and a month without such
+a day uses its last. Three months after 30 November is 28 February, or the 29th.
 """
 
 import calendar
@@ -15,7 +14,7 @@ EARLY, WITHIN, LATE = "early", "within", "late"
 
 
 def add_months(day: datetime.date, months: int) -> datetime.date:
-  """The same day of the month so many months on, or that month's last."""
+  """The same day of the month after some months, or that month's last day."""
   index = 12 * day.year + day.month - 1 + months
   year, month = index // 12, index % 12 + 1
   last = calendar.monthrange(year, month)[1]
@@ -24,7 +23,7 @@ def add_months(day: datetime.date, months: int) -> datetime.date:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WindowVerdict:
-  """A day of release against the window of its frontier model."""
+  """A release day compared with the window of its frontier model."""
 
   deployed_on: datetime.date
   released_on: datetime.date
@@ -53,8 +52,8 @@ def verdict(deployed_on: str, released_on: str) -> WindowVerdict:
     released_on: day of the analog's release, YYYY-MM-DD.
 
   Raises:
-    ValueError: a text is not a day, or is so late that its window has no end;
-      names the field of the config.
+    ValueError: a text is not a day, or is too late for a window; names the
+      field of the config.
 
   Source: "Require Frontier AI Labs To Release Small Analog Models": "released
   within 1-3 months following the deployment of their corresponding frontier
@@ -66,7 +65,7 @@ def verdict(deployed_on: str, released_on: str) -> WindowVerdict:
     ("release.date", released_on),
   ):
     try:
-      # The format alone: fromisoformat also takes 20261126 and 2026-W48-4.
+      # Only this format: fromisoformat also takes 20261126 and 2026-W48-4.
       days[field] = datetime.datetime.strptime(text, "%Y-%m-%d").date()
     except (TypeError, ValueError):
       raise ValueError(

@@ -1,4 +1,4 @@
-"""Writes a bundle: whole, with its manifest and signature, or not at all."""
+"""Writes a bundle with its manifest and signature, whole or not at all."""
 
 from collections.abc import Iterator, Mapping
 import hashlib
@@ -15,20 +15,19 @@ _OURS = (manifest.FILE, manifest.SIGNATURE, signature.SIGNER)
 def write(
   folder: Path, *, files: Mapping[str, bytes | Path], signer: signature.Signer
 ) -> None:
-  """Writes a signed bundle, in place of one that is there already.
+  """Writes a signed bundle, and replaces an existing one.
 
   Everything goes into a hidden folder beside it, which is renamed at the end.
-  So a folder with the bundle's name is always complete; between two renames
-  there is none for a moment.
+  So a folder with the bundle's name is always complete; between two renames it
+  is briefly absent.
 
   Args:
     folder: the bundle; its parent has to exist.
     files: path below it, with `/` -> its bytes, or a file to copy.
-    signer: signs the bundle.
 
   Raises:
-    ValueError: a path that no bundle may have, a file that cannot be read, or a
-      key that cannot be used; the folder is as it was before.
+    ValueError: a path is not allowed in a bundle, a file cannot be read, or the
+      key cannot be used; the folder is unchanged.
   """
   for path in files:
     if path in _OURS:
@@ -39,7 +38,7 @@ def write(
       raise ValueError(f"{path}: {wrong}.")
   aside = folder.with_name(f".{folder.name}.incomplete")
   shutil.rmtree(aside, ignore_errors=True)
-  # Signatures hold the folder's name, so inside it has the one it will have.
+  # Signatures hold the folder's name, so the inner folder has the final one.
   inside = aside / folder.name
   inside.mkdir(parents=True)
   try:

@@ -1,7 +1,7 @@
-"""States of grain iterators as JSON values, and back, exactly.
+"""Converts states of grain iterators to JSON values and back, exactly.
 
 JSON turns tuples into lists. grain's packer compares a slice of its state with
-the tuple (-1, -1): after plain JSON it loses a document without a word.
+the tuple (-1, -1): after plain JSON it silently loses a document.
 """
 
 import base64
@@ -14,7 +14,7 @@ _TAG = "__type__"
 
 
 def to_json(value: Any) -> Any:
-  """The state as JSON values; from_json gives it back, types and all."""
+  """The state as JSON values; from_json restores it, types included."""
   if value is None or isinstance(value, (bool, int, float, str)):
     return value
   if isinstance(value, np.generic):
@@ -42,7 +42,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-  """What to_json was given."""
+  """The state that was given to to_json."""
   if isinstance(value, list):
     return [from_json(v) for v in value]
   if not isinstance(value, dict):

@@ -30,7 +30,7 @@ _FINGERPRINT_ROWS = 4
 _KEPT_STATES = 64
 
 # Pipelines of ours that moved, by their first names. Saved configs and caches
-# know those, and the fingerprint of a pipeline is made of its first name.
+# use those, and the fingerprint of a pipeline includes its first name.
 _MOVED = {
   "analogjax.data.docstrings:packed_rows": (
     "analogjax.demo.docstrings:packed_rows"
@@ -39,7 +39,7 @@ _MOVED = {
 
 
 class EndOfRows(Exception):
-  """The pipeline has fewer rows than were asked for."""
+  """The pipeline has fewer rows than requested."""
 
   def __init__(self, num_rows: int):
     super().__init__(f"the pipeline ends after {num_rows} rows")
@@ -50,10 +50,11 @@ class RowSource(abc.ABC):
   """Rows by index, from one pipeline, checked against L and V.
 
   Attributes:
-    fingerprint: hex; names the pipeline: its spec, its arguments, its kind and
-      the digests of its first rows. Where folders lie is not part of it.
+    fingerprint: hex; identifies the pipeline by its spec, its arguments, its
+      kind and the digests of its first rows, but not by the location of
+      folders.
     num_rows: None for a stream whose end has not been seen, and for a dataset
-      that repeats for ever.
+      that repeats forever.
     random_access: whether any row may be read at any time.
   """
 
@@ -65,25 +66,25 @@ class RowSource(abc.ABC):
   def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
     """The rows at `indices`.
 
-    A stream takes consecutive indices, not before what was already passed, and
+    A stream takes consecutive indices, not before those already passed, and
     skips forward to the first of them.
 
     Raises:
-      EndOfRows: some index lies beyond the last row. The source then stands
-        where it stood before the call, so the rows that are left can be read.
+      EndOfRows: some index is beyond the last row. The source is then
+        unchanged, so the remaining rows can be read.
     """
 
   @abc.abstractmethod
   def state(self, index: int) -> dict[str, Any] | None:
-    """What `restore` needs to make row `index` the next one, as JSON values.
+    """The state from which `restore` makes row `index` next, as JSON values.
 
-    Kept for the start of the stream and the latest 64 ends of reads; None for
-    any other index, and always None where rows have random access.
+    It is kept for the start of the stream and the latest 64 ends of reads. It
+    is None for any other index, and always if rows have random access.
     """
 
   @abc.abstractmethod
   def restore(self, index: int, state: dict[str, Any] | None) -> None:
-    """Makes row `index` the next one; `state` is what `state(index)` gave."""
+    """Makes row `index` the next one; `state` comes from `state(index)`."""
 
 
 def open_pipeline(
@@ -99,14 +100,12 @@ def open_pipeline(
   Args:
     spec: "package.module:function".
     arguments: keyword arguments of the function, JSON values.
-    L: tokens in a row.
-    V: vocabulary size.
     substitutions: e.g. {"teacher": "/runs/a/teacher"}: the text "{teacher}" in
       a string argument is replaced. The fingerprint is taken before that.
 
   Raises:
-    ValueError: names config.data.pipeline or config.data.arguments, and what
-      to change.
+    ValueError: names config.data.pipeline or config.data.arguments, and what to
+      change.
   """
   function = find_function(spec)
   canonical = _canonical_json(arguments)
@@ -138,9 +137,9 @@ def open_pipeline(
 
 
 def check_arguments(spec: str, arguments: Mapping[str, Any]) -> None:
-  """Refuses arguments that the pipeline's function has no names for.
+  """Refuses arguments that the pipeline's function does not accept.
 
-  Nothing is read. Raises what `open_pipeline` would.
+  Nothing is read. Raises the errors of `open_pipeline`.
   """
   check_call(spec, find_function(spec), arguments)
 
@@ -155,14 +154,14 @@ class _IndexedRows(RowSource):
     length = len(dataset)
     if not length:
       raise ValueError(_no_rows(spec))
-    # grain gives a dataset that repeats for ever this length.
+    # grain gives a dataset that repeats forever this length.
     self.num_rows = None if length == sys.maxsize else length
 
   def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
     read = []
     for index in indices:
       assert index >= 0, f"row {index} asked for."
-      # grain takes an index modulo the length: it would start again.
+      # grain takes an index modulo the length, so it would start again.
       if self.num_rows is not None and index >= self.num_rows:
         raise EndOfRows(self.num_rows)
       try:
@@ -201,7 +200,7 @@ class _StreamedRows(RowSource):
     self._spec, self._dataset, self._L, self._V = spec, dataset, L, V
     self.num_rows = None
     if not flags.FLAGS.is_parsed():
-      # grain reads flags of its own to start worker processes (mp_prefetch).
+      # grain reads its own flags to start worker processes (mp_prefetch).
       flags.FLAGS.mark_as_parsed()
     self._states = collections.OrderedDict[int, Any]()
     self._iterator = self._iterate()
@@ -257,7 +256,7 @@ class _StreamedRows(RowSource):
         f"row {index}, found {json.dumps(state)[:200]}."
       )
     if state["grain"] != grain.__version__:
-      # grain promises a state's meaning within one version only. The rows are
+      # grain promises a state's meaning only within one version. The rows are
       # the same (the fingerprint says so), so read up to `index` again.
       self._go_to(0, self._start)
       return
@@ -278,7 +277,7 @@ class _StreamedRows(RowSource):
     return element
 
   def _keep_state(self) -> None:
-    # Encoded at once: an iterator may go on to change the dict that it gave.
+    # Encoded at once: an iterator may later change the dict that it gave.
     self._states[self._index] = json_state.to_json(self._iterator.get_state())
     self._states.move_to_end(self._index)
     while len(self._states) > _KEPT_STATES:
@@ -330,7 +329,7 @@ def _concatenate(read: Sequence[Rows], L: int, V: int) -> Rows:
 
 
 def _failure(spec: str, where: str, e: Exception) -> str:
-  # A ValueError is a sentence for the user, anything else needs its type.
+  # A ValueError is a sentence for the user; other errors need their type.
   plain = isinstance(e, ValueError) and str(e)
   what = str(e) if plain else f"{type(e).__name__}: {e}".rstrip(": ")
   # The last place in the user's own file: what it called may be grain's.
@@ -352,7 +351,7 @@ def _no_rows(spec: str) -> str:
 
 
 def first_name(spec: str) -> str:
-  """The name that a pipeline had at first, if it is one of ours that moved."""
+  """The original name of a pipeline, if it is one of ours that moved."""
   return {now: first for first, now in _MOVED.items()}.get(spec, spec)
 
 

@@ -1,4 +1,4 @@
-"""Packed rows: what every pipeline is turned into, checked, with their digests.
+"""Packed rows, the checked form of every pipeline's output, with digests.
 
 Letters: B rows, L tokens of a row, V vocabulary.
 """
@@ -25,11 +25,11 @@ class Rows(NamedTuple):
 def row_digest(
   tokens_L: np.ndarray, segments_L: np.ndarray, positions_L: np.ndarray
 ) -> bytes:
-  """32 bytes that name a row: BLAKE2b over tokens, segments and positions.
+  """32 bytes that identify a row: BLAKE2b over tokens, segments and positions.
 
-  The bytes hashed are the length as an unsigned 64-bit integer and then the
-  three fields as 32-bit integers, all little-endian. Weights are not part of
-  it: the teacher's distribution does not depend on them.
+  The hashed bytes are the length as an unsigned 64-bit integer and then the
+  three fields as 32-bit integers, all little-endian. Weights are left out: the
+  teacher's distribution does not depend on them.
   """
   tokens_L = np.asarray(tokens_L)
   # Without the length, 4 tokens and 2 tokens with 2 segments hash alike.
@@ -59,7 +59,6 @@ def to_rows(
 
   Args:
     elements: one mapping for each row.
-    L: the length that every row must have.
     V: the vocabulary size that every token must be below.
     first_index: the row index of elements[0], for messages.
 
@@ -103,8 +102,8 @@ def _to_row(element: Any, L: int, V: int, row: int) -> tuple[np.ndarray, ...]:
   if "weights" in element:
     found_L = _array(element, "weights", L, row)
     if found_L.dtype.kind not in "fiub":
-      # bfloat16 from ml_dtypes has kind "V" and is refused too: a cast is
-      # cheap for the user and a guess is not.
+      # bfloat16 from ml_dtypes has kind "V" and is refused too: users can
+      # easily cast, and a guess may be wrong.
       raise ValueError(
         f"row {row}: 'weights' must be float32 or another number, found "
         f"dtype {found_L.dtype}."

@@ -1,7 +1,7 @@
-"""Rows out of documents: plain text files and JSONL, tokenised and packed.
+"""Rows from documents: plain text files and JSONL, tokenised and packed.
 
-Documents are read into memory, which is meant for corpora of up to a few GB;
-larger ones want an ArrayRecord dataset (tfds.py) or the lab's own pipeline.
+Documents are read into memory, which suits corpora of up to a few GB; use an
+ArrayRecord dataset (tfds.py) or the lab's own pipeline for larger ones.
 
 Letters: L tokens of a row.
 """
@@ -41,19 +41,20 @@ def text_files(
     path: a file, a folder (searched to any depth for `suffixes`), or a glob.
     tokenizer: a tokenizer.json, or the folder that holds it.
     L: tokens in a row.
-    end_token: the token put after every document, by its name in the
-      tokenizer, e.g. "<|endoftext|>". Empty for none.
+    end_token: the token put after every document, by its name in the tokenizer,
+      e.g. "<|endoftext|>". Empty for none.
     suffixes: which files of a folder are documents.
     split: "train", "held_out" or "all".
-    held_out_every: one document in so many is held out, by a hash of its text.
-    seed: of the order of the documents; None keeps them as they were read.
+    held_out_every: one in this many documents is held out, by a hash of its
+      text.
+    seed: of the order of the documents; None keeps the order of reading.
     num_threads: threads that tokenise ahead of the reader.
   """
   check_split(split, held_out_every)
   texts = []
   for file in _files(path, tuple(suffixes)):
     try:
-      # Also drops a byte order mark, and makes one line ending of three.
+      # Also drops a byte order mark, and unifies the three line endings.
       texts.append(file.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as e:
       raise ValueError(f"{file} is not UTF-8 text: {e}.") from e
@@ -76,16 +77,11 @@ def jsonl(
 ) -> grain.IterDataset:
   """Packed rows of .jsonl and .jsonl.gz files; every line is one document.
 
+  Args are those of `text_files`, except:
+
   Args:
     path: a file, a folder (searched to any depth), or a glob.
-    tokenizer: a tokenizer.json, or the folder that holds it.
-    L: tokens in a row.
-    end_token: as in `text_files`.
     field: the key of a line's object that holds the text.
-    split: "train", "held_out" or "all".
-    held_out_every: one document in so many is held out, by a hash of its text.
-    seed: of the order of the documents; None keeps them as they were read.
-    num_threads: threads that tokenise ahead of the reader.
   """
   check_split(split, held_out_every)
   texts = []
@@ -106,10 +102,10 @@ def pack(
 ) -> grain.IterDataset:
   """Rows of L tokens from a dataset of strings, in its order.
 
-  The documents' tokens are laid end to end and cut every L tokens, so none is
-  lost and only the last row is padded. A document cut by the end of a row goes
-  on in the next as that row's segment 1, with positions from 0 again: the model
-  sees one row at a time. None in place of a document is passed over.
+  The documents' tokens are concatenated and cut every L tokens, so none is lost
+  and only the last row is padded. A document cut by the end of a row continues
+  in the next as that row's segment 1, with positions from 0 again: the model
+  sees one row at a time. None in place of a document is skipped.
   """
   if L < 1:
     raise ValueError(f"config.data.arguments.L must be at least 1, found {L}.")
@@ -126,8 +122,8 @@ def pack(
   )
   tokens = grain.experimental.WithOptionsIterDataset(
     documents.map(encode).to_iter_dataset(read_options),
-    # Else grain warns that most documents are passed over, as they are meant
-    # to be for a held-out split.
+    # Otherwise grain warns that most documents are skipped, as intended for a
+    # held-out split.
     grain.experimental.DatasetOptions(filter_warn_threshold_ratio=None),
   )
   packed = grain.experimental.ConcatThenSplitIterDataset(
@@ -139,8 +135,8 @@ def pack(
 def held_out(key: str, held_out_every: int) -> bool:
   """Whether the document that `key` names is held out.
 
-  It depends on nothing but the key, so it stays what it is when documents come
-  and go, and the same text can never be on both sides.
+  It depends only on the key, so it does not change when documents are added or
+  removed, and the same text can never be on both sides.
   """
   h = hashlib.blake2b(key.encode(), digest_size=8, person=b"held_out")
   return int.from_bytes(h.digest(), "little") % held_out_every == 0
@@ -154,7 +150,7 @@ def in_split(key: str, split: str, held_out_every: int) -> bool:
 
 
 def shuffled(texts: Sequence[str], seed: int) -> list[str]:
-  """The texts in an order that follows from the seed and the texts alone.
+  """The texts in an order that depends only on the seed and the texts.
 
   A sort by hash, unlike a library's shuffle, cannot change with a version.
   """
@@ -252,7 +248,7 @@ def _from_texts(
 
 
 def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
-  """The files that a path, folder or glob stands for, sorted."""
+  """The files of a path, folder or glob, sorted."""
   root = Path(path)
   if root.is_file():
     return [root]

@@ -1,4 +1,4 @@
-"""Rows out of a TFDS dataset in ArrayRecord files, without TensorFlow.
+"""Rows from a TFDS dataset in ArrayRecord files, without TensorFlow.
 
 Records are read one by one at random, so the dataset may be of any size.
 
@@ -31,20 +31,15 @@ def tfds_rows(
   """Packed rows of a prepared TFDS dataset; every record is one document.
 
   The dataset is read from its files; the code that made it is not needed.
+  Arguments not listed are those of `text.text_files`.
 
   Args:
     name: e.g. "c4", "c4/en" or "c4/en:3.0.1".
     data_dir: the folder that TFDS prepared it under.
-    tokenizer: a tokenizer.json, or the folder that holds it.
-    L: tokens in a row.
-    end_token: the token put after every document, by its name in the
-      tokenizer, e.g. "<|endoftext|>". Empty for none.
     tfds_split: e.g. "train", "validation" or "train[:10%]".
     field: the feature that holds the text.
     split: "train", "held_out" or "all" of the documents of tfds_split.
-    held_out_every: one document in so many is held out, by a hash of its text.
     seed: of grain's shuffle of the documents; None keeps the files' order.
-    num_threads: threads that read and tokenise ahead of the reader.
   """
   text_lib.check_split(split, held_out_every)
   records = _open(name, data_dir, tfds_split, field)
@@ -74,7 +69,7 @@ def _open(name: str, data_dir: str, tfds_split: str, field: str) -> Any:
       f"({e}). Install it with: pip install 'analogjax[tfds]'"
     ) from e
   try:
-    # Not tfds.data_source: that looks for the dataset's code first and may ask
+    # Not tfds.data_source, which looks for the dataset's code first and may ask
     # the network for its metadata.
     builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as e:

@@ -1,10 +1,10 @@
 """Detects the cluster from the environment and joins it.
 
 Every process of a cluster runs the same command. It has to know where process 0
-listens, how many processes there are and which one it is; the launcher's
+listens, how many processes there are and its own number; the launcher's
 variables say so (docs/running.md lists them). jax can detect a cluster itself,
-but in a batch script it waits for processes that are not there, it does not
-know Open MPI 5, and for Kubernetes it needs a package.
+but in a batch script it waits for processes that do not exist, it does not know
+Open MPI 5, and for Kubernetes it needs a package.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ from analogjax.cli import progress
 from analogjax.distributed import launchers, liveness, stopping
 from analogjax.distributed.launchers import Cluster
 
-INITIALIZATION_SECONDS = 300  # For all processes to be there.
-HEARTBEAT_SECONDS = 30  # Until one that is silent counts as dead.
-SHUTDOWN_SECONDS = 30  # For all to be done, once one is.
-# Longer than it takes to hear that another process has died.
+INITIALIZATION_SECONDS = 300  # Until all processes have arrived.
+HEARTBEAT_SECONDS = 30  # Until a silent process counts as dead.
+SHUTDOWN_SECONDS = 30  # Until all are done, once one is.
+# Longer than it takes to learn that another process has died.
 _REPORT_SECONDS = 5.0
 
 _CONTINUES = "Run the same command again to continue."
@@ -111,7 +111,7 @@ def _detected(env, kind: str, on_tpu: bool) -> Cluster | None:
 def on_tpu(env: Mapping[str, str]) -> bool:
   """Whether this machine has a TPU that jax would use and may ask for its pod.
 
-  Elsewhere the question would wait for an answer in vain.
+  On other machines the question would hang.
   """
   platforms = env.get("JAX_PLATFORMS", "")
   if env.get("TPU_SKIP_MDS_QUERY") or (platforms and "tpu" not in platforms):
@@ -129,10 +129,9 @@ def connect(
 ) -> None:
   """Initializes jax.distributed; all processes of the cluster call this.
 
-  Has to come before any other use of jax, which counts the devices of all.
+  It has to come before any other use of jax, which counts the devices of all.
 
   Args:
-    cluster: what `find` returned.
     seconds: how long to wait for all processes.
     binds_elsewhere: whether jax is told another address to listen at.
 
@@ -224,7 +223,7 @@ def _reach(cluster: Cluster, seconds: float) -> None:
 
 
 def _say_who_is_missing(cluster: Cluster) -> None:
-  # jax ends the process next, with a stack of C++.
+  # jax then ends the process with a C++ stack.
   print(
     f"cluster: {_me(cluster)} is at {cluster.coordinator}, and not all others"
     " came. Check that each was started, with an id of its own, and can reach"
@@ -262,7 +261,7 @@ class Member:
     """Sleeps after an error of a library, which a lost process may have caused.
 
     A collective fails with some network error if a process is gone. Meanwhile
-    the watching thread hears who died, says so and ends this process.
+    the watching thread learns who died, says so and ends this process.
     """
     frames = traceback.extract_tb(error.__traceback__)
     ours = os.path.dirname(os.path.abspath(analogjax.__file__))
@@ -276,9 +275,7 @@ def join(name: str, env: Mapping[str, str]) -> Member | None:
   From now on this process ends when another one does: with code 75 if that
   died, with its code if it failed.
 
-  Args:
-    name: the command, for messages.
-    env: environment variables.
+  `name` is the command, for messages.
 
   Raises:
     ValueError: the environment contradicts itself.

@@ -1,6 +1,6 @@
 """Accelerators: peaks, memory, links and power of one jax device of each kind.
 
-A plan takes all figures of a chip, the training loop its peak, the ledger its
+A plan uses all figures of a chip, the training loop its peak, the ledger its
 power.
 """
 
@@ -20,8 +20,8 @@ class Chip:
   is_tpu: bool
   memory_bytes: float  # HBM, as the vendor counts it.
   # Dense matrix products, FLOP/s, by compute dtype ("bfloat16", "float32").
-  # float32 is what jax makes of it by default: one bfloat16 pass on a TPU, TF32
-  # on a GPU (jax, "Matmul precision").
+  # float32 means jax's default: one bfloat16 pass on a TPU, TF32 on a GPU (jax,
+  # "Matmul precision").
   peak_flops: Mapping[str, float]
   memory_bytes_per_second: float
   # Of one device, one direction, all its links of the fast network (ICI,
@@ -153,7 +153,7 @@ CHIPS = (*TPUS, *GPUS, CPU)
 def chip(name: str) -> Chip:
   """The figures of one jax device of a kind of `CHIPS`."""
   if name == CPU:
-    # Figures that let a check run through; no time of it is to be believed.
+    # Made-up figures for checks; do not trust times computed from them.
     return Chip(
       name=CPU,
       is_tpu=False,
@@ -199,7 +199,7 @@ def chip(name: str) -> Chip:
 
 
 def chip_name(device_kind: str) -> str | None:
-  """The name in `CHIPS` of what jax calls a device, or None."""
+  """The name in `CHIPS` of jax's `device_kind`, or None."""
   for name, kinds in _KINDS.items():
     if re.fullmatch(f"(NVIDIA )?({kinds})", device_kind):
       return name

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import re
 
-# Above what Linux gives to clients, as jax has it too.
+# Above Linux's range for clients, as in jax.
 _FIRST_PORT, _NUM_PORTS = 65_536 - 4096, 4096
 _TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 _KUBERNETES_PORT, _TPU_PORT = 8476, 8482
@@ -22,10 +22,11 @@ OURS = (
 class Cluster:
   """The place of this process among several.
 
-  None is for what only jax can find out, by asking the machine of a TPU.
+  None stands for values that only jax can find out, by asking the machine of a
+  TPU.
   """
 
-  how: str  # Who said so, for messages.
+  how: str  # The source, for messages.
   coordinator: str | None  # host:port, where process 0 listens.
   num_processes: int | None
   process_id: int | None
@@ -33,7 +34,7 @@ class Cluster:
 
   @property
   def coordinator_host(self) -> str | None:
-    """Of process 0, without the port."""
+    """Host of process 0, without the port."""
     if self.coordinator is None:
       return None
     return host_and_port(self.coordinator)[0]
@@ -57,7 +58,7 @@ def explicit(env: Mapping[str, str]) -> Cluster:
 
 
 def _slurm(env) -> Cluster:
-  """A task of a step. A batch script has SLURM_NTASKS, but is no step."""
+  """A task of a step. A batch script has SLURM_NTASKS, but is not a step."""
   why = "this is a step of SLURM"
   # Of the step; SLURM_NTASKS may be that of the job.
   number = _count(env, "SLURM_STEP_NUM_TASKS", why)
@@ -97,7 +98,7 @@ def _open_mpi(env) -> Cluster:
 
 
 def _open_mpi_address(env, number: int) -> str:
-  """Where mpirun runs: process 0 is there, unless a list of hosts says else."""
+  """The host of mpirun: process 0 is there, unless a list of hosts differs."""
   # 4: 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911;tcp6://[fd00::1]:4337
   old = re.match(
     r"(\d+)\.\d+;(?:tcp://([^,:]+)|tcp6://\[([^],]+))",
@@ -191,7 +192,7 @@ def _kubernetes(env) -> Cluster:
 
 
 def said(env: Mapping[str, str], name: str) -> str:
-  """What a variable says, if anything: libtpu may leave a complaint there."""
+  """The value of a variable, if any: libtpu may leave a complaint there."""
   value = env.get(name, "")
   return "" if value.startswith("WARNING") else value
 
@@ -226,7 +227,7 @@ def _place(env, name: str, number: int, why: str) -> int:
 
 
 def _address(env) -> str | None:
-  """Where process 0 listens, where that is given."""
+  """Where process 0 listens, if given."""
   for name in ("ANALOGJAX_COORDINATOR", "JAX_COORDINATOR_ADDRESS"):
     address = env.get(name)
     if address:
@@ -243,7 +244,7 @@ def _port(env, otherwise: int) -> int:
 
 
 def _of(run: int) -> int:
-  """A port that runs on one host at the same time hardly share."""
+  """A port that runs on one host at the same time are unlikely to share."""
   return _FIRST_PORT + run % _NUM_PORTS
 
 
@@ -261,17 +262,17 @@ def _join(host: str, port: int) -> str:
 
 
 def _gpus(env, local: int) -> tuple[int, ...] | None:
-  """One GPU a process, jax's rule for launchers, unless one is all it sees."""
+  """One GPU per process, jax's rule for launchers, unless it sees only one."""
   if env.get("JAX_LOCAL_DEVICE_IDS"):
     return None  # jax reads it.
   for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
     if env.get(name) and "," not in env[name]:
-      return None  # The launcher has shared them out.
+      return None  # The launcher has assigned them.
   return (local,)
 
 
 _Reader = Callable[[Mapping[str, str]], Cluster]
-# Variables, one of which says that the environment is of the kind; its reader.
+# Variables, one of which identifies the kind of environment; its reader.
 KINDS: dict[str, tuple[tuple[str, ...], _Reader]] = {
   "openmpi": (("OMPI_COMM_WORLD_SIZE",), _open_mpi),
   "slurm": (("SLURM_STEP_NUM_TASKS",), _slurm),

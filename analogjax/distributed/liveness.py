@@ -1,9 +1,9 @@
 """Ends all processes of a run when one of them ends.
 
-A collective waits for ever for a process that is gone. jax notices only after
+A collective waits forever for a process that is gone. jax notices only after
 many missing heartbeats, and then aborts without a message. So process 0 listens
-on a port of its own, and all others hold a connection to it. A killed process
-closes its connection at once; a process whose machine is gone falls silent.
+on its own port, and all others hold a connection to it. A killed process closes
+its connection at once; a process whose machine is gone falls silent.
 """
 
 from collections.abc import Callable
@@ -33,9 +33,9 @@ _LAST_WORDS_S = 10.0
 class Loss:
   """Why this process cannot continue."""
 
-  process: int  # Which one ended.
+  process: int  # The process that ended.
   reason: str
-  code: int | None  # It ended by itself with this exit code; None: it died.
+  code: int | None  # Exit code if it ended by itself; None: it died.
 
 
 class Peers:
@@ -54,10 +54,10 @@ class Peers:
       on_loss: called once, in the watching thread, when another process ends
         without `leave`.
       host: host of process 0 as the others know it, if known.
-      silence_s: a process that is silent for so many seconds is lost.
+      silence_s: a process that is silent for this many seconds is lost.
 
     Raises:
-      OSError: process 0 cannot be reached, on the process that cannot.
+      OSError: this process cannot reach process 0.
     """
     self._on_loss, self._silence_s = on_loss, silence_s
     self._me = jax.process_index()
@@ -65,7 +65,7 @@ class Peers:
     self._links: dict[int, _Link] = {}  # By process; for others, only 0.
     self._leaving = self._badly = False
     self._selector = selectors.DefaultSelector()
-    # Who has not come yet, for process 0 alone.
+    # Processes that have not arrived yet, for process 0.
     self._missing, self._since = set[int](), time.monotonic()
     listener = None
     if self._me == 0:
@@ -92,7 +92,7 @@ class Peers:
     self._thread.start()
 
   def leave(self, *, badly: bool = False) -> None:
-    """Says that this process is about to end, so that no other one does.
+    """Announces that this process is about to end, so that no other one does.
 
     Process 0 waits a while for the others to end first.
 
@@ -103,7 +103,7 @@ class Peers:
     self._say({"bye": self._me})
 
   def fail(self, code: int, reason: str) -> None:
-    """Says that this process ends with an error, so that the others end too.
+    """Announces that this process ends with an error, so that the others end.
 
     Process 0 waits a while for them to do so.
     """
@@ -127,7 +127,7 @@ class Peers:
         heard = [self._hear(key) for key, _ in ready]
         found = next((x for x in heard if x is not None), self._silent())
         if found is not None and self._leaving:
-          # They end because we do; and who ends badly has said why.
+          # They end because of us, and a process that ends badly has said why.
           found = None if found.code is None or self._badly else found
         now = time.monotonic()
         if loss is None and found is not None:
@@ -137,7 +137,7 @@ class Peers:
         elif now >= next_beat:
           next_beat = now + self._silence_s / 10
           self._tell({})
-    if loss.process != self._me:  # Else process 0 only says it back.
+    if loss.process != self._me:  # Otherwise process 0 only repeats it.
       self._on_loss(loss)
 
   def _waits_for_others(self, until: float) -> bool:
@@ -180,7 +180,7 @@ class Peers:
       elif "lost" in message:
         return Loss(message["lost"], message["reason"], message["code"])
       elif "bye" in message:
-        # The connection stays: our own "bye" may still have to go there.
+        # The connection stays: our own "bye" may still have to be sent there.
         link.leaves = True
     if is_open:
       return None
@@ -190,7 +190,7 @@ class Peers:
     if process is None or self._links.pop(process, None) is None:
       return None  # A stranger.
     if link.leaves:
-      return None  # It said that it would.
+      return None  # It announced that.
     return Loss(process, "ended without a word", None)
 
   def _add(self, link: "_Link") -> None:
@@ -200,11 +200,11 @@ class Peers:
 
 
 class _Link:
-  """A connection that carries JSON messages, one a line."""
+  """A connection that carries JSON messages, one per line."""
 
   def __init__(self, connection: socket.socket, process: int | None):
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A peer that does not read must not stop us.
+    # A peer that does not read must not block us.
     connection.settimeout(1.0)
     self.socket, self.process = connection, process
     self.leaves = False  # It has said "bye".
@@ -269,7 +269,7 @@ def _connect(invitation: dict[str, Any]) -> socket.socket:
   )
 
 
-_kept: list[Any] = []  # Or the C library would call what is gone.
+_kept: list[Any] = []  # Otherwise the C library would call a freed function.
 
 
 def exit_on_abort(code: int, text: str) -> None:
@@ -277,7 +277,7 @@ def exit_on_abort(code: int, text: str) -> None:
 
   jax's client of the coordination service aborts the process when process 0 or
   its machine is gone, from a C++ thread, often before our own watch can act. A
-  handler in Python would never run, since abort() does not return; so the C
+  handler in Python would never run, since abort() does not return. So the C
   library calls this one, in the aborting thread.
   """
   kind = ctypes.CFUNCTYPE(None, ctypes.c_int)

@@ -1,9 +1,9 @@
-"""Several processes of one program: who feeds which rows, and collectives.
+"""Several processes of one program: their rows of a batch, and collectives.
 
 A global batch is split over the mesh by rows. Processes whose devices hold the
 same rows form a group: they must feed the same rows, and one of them, the
-leader, writes what comes back. So no row and no result has to be sent from one
-host to another.
+leader, writes the results. So no row and no result has to be sent from one host
+to another.
 
 Shape letter: B rows of a global batch.
 """
@@ -22,7 +22,7 @@ from analogjax.distributed import sharding, stopping
 
 
 class FailedElsewhere(ValueError):
-  """Another process failed and says why, so this one stops."""
+  """Another process failed and reports why, so this one stops."""
 
   is_another_process = True
 
@@ -37,18 +37,18 @@ class FailedElsewhere(ValueError):
 class Group:
   """The processes that hold the same rows as this one."""
 
-  index: int  # Of this group.
-  count: int  # Groups in all.
+  index: int  # Number of this group.
+  count: int  # Number of groups.
   is_leader: bool  # This process writes for the group.
   ways: tuple[int, ...]  # Which of `num_ways` equal parts of a batch it holds.
   num_ways: int
 
   def rows_of(self, batch_rows: int) -> int:
-    """How many rows of a global batch this group feeds."""
+    """Number of rows of a global batch that this group feeds."""
     return batch_rows // self.num_ways * len(self.ways)
 
   def indices_of(self, batch_rows: int) -> np.ndarray:
-    """Which rows of a global batch this group feeds, in order."""
+    """Indices of the rows of a global batch that this group feeds, in order."""
     by_way = np.arange(batch_rows).reshape(self.num_ways, -1)
     return by_way[list(self.ways)].ravel()
 
@@ -126,8 +126,8 @@ def _parts(leaf) -> dict[int, jax.Array]:
 def fetch_whole(x: jax.Array) -> np.ndarray | None:
   """A global array whole on the host of process 0; None on the others.
 
-  All processes call it. Where they are several each device holds the array
-  whole for the moment, and nobody goes on before that.
+  All processes call it. With several, each device briefly holds the whole
+  array, and every process waits for that.
   """
   if x.is_fully_addressable:
     return np.asarray(x)
@@ -160,7 +160,7 @@ def all_gather(values: Sequence[int] | np.ndarray) -> np.ndarray:
 def all_or_none(call: Callable[[], Any]) -> Any:
   """Calls on every process; if one call fails, all processes raise.
 
-  So that none waits for a process that has failed.
+  This way no process waits for one that has failed.
 
   Raises:
     FailedElsewhere: it failed on another process.
@@ -210,11 +210,11 @@ def barrier(name: str) -> None:
 
 
 class Board:
-  """A few numbers that every process shows to the others once a step.
+  """A few numbers that every process shows to the others once per step.
 
-  They travel behind the step that was dispatched before, so a reader waits for
-  that step at most. All processes read the same numbers, so they may decide by
-  them without further communication.
+  They travel behind the previously dispatched step, so a reader waits at most
+  for that step. All processes read the same numbers, so they can base decisions
+  on them without further communication.
   """
 
   def __init__(self, mesh: Mesh, num_values: int):
@@ -222,7 +222,7 @@ class Board:
     self._exchange = jax.jit(
       lambda shown: shown, out_shardings=NamedSharding(mesh, P())
     )
-    # One row a device, and of each process the first of its devices.
+    # One row per device; each process uses the first of its devices.
     owners = [device.process_index for device in mesh.devices.flat]
     self._rows = [owners.index(i) for i in range(jax.process_count())]
 
@@ -253,11 +253,9 @@ def total(value: float) -> float:
 
 
 def some_of(mine: Sequence[bytes], most: int) -> list[bytes]:
-  """Gathers up to `most` different digests of all processes.
+  """Gathers up to `most` different digests of 32 bytes of all processes.
 
-  Args:
-    mine: digests of 32 bytes of this process.
-    most: limit for each process and for all.
+  `most` limits each process and the total.
   """
   data = b"".join(mine[:most]).ljust(32 * most, b"\0")
   words = all_gather(np.frombuffer(data, np.int64).tolist())
@@ -270,7 +268,7 @@ def stop_if_asked(where: str) -> None:
   """Stops all processes here if any of them was asked to; all call this.
 
   Raises:
-    stopping.Stopped: with `where`, for people.
+    stopping.Stopped: with `where`, for the message.
   """
   if all_gather([stopping.asked()]).any():
     raise stopping.Stopped(where)

@@ -1,9 +1,9 @@
-"""Where arrays live: the mesh, and one table from shape letters to mesh axes.
+"""Placement of arrays: the mesh, and a table from shape letters to mesh axes.
 
 A parameter's name ends in its shape letters (wq_DNH), so its name is enough to
-shard it, and the models carry no sharding annotation at all. Layers that are
-stacked sit below a name that ends in the letter Y (blocks_Y): the letters along
-a path add up, so `blocks_Y/attention/wq_DNH` has the shape letters YDNH.
+shard it, and the models carry no sharding annotations. Stacked layers are below
+a name that ends in the letter Y (blocks_Y). The letters along a path add up, so
+`blocks_Y/attention/wq_DNH` has the shape letters YDNH.
 """
 
 import collections
@@ -32,12 +32,13 @@ ROWS = P(ACTIVATION_AXES["B"])
 def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
   """A mesh over all devices (or `devices`); at most one size may be -1.
 
-  Slices are devices that exchange fast: a TPU's, or the GPUs of a host. Of
-  several, `data` counts the slices first, then `fsdp`; the rest stays in one.
+  Slices are groups of devices with a fast network: a TPU's, or the GPUs of a
+  host. With several slices, `data` spans them first, then `fsdp`; the other
+  axes stay in one.
 
   Raises:
-    ValueError: an unknown axis, sizes whose product is not the number of
-      devices, or that do not fit the slices.
+    ValueError: an axis is unknown, or the sizes do not give the number of
+      devices or do not fit the slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   unknown = sorted(set(axis_sizes) - set(MESH_AXES))
@@ -68,8 +69,8 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
       tuple(sizes), MESH_AXES, axis_types=types, devices=devices
     )
   except NotImplementedError:
-    # An axis of a TPU's torus has to be shared by two of ours: tensor=2 of a
-    # v5p:4x4x4, say.
+    # An axis of a TPU's torus has to be shared by two of ours, for example
+    # tensor=2 of a v5p:4x4x4.
     placed = mesh_utils.create_device_mesh(
       tuple(sizes), devices, allow_split_physical_axes=True
     )
@@ -79,7 +80,7 @@ def make_mesh(axis_sizes: Mapping[str, int], devices: Any = None) -> Mesh:
 def fill_axes(
   axis_sizes: Mapping[Any, int], num_devices: int
 ) -> dict[str, int]:
-  """Sizes with -1 replaced by the devices that are left, if they come out."""
+  """Sizes with -1 replaced by the remaining devices, if they divide evenly."""
   fixed = math.prod(n for n in axis_sizes.values() if n != -1)
   rest, remainder = divmod(num_devices, fixed)
   return {
@@ -135,11 +136,11 @@ def weight_spec(letters: str) -> P:
 def state_shardings(abstract: Any, mesh: Mesh) -> Any:
   """A NamedSharding for every leaf of a train state, from the leaf's name.
 
-  Optimizer moments sit under the names of the weights they track, so they
-  follow them. Scalars are replicated; any other unnamed leaf is an error.
+  Optimizer moments have the names of their weights, so they are sharded alike.
+  Scalars are replicated; any other unnamed leaf is an error.
 
   Raises:
-    ValueError: a dimension that its mesh axis does not divide.
+    ValueError: a mesh axis does not divide its dimension.
   """
 
   def of(path, leaf):
@@ -174,7 +175,7 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
 
 
 def check_batch_rows(batch_rows: int, mesh: Mesh, field: str) -> None:
-  """Refuses a batch whose rows the mesh cannot share out evenly.
+  """Refuses a batch whose rows the mesh cannot divide evenly.
 
   Raises:
     ValueError: names `field` and the axes that hold the rows.

@@ -1,4 +1,4 @@
-"""Stopping a run early on SIGTERM, to be started again."""
+"""Stops a run early on SIGTERM, so that it can be started again."""
 
 from collections.abc import Iterator
 import contextlib
@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 
-REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: schedulers start the job again.
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the scheduler restarts the job.
 
 
 class Stopped(Exception):
@@ -22,8 +22,8 @@ class Stalled(Exception):
 class _Asked:
   """Whether this process was asked to stop; global, as signals are."""
 
-  by_signal = 0  # Its number.
-  has_begun = True  # Else there is nothing to save.
+  by_signal = 0  # Number of the signal.
+  has_begun = True  # Until then there is nothing to save.
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def listening(unbegun: str = "") -> Iterator[None]:
   group.
 
   Args:
-    unbegun: until `begin`, SIGTERM ends the process at once with this message.
+    unbegun: message with which SIGTERM ends the process at once before `begin`.
       "": the run has begun.
   """
   _Asked.has_begun = not unbegun
@@ -48,7 +48,7 @@ def listening(unbegun: str = "") -> Iterator[None]:
 
 
 def begin() -> None:
-  """Says that from now on there is something to save."""
+  """Marks the point from which there is something to save."""
   _Asked.has_begun = True
 
 

@@ -1,12 +1,12 @@
 """Distributions over a vocabulary, as integers, whole or split over devices.
 
-A probability becomes an integer, its share of 2^30, and a mass is a sum of
-such integers. Integers add up to the same bits in any order, so neither the
-mesh nor the blocks that a search goes through can change what is drawn.
+A probability becomes an integer, its share of 2^30, and a mass is a sum of such
+integers. Integers add up to the same bits in any order, so neither the mesh nor
+the blocks of a search can change what is drawn.
 
 Nothing of size V is written: each pass over the logits computes the
-exponentials anew. That is cheaper than memory, and the blocks that a search
-looks into are few.
+exponentials anew. That is cheaper than memory, and a search looks into few
+blocks.
 
 Shape letters (docs/glossary.md): B batch, L position, V vocabulary, J blocks of
 the vocabulary, I ids within a block, X points to find. A device that holds a
@@ -18,8 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Integers below 2^31 have to hold the sum of all shares, which may be larger
-# than one by half a share for every id.
+# Integers below 2^31 have to hold the sum of all shares, which may exceed one
+# by half a share for every id.
 ONE = 1 << 30
 MAX_V = 1 << 20
 NEVER = (1 << 31) - 1  # A threshold that no share reaches.
@@ -30,7 +30,7 @@ _LN2_31 = 1_488_522_236  # log(2) in units of 2^-31.
 
 
 class Split(NamedTuple):
-  """How the vocabulary is split: over a mesh axis, or not at all."""
+  """The split of the vocabulary: over a mesh axis, or none."""
 
   axis: str | None
 
@@ -63,9 +63,9 @@ class Split(NamedTuple):
 
 
 class Logits(NamedTuple):
-  """Logits by blocks, and what a softmax of them needs."""
+  """Logits by blocks, with the sum of their softmax."""
 
-  z_BLJI: jax.Array  # float32; -inf fills the last block up.
+  z_BLJI: jax.Array  # float32; -inf fills up the last block.
   V: int  # Ids that this device holds.
   top_BL1: jax.Array  # Over the whole vocabulary, as is the next.
   sum_BL1: jax.Array  # Of exp(z - top); NaN if top is not finite.
@@ -102,8 +102,8 @@ def normalize(logits_BLV: jax.Array, size: int, split: Split) -> Logits:
     logits_BLV = jnp.pad(
       logits_BLV, ((0, 0), (0, 0), (0, padding)), constant_values=-jnp.inf
     )
-  # Held, or else what made the logits (a division, a tanh) would be computed
-  # again by every pass, and perhaps rounded differently.
+  # Barrier: otherwise every pass would recompute the logits' producer (a
+  # division, a tanh), and perhaps round it differently.
   logits_BLV = jax.lax.optimization_barrier(logits_BLV)
   z_BLJI = logits_BLV.reshape(*logits_BLV.shape[:2], -1, size)
   return Logits(z_BLJI, V, *_top_and_sum(z_BLJI, split))
@@ -112,15 +112,15 @@ def normalize(logits_BLV: jax.Array, size: int, split: Split) -> Logits:
 def log_rest(logits: Logits, k: int, split: Split) -> tuple:
   """The k likeliest ids, and the log of the mass of all others.
 
-  The others are summed themselves, by their own maximum: one minus the mass of
+  The others are summed separately, by their own maximum: one minus the mass of
   the k would cancel.
 
   Returns:
     ids [B, L, K], their logits, and the log-mass [B, L], -inf where it is 0.
   """
   V = logits.V * split.size()
-  # Held, or else the search for them would be a part of the pass over V below,
-  # for each id anew.
+  # Barrier: otherwise the search for them would be part of the pass over V
+  # below, repeated for each id.
   z_BLK, ids_BLK = jax.lax.optimization_barrier(
     top(logits, min(k + 1, V), split)
   )
@@ -128,7 +128,7 @@ def log_rest(logits: Logits, k: int, split: Split) -> tuple:
     log_BL = jnp.full(z_BLK.shape[:2], -jnp.inf)
     return ids_BLK, z_BLK, log_BL
   rest_top_BL1, rest_id_BL1 = z_BLK[..., k:], ids_BLK[..., k:]
-  # The first of the rest by rank: the rest is what is not before it.
+  # The first of the rest by rank; the rest are the ids not before it.
   z_BLJI = logits.z_BLJI
   J, size = z_BLJI.shape[2:]
   iota_11JI = jax.lax.broadcasted_iota(jnp.int32, (1, 1, J, size), 2) * size
@@ -149,16 +149,16 @@ def log_rest(logits: Logits, k: int, split: Split) -> tuple:
 def _top_and_sum(z_BLJI, split):
   """The maximum, the sum of exp(z - maximum), and the sum's logarithm.
 
-  Equal bits on every mesh.
+  The bits are equal on every mesh.
   """
   top_BL1 = split.max(jnp.max(z_BLJI, axis=(2, 3))[..., None])
   high_BL, low_BL = _sum(jnp.exp(z_BLJI - top_BL1[..., None]), split)
   sum_BL = high_BL.astype(jnp.float32) * 2.0**-3
   sum_BL += low_BL.astype(jnp.float32) * 2.0**-30
-  # Floats that become integers lose what is NaN or infinite.
+  # A float that is NaN or infinite is lost when it becomes an integer.
   sum_BL1 = jnp.where(jnp.isfinite(top_BL1), sum_BL[..., None], jnp.nan)
-  # Held, or else the exponentials of this pass would be written, all V of them,
-  # for the next one to read.
+  # Barrier: otherwise the exponentials of this pass would be written, all V of
+  # them, for the next one to read.
   top_BL1 = jax.lax.optimization_barrier(top_BL1)
   return top_BL1, sum_BL1, _log(high_BL, low_BL)
 
@@ -166,7 +166,7 @@ def _top_and_sum(z_BLJI, split):
 def _sum(e_BLJI, split):
   """The sum of numbers in [0, 1], as 2^-3 high + 2^-30 low.
 
-  It may need 50 bits: added up in three words, of 2^-3, 2^-15 and 2^-30.
+  It may need 50 bits, so it is added in three words, of 2^-3, 2^-15 and 2^-30.
   """
   e_BLJI = jnp.round(e_BLJI * ONE).astype(jnp.int32)
   high_BLJ, low_BLJ = _block_sums(e_BLJI >> 15, e_BLJI & 0x7FFF)
@@ -181,9 +181,9 @@ def _sum(e_BLJI, split):
 def _log(high, low):
   """The natural logarithm of 2^-3 high + 2^-30 low, at least 1, in 2^-26.
 
-  By repeated squaring, a bit of log2 each time. A device rounds its own
-  logarithm as it likes: XLA's on a CPU differs between the elements that fill
-  a vector register and those that are left over.
+  It is computed by repeated squaring, one bit of log2 at a time. Rounding of a
+  device's own logarithm is not defined: XLA's on a CPU differs between the
+  elements that fill a vector register and the remaining ones.
   """
   zeros = jax.lax.clz(high)
   rest = jnp.where(
@@ -222,12 +222,12 @@ def top(logits: Logits, k: int, split: Split) -> tuple[jax.Array, jax.Array]:
   B, L, J, size = logits.z_BLJI.shape
   z_BLJI, block_BLX = logits.z_BLJI, jnp.arange(J)[None, None]
   if k < J:
-    # Who is among the k largest is in one of the k blocks with the largest
-    # maxima; by equal maxima, in one of the first.
+    # The k largest are in the k blocks with the largest maxima; of equal
+    # maxima, in the first ones.
     _, block_BLX = jax.lax.top_k(jnp.max(z_BLJI, axis=-1), k)
     block_BLX = jnp.sort(block_BLX, axis=-1)
     z_BLJI = take_blocks(z_BLJI, block_BLX)
-  # Not more than there are ids: what fills the last block up stays out.
+  # Not more than there are ids: the filling of the last block stays out.
   z_BLK, at_BLK = jax.lax.top_k(z_BLJI.reshape(B, L, -1), min(k, logits.V))
   block_BLX = jnp.broadcast_to(block_BLX, z_BLJI.shape[:3])
   block_BLK = jnp.take_along_axis(block_BLX, at_BLK // size, axis=-1)
@@ -250,7 +250,7 @@ class Masses(NamedTuple):
 def masses(logits: Logits, threshold: int, split: Split) -> Masses:
   """One pass over the logits."""
   share_BLJI = logits.shares(logits.z_BLJI)
-  # -sum p log p, but for what the sum takes off each logarithm.
+  # -sum p log p, without the term subtracted from each logarithm.
   x_BLJI = logits.z_BLJI - logits.top_BL1[..., None]
   e_BLJI = jnp.exp(x_BLJI)
   scale_BL11 = (-_ENTROPY_ONE / logits.sum_BL1)[..., None]
@@ -258,8 +258,8 @@ def masses(logits: Logits, threshold: int, split: Split) -> Masses:
   terms_BLJI = jnp.where(e_BLJI > 0, e_BLJI * x_BLJI, 0.0)
   terms_BLJI = jnp.round(terms_BLJI * scale_BL11).astype(jnp.int32)
   is_head_BLJI = share_BLJI >= threshold
-  # NaN is counted in the upper half. The maximum does not tell: XLA's on a CPU
-  # passes over NaN, and to mend that there would cost as much as all of this.
+  # NaN is counted in the upper half. The maximum does not reveal it: XLA's on a
+  # CPU skips NaN, and a correction there would cost as much as all of this.
   is_nan_BLJI = x_BLJI != x_BLJI
   counts_BLJI = is_head_BLJI + (is_nan_BLJI.astype(jnp.int32) << 16)
   all_BLJ, head_BLJ, counts_BLJ, terms_BLJ = _block_sums(
@@ -290,7 +290,7 @@ def _block_sums(*xs_BLJI):
 
 
 def find(sums_BLJ: jax.Array, points_BLX: jax.Array) -> tuple:
-  """The block that each point falls into, and where in the block.
+  """The block of each point, and the point's place in the block.
 
   Points below 0 or beyond the last block belong to another device.
 
@@ -309,7 +309,7 @@ def find(sums_BLJ: jax.Array, points_BLX: jax.Array) -> tuple:
 
 
 def find_within(values_BLXI: jax.Array, within_BLX: jax.Array) -> jax.Array:
-  """Where in its block a point falls, along the sum of the block's values."""
+  """Index in its block of a point, along the sum of the block's values."""
   ends_BLXI = jnp.cumsum(values_BLXI, axis=-1)
   before_BLXI = ends_BLXI <= within_BLX[..., None]
   return jnp.sum(before_BLXI, axis=-1, dtype=jnp.int32)

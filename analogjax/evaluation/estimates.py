@@ -1,4 +1,4 @@
-"""Numbers with their intervals.
+"""Estimates with confidence intervals.
 
 Shape letters: R items that are resampled together, S bootstrap resamples.
 """
@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-LEVEL = 0.95  # Of every interval.
+LEVEL = 0.95  # Coverage of every interval.
 Z = 1.959963984540054  # Normal quantile of (1 + LEVEL) / 2.
 
 
 class Estimate(NamedTuple):
   """A number, and the interval that holds it at LEVEL."""
 
-  value: float | None  # None: undefined, and `why` says so.
+  value: float | None  # None: undefined, and `why` gives the reason.
   low: float | None
   high: float | None
-  n: int  # Items that it comes from.
+  n: int  # Number of items.
   why: str = ""
 
   def to_json(self) -> dict[str, Any]:
@@ -45,9 +45,8 @@ def bootstrap(
   Args:
     statistic: takes indices of items [..., R] and returns a number for each
       [...]; all the resamples at once.
-    num_items: R. Items are what is independent: rows or prompts, not tokens.
+    num_items: R. Items must be independent: rows or prompts, not tokens.
     resamples: S.
-    rng: draws them.
 
   Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13.
   """
@@ -70,7 +69,7 @@ def ratio_of_sums(
   resamples: int,
   rng: np.random.Generator,
 ) -> Estimate:
-  """sum(top) / sum(bottom), both by item: a mean per token, say."""
+  """sum(top) / sum(bottom), both by item: for example a mean per token."""
 
   def statistic(draws_SR):
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -82,7 +81,7 @@ def ratio_of_sums(
 def mean(
   values_R: np.ndarray, *, resamples: int, rng: np.random.Generator
 ) -> Estimate:
-  """Of one value of each item."""
+  """Mean of one value of each item."""
   ones_R = np.ones(len(values_R))
   return ratio_of_sums(
     np.asarray(values_R, np.float64), ones_R, resamples=resamples, rng=rng
@@ -90,7 +89,7 @@ def mean(
 
 
 def share(hits: int, n: int) -> Estimate:
-  """hits of n, with Wilson's interval, which holds at 0 and at n too.
+  """hits of n, with Wilson's interval, which is valid at 0 and at n too.
 
   Source: Wilson, Probable inference, the law of succession, and statistical
   inference (1927).
@@ -100,14 +99,14 @@ def share(hits: int, n: int) -> Estimate:
   p, spread = hits / n, Z**2 / n
   middle = (p + spread / 2) / (1 + spread)
   half = math.sqrt(p * (1 - p) * spread + spread**2 / 4) / (1 + spread)
-  # Rounding would leave 1e-17 of the ends.
+  # Rounding would leave 1e-17 at the ends.
   low = max(middle - half, 0.0) if hits else 0.0
   high = min(middle + half, 1.0) if hits < n else 1.0
   return Estimate(p, low, high, n)
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-  """a - b of two shares of different items; it holds where both are 0, too.
+  """a - b of two shares of different items; valid even if both are 0.
 
   Source: Newcombe, Interval estimation for the difference between independent
   proportions (1998), method 10.

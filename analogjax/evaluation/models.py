@@ -1,4 +1,4 @@
-"""Models that are measured, and the batches of rows that they see.
+"""Measured models, and the batches of rows that they see.
 
 Shape letters: R rows, L positions, B rows of a step.
 """
@@ -23,7 +23,7 @@ RANDOM = "random"  # The student that was never trained.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-  """One of the models, with its parameters where they belong."""
+  """A model, with its parameters on their devices."""
 
   name: str
   cfg: decoder.DecoderConfig
@@ -34,7 +34,7 @@ class Model:
     return decoder.graphdef(self.cfg)
 
   def block(self, depth: float) -> int:
-    """The block that ends at a part of the depth, 0 < depth <= 1."""
+    """The block that ends at a fraction of the depth, 0 < depth <= 1."""
     assert 0 < depth <= 1, depth
     return max(1, round(depth * self.cfg.Y)) - 1
 
@@ -42,7 +42,7 @@ class Model:
 def in_parts(
   rows: rows_lib.Rows, size: int
 ) -> Iterator[tuple[rows_lib.Rows, slice]]:
-  """All rows in parts of one size, and which of the rows are in each.
+  """All rows in parts of one size, and the rows of each part.
 
   The last part is padded with copies of the last row at weight 0.
   """
@@ -81,7 +81,7 @@ def in_chunks(
   """Starts of chunks of L positions, and a function that cuts arrays there.
 
   The function takes [B, L, ...] and a start, and pads the last chunk with 0. So
-  logits need to exist for the positions of one chunk at a time.
+  logits are in memory for one chunk of positions at a time.
   """
   chunk = min(chunk, L)
   pad = -L % chunk

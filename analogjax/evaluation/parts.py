@@ -38,8 +38,8 @@ class Parts:
     stage: name of the stage, for the ledger and for messages.
     workdir: of the run, with the ledger.
     folder: where the files are.
-    inputs: all that the numbers depend on, as JSON values.
-    table: name of a part -> what measures it, in the order of measuring.
+    inputs: everything that the numbers depend on, as JSON values.
+    table: name of a part -> its function, in the order of measuring.
   """
 
   stage: str
@@ -70,7 +70,7 @@ class Parts:
 
     Args:
       names: the parts, from `missing`.
-      study: what the parts in the table take.
+      study: the argument of the functions in the table.
       L: tokens of a row.
     """
     for name in names:

@@ -1,4 +1,4 @@
-"""Opens the models and the rows that an analog is measured with."""
+"""Opens the models and the rows of a measurement."""
 
 from collections.abc import Iterable, Mapping
 import functools
@@ -72,10 +72,8 @@ def read_trained(run: Run, phase: str, number: int, seed: int) -> rows_lib.Rows:
 
   Args:
     run: with the cache, if the phase got its rows from there.
-    phase: a trained phase.
     number: how many rows; fewer are returned if the phase saw fewer.
-    seed: chooses the steps that the rows are from; of a stream they are the
-      first ones.
+    seed: chooses the steps of the rows; a stream gives its first rows.
   """
   section = run.config.train.phase[phase]
   steps = np.random.default_rng(seed).permutation(section.num_steps)
@@ -132,11 +130,10 @@ def read_some(
 
   Args:
     run: with the pipeline; its teacher has been opened.
-    number: how many rows.
-    seed: of the order that they are the first of.
-    field: field of the config that says how many, for messages.
+    seed: of the row order, of which the first ones are taken.
+    field: field of the config with the number, for messages.
     held_out: whether data.held_out_arguments apply.
-    arguments: laid over them.
+    arguments: override the pipeline's arguments.
 
   Raises:
     ValueError: the pipeline has fewer.
@@ -144,7 +141,7 @@ def read_some(
   source = run.open_rows(held_out=held_out, arguments=arguments)
   order = batches.PipelineOrder(source, batch_rows=number, seed=seed)
   rows = order.read(0)
-  # At its end a pipeline begins anew, and an interval would count rows twice.
+  # At its end a pipeline restarts, and an interval would count rows twice.
   found = len(np.unique(rows_lib.rows_digests(rows), axis=0))
   if found < number:
     raise ValueError(
@@ -179,8 +176,8 @@ def open_students(
     section: section of the config that names the folders, for messages.
 
   Returns:
-    The students by name, the untrained one (RANDOM) last; and for each what
-    identifies it, as JSON values.
+    The students by name, the untrained one (RANDOM) last; and the identity of
+    each, as JSON values.
 
   Raises:
     ValueError: names the field or the file.
@@ -214,7 +211,8 @@ def open_students(
 def fingerprint_of(fingerprints: Mapping[str, Any]) -> str:
   """Digest of a checkpoint's fingerprints.
 
-  Results hold this alone, since in full they say how the lab trains.
+  Results hold only this digest, since the fingerprints reveal how the lab
+  trains.
   """
   text = json.dumps(fingerprints, sort_keys=True)
   return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
@@ -226,7 +224,7 @@ def _read_folder(
   """Reads a student from a Hugging Face folder.
 
   Raises:
-    ValueError: a damaged folder, or a tokenizer that is not the teacher's.
+    ValueError: the folder is damaged, or the tokenizer is not the teacher's.
   """
   cfg = processes.all_or_none(
     lambda: hf_import.read_config(folder, dtype=run.config.student.dtype)

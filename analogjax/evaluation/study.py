@@ -1,4 +1,4 @@
-"""What every measurement works with: the models, the rows and the options.
+"""The context of every measurement: the models, the rows and the options.
 
 Shape letters: R rows, L positions, B rows of a step.
 """
@@ -39,7 +39,7 @@ class Measurement:
     return next(iter(self.students.values()))
 
   def rng(self, *names: str) -> np.random.Generator:
-    """Random numbers that depend on the seed and these names alone."""
+    """Random numbers that depend only on the seed and these names."""
     digest = hashlib.blake2b("/".join(names).encode(), digest_size=8).digest()
     words = np.frombuffer(digest, "<u4").tolist()
     return np.random.default_rng([self.options.seed, *words])
@@ -53,10 +53,10 @@ class Measurement:
 
     Args:
       rows: every process holds all of them.
-      *models: those that will see the rows: their tokens are counted.
+      *models: those that will see the rows; their tokens are counted.
 
     Yields:
-      A batch, and which of the rows are in it; it may hold more.
+      A batch, and the slice of the rows in it; it may hold more.
 
     Raises:
       stopping.Stopped: a process was asked to stop.
@@ -82,20 +82,20 @@ class Measurement:
 class Study(Measurement):
   """One measurement of students against a teacher.
 
-  Layers are named by their depth, a fraction from a grid that the config sets:
-  what is published says nothing of how many layers the teacher has.
+  Layers are named by their depth, a fraction from a grid that the config sets,
+  so results do not reveal how many layers the teacher has.
   """
 
   stage = "measure"
 
   teacher: Model
-  fit: rows_lib.Rows  # Rows of the training data: maps are fitted on these.
-  test: rows_lib.Rows  # Held-out rows: everything is measured on these.
+  fit: rows_lib.Rows  # Training rows that maps are fitted on.
+  test: rows_lib.Rows  # Held-out rows that everything is measured on.
   domains: dict[str, rows_lib.Rows]  # Further held-out rows, by domain.
   options: MeasureConfig
 
   def depths(self, model: Model) -> tuple[float, ...]:
-    """Depths of the layers that are compared, rising; no block twice."""
+    """Depths of the compared layers, rising; no block twice."""
     n = self.options.depths
     by_block = {model.block(i / n): i / n for i in range(n, 0, -1)}
     return tuple(sorted(by_block.values()))

@@ -59,8 +59,6 @@ def figure(
   """A chart with its caption, its legend and the table of its numbers.
 
   Args:
-    title: the caption.
-    picture: the chart.
     table: the numbers of the chart, for those who do not see it.
     legend: (name, style) of each curve.
   """

@@ -1,8 +1,7 @@
 """Elements of a page.
 
-A page is a tree of elements that the standard library writes: every text and
-attribute is escaped there, so no string from a config or a model can become
-markup.
+A page is a tree of elements that the standard library writes. It escapes every
+text and attribute, so no string from a config or a model can become markup.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from analogjax.rendering.numbers import interval
 
 Child = str | ET.Element | None
 
-# Nothing is fetched, whatever a string may turn out to hold.
+# Nothing is fetched, whatever a string may hold.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -22,7 +21,6 @@ def tag(name: str, /, *children: Child, **attributes: Any) -> ET.Element:
   """An element.
 
   Args:
-    name: its tag.
     *children: texts and elements in order; None is left out.
     **attributes: `class_` is class, and other `_` are `-`; None is left out.
   """
@@ -50,7 +48,7 @@ def printable(text: str) -> str:
   """The text with a replacement for every character that is not printable.
 
   XML cannot hold control characters, UTF-8 cannot hold lone surrogates, and
-  marks of writing direction let a name rewrite the line that it stands in.
+  direction marks let a name rewrite the line around it.
   """
   return "".join(
     c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text
@@ -88,7 +86,7 @@ def section(key: str, title: str, *children: Child) -> ET.Element:
 
 
 def badge(sign: str, words: str, class_: str) -> ET.Element:
-  """A verdict: a sign for the eye, and the words."""
+  """A verdict: a sign and the words."""
   hidden = tag("span", sign, aria_hidden="true")
   return tag("span", hidden, f" {words}", class_=f"verdict {class_}".strip())
 
@@ -104,7 +102,7 @@ def table(
   """A table in a box that scrolls sideways, with the keyboard too.
 
   Args:
-    caption: what is in it.
+    caption: its title.
     head: titles of the columns.
     rows: cells; the first cell of a row is its title.
   """

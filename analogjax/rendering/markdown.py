@@ -1,9 +1,9 @@
 """Values in a page of Markdown, and the layout of the page.
 
-Texts come from configs and files and may hold markup of any kind; they must
-come out as the letters that they are. `text` and `code` escape a value, and
-mark its beginning, so that `page` does not take a value that begins with a dash
-for a list. The Markdown is CommonMark with the tables of GitHub's.
+Texts come from configs and files and may hold any markup; readers must see them
+literally. `text` and `code` escape a value, and mark its beginning, so that
+`page` does not take a value that begins with a dash for a list. The Markdown is
+CommonMark with the tables of GitHub's.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,9 +13,9 @@ import textwrap
 from analogjax.rendering import html
 
 WIDTH = 80
-# Characters with a meaning inside a line; a backslash takes it away.
+# Characters with a meaning inside a line; a backslash removes it.
 _INLINE = re.compile(r"([\\`*_\[\]|~$])")
-# What begins a block at the start of a line, if a space or nothing follows.
+# Starts of a block at the start of a line, if a space or nothing follows.
 _LEADING = re.compile(r"([-+=:]+|\d{1,9}[.)])(?= |$)")
 
 # Signs for `page`; `html.printable` leaves no control character in a value.
@@ -28,8 +28,8 @@ _BAR = "\4"  # A bar in code, which would end the cell of a table.
 def text(words: str) -> str:
   """Escapes words for use within a line; newlines become spaces.
 
-  Each word is escaped by itself and stays one word, addresses too, which some
-  viewers turn into links.
+  Each word is escaped separately and stays one word, including addresses, which
+  some viewers turn into links.
   """
   return _BEGIN + " ".join(map(_word, html.printable(words).split()))
 
@@ -37,12 +37,12 @@ def text(words: str) -> str:
 def _word(word: str) -> str:
   shown = word.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
   shown = _INLINE.sub(r"\\\1", shown)
-  # Signs of a heading, which count at its end, too.
+  # Signs of a heading, which also count at its end.
   return f"\\{shown}" if set(shown) == {"#"} else shown
 
 
 def sentence(words: str) -> str:
-  """Words with a full stop, if they end without one; not escaped."""
+  """Words with a full stop added if they have none; not escaped."""
   shown = " ".join(html.printable(words).split())
   return shown if shown.endswith((".", "!", "?")) else f"{shown}."
 
@@ -51,7 +51,7 @@ def code(words: str) -> str:
   """A name or a digest, in the type of code."""
   shown = " ".join(html.printable(words).split())
   mark = "`" * (_longest_run([shown]) + 1)
-  # A space keeps a name's own backticks from the marks.
+  # A space separates a name's own backticks from the delimiters.
   space = " " if "`" in shown else ""
   whole = f"{mark}{space}{shown}{space}{mark}" if shown else ""
   return _BEGIN + whole.replace(" ", _SPACE).replace("|", _BAR)
@@ -65,7 +65,7 @@ def fence(lines: Iterable[str], language: str) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], head: Sequence[str]) -> str:
-  """A table, for one whose columns are not known beforehand."""
+  """A table whose columns are only known at run time."""
   lines = [head, ["---"] * len(head), *rows]
   return "\n".join(f"| {' | '.join(map(text, line))} |" for line in lines)
 
@@ -79,13 +79,13 @@ def page(source: str) -> str:
   """Lays a page out.
 
   Args:
-    source: blocks with empty lines between them. Headings, tables and code
-      stay as they are; the words of a paragraph and of each item of a list may
-      be spread over lines in any way, and are filled anew.
+    source: blocks with empty lines between them. Headings, tables and code are
+      kept; the words of a paragraph and of each item of a list may be spread
+      over lines in any way, and are filled anew.
 
   Returns:
-    The page: lines of at most 80 letters, unless a word is longer, and one
-    empty line between blocks.
+    The page: lines of at most 80 characters, unless a word is longer, and one
+      empty line between blocks.
   """
   blocks = (b.strip() for b in re.split(r"\n\s*\n", source))
   whole = "\n\n".join(filter(None, map(_laid_out, blocks)))
@@ -120,7 +120,7 @@ def _row(line: str) -> str:
 
 
 def _filled(words: str, first: str = "", rest: str = "") -> str:
-  """Lines, none of which begins a block by what it happens to begin with."""
+  """Filled lines, none of which begins a block by accident."""
   lines = textwrap.wrap(
     " ".join(words.replace(_BEGIN, "").split()),
     WIDTH - len(first),

@@ -1,4 +1,4 @@
-"""How documents and reports write numbers; each number goes through here."""
+"""Number formats of documents and reports; each number goes through here."""
 
 from collections.abc import Mapping
 import math
@@ -8,7 +8,7 @@ Amount = float | Mapping[str, float] | None
 
 NOT_STATED = "not stated"
 USD = "USD"
-# An upper end and its name, by the EU's form (AI Act, Code of Practice,
+# Upper ends and names of the bands in the EU's form (AI Act, Code of Practice,
 # Transparency, 10 July 2025).
 _SIZES = (
   (500e6, "1 to 500 million"),
@@ -33,7 +33,7 @@ def exact(value: int) -> str:
 
 
 def number(value: float | None) -> str:
-  """Three figures or so, fewer if they are all; n/a for what is undefined."""
+  """About three significant figures, without trailing zeros; n/a if unknown."""
   if value is None:
     return "n/a"
   assert math.isfinite(value), value
@@ -52,7 +52,7 @@ def number(value: float | None) -> str:
 
 
 def interval(estimate: Mapping[str, Any] | None) -> str:
-  """`0.52 (0.48 to 0.57)`; for what is undefined, why."""
+  """`0.52 (0.48 to 0.57)`; if undefined, the reason."""
   if estimate is None:
     return "n/a"
   if estimate["value"] is None:
@@ -67,7 +67,7 @@ def percent(share: float) -> str:
 
 
 def share(value: float) -> str:
-  """A part of a whole in percent, to where the window's bounds can be told."""
+  """A fraction in percent, fine enough to compare with the window's bounds."""
   return f"{100 * value:.4g} %"
 
 
@@ -94,13 +94,13 @@ def amount(
   unit: str = "",
   large: bool = False,
 ) -> str:
-  """A cost or its range; what is not known is said to be so.
+  """A cost or its range; says so if it is unknown.
 
   Args:
     value: a number, a range of `low` and `high`, or None.
-    unknown: what is written for None.
-    unit: written behind it; of USD there are cents below 100.
-    large: to be written with a power of ten.
+    unknown: text for None.
+    unit: follows the number; USD below 100 have cents.
+    large: uses a power of ten.
   """
   if value is None:
     return unknown
@@ -119,12 +119,12 @@ def _one(value: float, is_money: bool, large: bool) -> str:
 
 
 def size_band(parameters: int) -> str:
-  """The form's band of a number of parameters."""
+  """The form's band for a number of parameters."""
   return next(name for most, name in _SIZES if parameters <= most)
 
 
 def month_band(days: float) -> str:
-  """The form's band of a duration; a month is 30.4375 days."""
+  """The form's band for a duration; a month is 30.4375 days."""
   return next(name for most, name in _MONTHS if days / 30.4375 <= most)
 
 

@@ -34,7 +34,7 @@ _HOLLOW = ("ring", "cross")
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """Where numbers lie along an axis, from its first round tick to its last."""
+  """Places of numbers along an axis, from its first round tick to its last."""
 
   ticks: tuple[float, ...]
   start: float  # Place of the first tick.
@@ -82,7 +82,7 @@ def colour(style: int) -> str:
 
 
 def short(value: float) -> str:
-  """A coordinate to a tenth of a unit, which is less than can be seen."""
+  """A coordinate to a tenth of a unit, which is finer than the eye sees."""
   return f"{value:.1f}".removesuffix(".0")
 
 

@@ -1,9 +1,9 @@
 """Jinja2 environments in which no value can become markup.
 
-A template names its values: `{{ model.name }}`. Each is escaped as it is put
-in, so what a config or a file holds stays the text that it is. A value that is
-missing is an error and never an empty place, and so is a number: a filter of
-rendering/numbers.py has to say how it is written.
+A template names its values: `{{ model.name }}`. Each is escaped when it is
+inserted, so text from a config or a file stays literal. A missing value is an
+error and never an empty place. A bare number is an error too: a filter of
+rendering/numbers.py must format it.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def markdown_pages(folder: Path) -> jinja2.Environment:
 
 
 def plain_texts(folder: Path) -> jinja2.Environment:
-  """The environment of texts that some other program escapes."""
+  """The environment of texts that another program escapes."""
   return _environment(folder, str)
 
 
@@ -43,7 +43,7 @@ def _environment(
     if isinstance(value, markupsafe.Markup):
       return value.strip()  # A macro's lines may be anywhere in a sentence.
     if isinstance(value, jinja2.Undefined):
-      str(value)  # Raises, and says which value it is.
+      str(value)  # Raises, and names the value.
     if not isinstance(value, str):
       raise TypeError(f"a template writes {value!r} without a filter")
     return markupsafe.Markup(escape(value))
@@ -52,7 +52,8 @@ def _environment(
     loader=jinja2.FileSystemLoader(folder),
     undefined=jinja2.StrictUndefined,
     finalize=finalize,
-    # So what macros and filters give is Markup, and is not escaped twice.
+    # Makes the results of macros and filters Markup, which is not escaped
+    # twice.
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""export: the analog as a Hugging Face folder."""
+"""export: writes the analog as a Hugging Face folder."""
 
 from pathlib import Path
 from typing import Any

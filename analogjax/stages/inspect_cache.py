@@ -1,4 +1,4 @@
-"""cache --inspect: what the caches hold, as a table, JSON and a picture."""
+"""cache --inspect: reports the caches, as a table, JSON and a picture."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -16,7 +16,7 @@ from analogjax.cli import progress
 from analogjax.config import loading, schema
 from analogjax.run.run import Run
 
-_MOST_ROWS = 4096  # Of one cache that are read.
+_MOST_ROWS = 4096  # Rows of one cache that are read.
 
 
 def run(cfg: ConfigDict, workdir: Path) -> None:

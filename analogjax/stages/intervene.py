@@ -1,4 +1,4 @@
-"""intervene: tries a vector that was found on the analog on the teacher.
+"""intervene: tests on the teacher a vector that was found on the analog.
 
 It serves people who have the released analog but not the teacher: they send a
 vector, and the lab runs this and sends the answer back.
@@ -44,7 +44,7 @@ def run(
     raise ValueError(
       "measure.behaviours is empty; give --behaviour=NAME, or a JSON file."
     )
-  # The analog alone: the others would only be read.
+  # Only the analog: the others would be read for nothing.
   analog = run.config.release.phase
   options = dataclasses.replace(
     run.config.measure,

@@ -14,9 +14,8 @@ OK = 0
 def run(path: Path) -> int:
   """Writes a private key on the curve P-256 and its public key.
 
-  Args:
-    path: where to write the private key, unencrypted and readable only by its
-      owner. The public key goes to PATH.pub.
+  `path` gets the private key, unencrypted and readable only by its owner. The
+  public key goes to PATH.pub.
 
   Raises:
     ValueError: the file exists.

@@ -45,17 +45,16 @@ def run(
   only: Collection[str] = (),
   command: str = claims.COMMAND,
 ) -> None:
-  """Writes fidelity.json and fidelity.html; measures what is missing.
+  """Writes fidelity.json and fidelity.html; measures missing parts.
 
   The teacher runs live, and divergences are dense over the vocabulary: nothing
   here depends on how the cache was sampled.
 
   Args:
-    cfg: the config.
     workdir: with caches and trained phases.
     quick: less of everything, `MeasureConfig.quick`.
     only: names of PARTS; empty: those of the config.
-    command: for the page: what measures everything again.
+    command: for the page: the command that measures everything again.
 
   Raises:
     ValueError: names the field or the file.

@@ -1,4 +1,4 @@
-"""The plan stage: what a config will cost, before anything is started."""
+"""plan: estimates what a config will cost, before anything is started."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -45,23 +45,22 @@ def run(
   """Prints the plan; with a workdir it also goes to workdir/plan.json.
 
   A student outside the size window is reported, not refused: the stages that
-  spend something refuse it. The same goes for a program that does not fit.
+  spend something refuse it. The same holds for a program that does not fit.
 
   Args:
-    cfg: the config.
     workdir: where files go, or None.
     topologies: machines to plan for, by name; none: the mesh of the config, on
       any devices.
     searches: proposes a mesh for each topology.
     as_json: prints JSON instead of tables.
     png: where the picture goes; None: into the workdir, if there is one.
-    refused: what stages will refuse, of preflight.problems; it is shown.
+    refused: preflight.problems of the stages; they are shown.
 
   Returns:
     The exit code: 2 if any stage will refuse the config.
 
   Raises:
-    ValueError: machines that do not exist, or a mesh that does not divide the
+    ValueError: the machines do not exist, or a mesh does not divide the
       config's dimensions and rows.
   """
   sections = schema.to_sections(cfg)
@@ -131,10 +130,10 @@ def _maker(
 
 
 def _mesh_axes(mesh: schema.MeshConfig) -> dict[str, int]:
-  """Devices along each axis; -1 is filled with the devices that are here.
+  """Devices along each axis; -1 is filled with the devices of this machine.
 
   Raises:
-    ValueError: the devices here cannot be shared out so.
+    ValueError: the mesh cannot divide these devices.
   """
   axes = dataclasses.asdict(mesh)
   if -1 not in axes.values():

@@ -1,6 +1,6 @@
-"""Finds at once what a later stage of a run would refuse hours later.
+"""Finds at the start what a later stage would refuse hours later.
 
-No row is read and no weight: the pipeline's module is imported and its
+No row and no weight is read: the pipeline's module is imported and its
 arguments are bound, and the files that a config names are opened.
 """
 
@@ -24,11 +24,10 @@ STAGES = ("cache", "train", "measure", "safety", "export", "release")
 def problems(
   config: Sections, workdir: Path | None, stages: Sequence[str] = STAGES
 ) -> list[str]:
-  """Why stages will refuse a config, a sentence or two each.
+  """Reasons why stages will refuse a config, a sentence or two each.
 
   Args:
-    config: the config.
-    workdir: where a converted teacher may lie; None: there is none.
+    workdir: where a converted teacher may be; None: there is none.
     stages: names of the stages that will run.
   """
   found: list[str] = []
@@ -50,7 +49,7 @@ def check(
   """Refuses a config that a stage would refuse later.
 
   Raises:
-    ValueError: names all that is wrong.
+    ValueError: names all problems.
   """
   if found := problems(config, workdir, stages):
     raise ValueError(" ".join(found))
@@ -65,7 +64,7 @@ def _message(call: Callable[[], object]) -> list[str]:
 
 
 def _teacher_folder(config: Sections, workdir: Path | None) -> Path | None:
-  """Where the teacher lies; None: it is converted when the run begins."""
+  """The teacher's folder; None: it is converted when the run begins."""
   if config.teacher.path:
     return Path(config.teacher.path)
   folder = workdir and workdir / teacher_lib.FOLDER

@@ -1,4 +1,4 @@
-"""reproduce: whether a toy of a bundle's run gives the same results twice."""
+"""reproduce: whether a toy run of a bundle's config repeats bit for bit."""
 
 from collections.abc import Sequence
 import json
@@ -33,9 +33,9 @@ def get_config():
 def run(
   bundle: Path, *, workdir: Path | None = None, check: bool = False
 ) -> int:
-  """Says how a bundle's run can be repeated; with `check`, repeats it twice.
+  """Prints how a bundle's run can be repeated; with `check`, runs a toy twice.
 
-  Two toy runs, in processes of their own, are compared bit for bit. They cannot
+  Two toy runs, in separate processes, are compared bit for bit. They cannot
   show that the lab's run gave these weights: that takes the frontier model and
   its data.
 
@@ -107,7 +107,7 @@ def _check(recipe: Recipe, folder: Path) -> int:
 
 
 def _run_stage(stage: str, folder: Path, workdir: Path) -> None:
-  """Runs a stage in a process of its own, as a user would.
+  """Runs a stage in a separate process, as a user would.
 
   Raises:
     ValueError: it fails; with the last line that it printed.

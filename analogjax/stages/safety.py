@@ -48,10 +48,10 @@ PARTS: Mapping[str, Callable[[Evaluation], dict[str, Any]]] = {
 
 
 class Sources(NamedTuple):
-  """What an evaluation needs; `open` reads the teacher's weights."""
+  """Inputs of an evaluation; `open` reads the teacher's weights."""
 
   options: SafetyConfig
-  inputs: dict[str, Any]  # All that results depend on, as JSON values.
+  inputs: dict[str, Any]  # Everything that results depend on, as JSON values.
   open: Callable[[], Evaluation]
 
 
@@ -62,10 +62,9 @@ def run(
   quick: bool = False,
   only: Collection[str] = (),
 ) -> None:
-  """Writes safety.json, but for parts that are there already.
+  """Writes safety.json; measures missing parts.
 
   Args:
-    cfg: the config.
     workdir: with caches and trained phases.
     quick: less of everything, `SafetyConfig.quick`.
     only: names of PARTS; empty: those of the config.
@@ -98,7 +97,7 @@ def run(
 def look(run: Run, options: SafetyConfig) -> Sources:
   """Finds and checks everything but the teacher's weights.
 
-  `options` are those of the section `safety`, or fewer.
+  `options` is the section `safety`, or parts of it.
 
   Raises:
     ValueError: names the field or the file.
@@ -171,7 +170,7 @@ def _prompts(
 
 
 def published(options: SafetyConfig) -> dict[str, Any]:
-  """The options as they are published: names and digests, no paths.
+  """The publishable options: names and digests, no paths.
 
   Folders and prompts have their digests elsewhere in the inputs; thresholds
   change no number.

@@ -36,7 +36,7 @@ def _collect(run: Run, teacher_parameters: int) -> dict[str, Any]:
   tokens = cache.manifest.num_rows * cache.manifest.sequence_length
   sizes = cache.bytes_by_array(cache.objects())
   by_array = {name: size / tokens for name, size in sizes.items()}
-  # What a token costs beyond the rows themselves, which any training needs.
+  # The cost of a token beyond the rows themselves, which any training needs.
   rows = ("tokens", "segments", "position_offsets", "weights")
   student = run.student.num_parameters
   spent = ledger.totals(run.workdir)
@@ -117,7 +117,7 @@ def _number(estimate: dict[str, Any] | None) -> str:
 
 
 def _goodput(phases: dict[str, dict[str, float]]) -> rich.table.Table:
-  """Where the time of training went, as parts of the time of all runs."""
+  """Where the time of training went, as fractions of the time of all runs."""
   table = rich.table.Table(title="time of training, % of all runs")
   table.add_column("spent on")
   for phase in phases:
@@ -132,7 +132,7 @@ def _goodput(phases: dict[str, dict[str, float]]) -> rich.table.Table:
 
 
 def _draw(run: Run) -> None:
-  """Held-out curves: each phase starts where the one it came from ended."""
+  """Held-out curves: each phase starts where the one before it ended."""
   figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
   panels = figure.subplots(1, 2)
   curves = (
@@ -140,7 +140,7 @@ def _draw(run: Run) -> None:
     ("held_out/kl_estimate_nats", "KL to the teacher, from the cache"),
   )
   begins: dict[str, int] = {"": 0}
-  styles = ("-", "--", "-.", ":")  # Told apart in black and white too.
+  styles = ("-", "--", "-.", ":")  # Distinguishable in black and white too.
   for i, name in enumerate(run.config.train.phases):
     phase = run.config.train.phase[name]
     begin = begins[phase.init_from]
@@ -158,7 +158,7 @@ def _draw(run: Run) -> None:
     panel.set_ylabel("nats per token")
     panel.grid(alpha=0.3)
     panel.legend()
-  # Not over an earlier picture until the new one is whole.
+  # The earlier picture stays until the new one is complete.
   temporary = run.workdir / ".curves.incomplete.png"
   figure.savefig(temporary, dpi=120)
   temporary.replace(run.workdir / "curves.png")

@@ -1,4 +1,4 @@
-"""train: the student through its phases.
+"""train: trains the student through its phases.
 
 Letters: B rows of a step, L positions.
 """
@@ -22,10 +22,7 @@ def run(
 ) -> None:
   """Trains every phase of the config that is not finished yet.
 
-  Args:
-    cfg: the config.
-    workdir: of the run.
-    profile: steps of each phase that are traced for xprof.
+  `profile` is the steps of each phase that are traced for xprof.
   """
   run = Run(schema.to_sections(cfg), workdir)
   config, (mesh, teacher_mesh), teacher = (
@@ -38,7 +35,7 @@ def run(
   for name in config.train.phases:
     meshes.check_phase_rows(config, name, mesh, teacher_mesh)
 
-  # The weights are read once, and only where a phase is not complete.
+  # The weights are read once, and only if a phase is not complete.
   @functools.cache
   def live_teacher():
     layers = config.cache.gram_layers
@@ -84,7 +81,7 @@ def _row_order(phase, run: Run, mesh, cache) -> loop.RowOrder:
   if phase.rows == "pipeline":
     rows = run.open_rows(held_out=False)
     # One run has one pipeline, whether its rows come through the cache or not;
-    # but rows that were imported come from nowhere else.
+    # but imported rows come from nowhere else.
     if cache is not None and not config.cache.import_path:
       wanted = dataclasses.replace(
         cache.manifest, pipeline_fingerprint=rows.fingerprint
@@ -110,7 +107,7 @@ def _row_order(phase, run: Run, mesh, cache) -> loop.RowOrder:
       num_rows=len(cache),
       seed=phase.seed,
     )
-    # Every pass over the rows sees a draw of its own, while there are any.
+    # Every pass over the rows sees its own draw, as long as there are any.
     replicas = passes % cache.manifest.num_replicas
     entries = cache.read(indices[mine], replicas[mine])
     if phase.reads_records:
@@ -124,7 +121,7 @@ def _row_order(phase, run: Run, mesh, cache) -> loop.RowOrder:
   return loop.RowOrder(
     identity=identity,
     read=read,
-    # The order is a function of the step: there is nothing to save.
+    # The order is a function of the step, so nothing has to be saved.
     position=lambda step: None,
     restore=lambda position: None,
   )

@@ -38,7 +38,7 @@ def run(
     0, or 1 if any claim failed.
 
   Raises:
-    ValueError: a folder or a key does not exist, or the folder is no bundle.
+    ValueError: a folder or a key does not exist, or the folder is not a bundle.
   """
   if key is not None and chain:
     raise ValueError(

@@ -14,8 +14,8 @@ from analogjax.run.run import Run
 
 # Another mesh or other software rounds logits differently; then a drawn id at
 # the edge of its share, or a probability at the edge of tau, may differ.
-_LEAST_EQUAL = 0.98  # Of the positions of a row.
-_MOST_CODES = 2  # By which a cosine may differ, as rounding does.
+_LEAST_EQUAL = 0.98  # Fraction of the positions of a row.
+_MOST_CODES = 2  # Tolerance of a cosine, for rounding.
 
 
 def run(cfg: ConfigDict, workdir: Path, *, rows: int) -> None:
@@ -61,7 +61,7 @@ def _ranges(found: Mapping[int, str]) -> list[str]:
     first = last = rows.pop(0)
     while rows and rows[0] == last + 1:
       last = rows.pop(0)
-    # The message names a row and a remedy of its own.
+    # The message already names a row and a remedy.
     reason = found[first].split(" 'analogjax cache", 1)[0]
     what = f"row {first}" if first == last else f"rows {first} to {last}"
     lines.append(f"{what}: {reason}.".replace("..", "."))

@@ -20,10 +20,10 @@ import numpy as np
 
 from analogjax.planning import hlo
 
-_KINDS = (
-  *("all-gather", "all-reduce", "reduce-scatter", "collective-permute"),
-  *("all-to-all", "ragged-all-to-all", "collective-broadcast"),
-)
+_KINDS = """
+  all-gather all-reduce reduce-scatter collective-permute all-to-all
+  ragged-all-to-all collective-broadcast
+""".split()
 _COLLECTIVE = re.compile(rf" ({'|'.join(_KINDS)})(-start)?\(")
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 

@@ -49,16 +49,10 @@ _LINES = {
   TUNING_STAGE: TUNING,
 }
 
-# Whatever their entries say: stages that may have involved the teacher.
-_OF_TEACHER = (
-  *(TEACHER, MEASUREMENT, SAFETY),
-  OTHERS,
-)
+# Lines whose stages may have run the teacher, whatever their entries say.
+_OF_TEACHER = (TEACHER, MEASUREMENT, SAFETY, OTHERS)
 # Lines that have stages only if there are entries of them.
-_SOMETIMES = (
-  *(TUNING, EXPORT, OTHERS),
-  COMPARED,
-)
+_SOMETIMES = (TUNING, EXPORT, OTHERS, COMPARED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -79,36 +79,6 @@ def test_flops_are_those_that_xla_counts():
   assert counted == pytest.approx(whole, rel=0.08)
 
 
-def test_training_bytes():
-  params = sizes.count_parameters(TINY).total
-  one = sizes.training_bytes(
-    TINY, rows=4, L=8, chunk=2, dtype_bytes=4, remat="none"
-  )
-  assert one.params == one.gradients == 4 * params
-  assert one.moments == 8 * params
-  assert one.logits == 3 * 4 * 2 * 50  # Two tokens, however many rows.
-  parts = one.params + one.gradients + one.moments
-  assert one.total == parts + one.activations + one.logits
-  split = sizes.training_bytes(
-    TINY, rows=1, L=8, chunk=2, dtype_bytes=4, remat="none", split=4, tensor=2
-  )
-  assert split.params == params
-  assert split.logits == one.logits / 2
-
-
-def test_remat_keeps_less_in_deep_models():
-  cfg = dataclasses.replace(TINY, Y=12)
-  none, dots, full = (
-    sizes.activation_bytes(cfg, rows=2, L=64, dtype_bytes=2, remat=remat)
-    for remat in ("none", "dots", "full")
-  )
-  assert none > dots > full > 0
-  # By hand, of one layer and token: 4 D, q k v, scores and output, 4 F.
-  layer = 4 * 12 + 48 + (2 * 4 * 64 + 24) + 4 * 20
-  assert none == 2 * 64 * 2 * 12 * layer
-  assert full == 2 * 64 * 2 * (12 * 12 + layer)
-
-
 def test_decoded_record_bytes():
   # tau = 0.04: 26 slots of 4 + 4; token, segment, position, label, 2 weights.
   assert sizes.decoded_record_bytes(26) == 232

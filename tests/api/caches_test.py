@@ -14,6 +14,7 @@ def softmax(x):
   return e / e.sum(-1, keepdims=True)
 
 
+@pytest.mark.medium
 def test_rows_are_what_was_written(tmp_path):
   rows = small_cache.write(tmp_path / "cache")
   cache = aj.open_cache(tmp_path / "cache")
@@ -76,6 +77,7 @@ def test_positions_that_were_not_kept_weigh_nothing(tmp_path):
   np.testing.assert_allclose(records.weight[kept], 2, rtol=0.01)
 
 
+@pytest.mark.medium
 def test_a_row_of_the_cache_goes_into_the_loss(tmp_path):
   small_cache.write(tmp_path / "cache")
   rows = aj.open_cache(tmp_path / "cache")[:4]

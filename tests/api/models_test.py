@@ -75,6 +75,7 @@ def test_bfloat16_is_near(analog, model):
   assert 1e-3 < difference < 0.2 * expected.std()
 
 
+@pytest.mark.medium
 def test_the_continuation_is_that_of_transformers(analog, model):
   found = model.generate(TOKENS, steps=6)
   expected = continuation(analog, 6)
@@ -106,6 +107,7 @@ def pushed(analog):
   handle.remove()
 
 
+@pytest.mark.medium
 def test_a_steered_model_is_what_a_hook_makes_of_it(analog, model, pushed):
   steered = aj.steer(model, pushed, SITE, strength=2.5)
   expected = theirs(analog, TOKENS).logits.numpy()

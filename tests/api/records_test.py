@@ -27,6 +27,7 @@ def dense(records):
   return out
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
   "options",
   [dict(kind="threshold", tau=0.1), dict(kind="random", num_draws=8)],
@@ -95,6 +96,7 @@ def reference(x, labels, records, weights, alpha, divergence, temperature):
   return (w * total).sum(), (w * hard).sum(), (w * teacher).sum()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
   ("kind", "divergence", "temperature"),
   [
@@ -160,6 +162,7 @@ def test_without_records_it_is_the_cross_entropy():
   assert metrics["teacher_nats"] == 0
 
 
+@pytest.mark.medium
 def test_a_position_without_a_record_counts_for_its_label_alone():
   x, labels = logits(4, seed=1), np.arange(4)
   records = aj.draw_records(logits(4), kind="topk", top_k=3)

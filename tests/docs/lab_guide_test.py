@@ -70,6 +70,10 @@ def test_the_guide_makes_an_analog(desk):
     "--config.data.arguments.L=32",
     "--config.train.phases=pretrain,distill",
     "--config.measure.phases=distill",
+    *(
+      f"--config.train.{name}.keep_best_checkpoints=0"
+      for name in ("pretrain", "control", "distill")
+    ),
   ]
 
   text = (ROOT / GUIDE).read_text("utf-8")

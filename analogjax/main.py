@@ -1,12 +1,12 @@
 """The command line: analogjax <command> --config=FILE --workdir=DIR [...].
 
-Reads the arguments and the config, saves the resolved config and hands over to
-a stage. Whatever brings jax with it is imported once the arguments are known
-to be good, so that help and wrong arguments are answered at once.
+Reads the arguments and the config, saves the resolved config and runs the
+stages. Modules that import jax are imported only once the arguments are valid,
+so that help and errors appear at once.
 
 Environment (read here only):
 
-- ANALOGJAX_TRACEBACK=1: errors of the user come with their traceback.
+- ANALOGJAX_TRACEBACK=1: errors of the user are shown with their traceback.
 - ANALOGJAX_COMPILATION_CACHE=DIR: compiled programs are kept there, not in the
   workdir.
 - ANALOGJAX_COORDINATOR=HOST:PORT, ANALOGJAX_NUM_PROCESSES=N and
@@ -41,9 +41,9 @@ _RESUME = "give the same command again to resume."
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns the exit code.
 
-  0 done, 2 an error that the user can mend, 75 start again, 130 interrupted.
-  Anything unexpected leaves as an exception, with its traceback; where this is
-  one of several processes, as exit code 1, so that the others hear of it.
+  0 done, 2 an error that the user can fix, 75 start again, 130 interrupted. An
+  unexpected error leaves as an exception, with its traceback; if this is one of
+  several processes, as exit code 1, so that the others learn of it.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help(argv: Sequence[str]) -> int | None:
-  """The exit code, if nothing else was asked for than help or the version."""
+  """The exit code if only help or the version was asked for."""
   if not argv:
     print(f"{USAGE}\nanalogjax --help says more.", file=sys.stderr)
     return USER_ERROR
@@ -73,7 +73,7 @@ def _help(argv: Sequence[str]) -> int | None:
 
 
 def _is_closed(stream: Any) -> bool:
-  """Whether the reader of a stream is gone; then the rest goes nowhere."""
+  """Whether the reader of a stream is gone; later output is then discarded."""
   try:
     descriptor = stream.fileno()
   except OSError:
@@ -82,7 +82,7 @@ def _is_closed(stream: Any) -> bool:
   poll.register(descriptor, 0)
   if not any(event & select.POLLERR for _, event in poll.poll(0)):
     return False
-  # Or Python complains when it flushes the stream at its end.
+  # Otherwise Python complains when it flushes the stream at exit.
   os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
   return True
 
@@ -111,12 +111,12 @@ def _command(argv: Sequence[str]) -> int:
   except (ValueError, OSError) as error:
     if not (isinstance(error, BrokenPipeError) and _is_closed(sys.stdout)):
       code, text = USER_ERROR, _refusal(error, member)
-      # Or they would name the one that only heard of it.
+      # Otherwise they would name the one that only heard of it.
       together = getattr(error, "is_another_process", False)
   except Exception as error:
     if member is None:
       raise
-    # If another process died, an error here that follows from it says nothing.
+    # If another process died, an error here that follows from it is no news.
     member.sleep_until_losses_are_reported(error)
     traceback.print_exc()
     code, text = BUG, f"{type(error).__name__}: {error}"
@@ -128,7 +128,7 @@ def _command(argv: Sequence[str]) -> int:
 
 
 def _refusal(error: ValueError | OSError, member: Any) -> str:
-  """What to print for an error that the user can mend."""
+  """The message for an error that the user can fix."""
   if os.environ.get("ANALOGJAX_TRACEBACK") == "1":
     traceback.print_exc()
   if member is not None:
@@ -137,12 +137,12 @@ def _refusal(error: ValueError | OSError, member: Any) -> str:
 
 
 def _writes(args: Arguments) -> bool:
-  """Whether it changes what is in the workdir, beside the resolved config."""
+  """Whether it changes the workdir, apart from the resolved config."""
   return args.command not in ("plan", "config", *PATHS) and not args.looks
 
 
 def _join(args: Arguments, name: str) -> Any:
-  """The membership.Member that this process is, or None if it is alone."""
+  """The membership.Member of this process, or None if it is alone."""
   alone = ("plan", "config", *PATHS)
   if args.command in alone or args.action == "--inspect":
     return None  # They need nobody.
@@ -152,7 +152,7 @@ def _join(args: Arguments, name: str) -> Any:
 
 
 def _leave(member: Any, code: int, text: str, together: bool) -> None:
-  """Tells the others; ends the process where an ordinary exit would hang."""
+  """Tells the others; ends the process if an ordinary exit would hang."""
   if member is not None:
     member.leave(code) if together else member.fail(code, text)
   stalled = code == stopping.REQUEUE and not together
@@ -164,7 +164,7 @@ def _leave(member: Any, code: int, text: str, together: bool) -> None:
 
 
 def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
-  """The exit code, where nothing went wrong: not OK if what it judges fails."""
+  """The exit code if nothing went wrong: not OK if what it judges fails."""
   if args.command == "completion":
     from analogjax.cli import completion
 
@@ -196,7 +196,7 @@ def _run_stages(args: Arguments, stack: contextlib.ExitStack) -> int:
   else:
     found = loading.resolve(args.config, args.overrides, workdir)
   options = {} if args.action else _checked_options(args, found.cfg)
-  # All that could be refused before the workdir changes was refused.
+  # Everything that could be refused before the workdir changes was refused.
   if _writes(args):
     assert workdir is not None
     stopping.begin()
@@ -217,10 +217,10 @@ def _run_stages(args: Arguments, stack: contextlib.ExitStack) -> int:
 
 
 def _checked_options(args: Arguments, cfg: Any) -> dict[str, dict[str, Any]]:
-  """Stage -> its keyword arguments, once nothing more can be refused early.
+  """Keyword arguments by stage, once nothing more can be refused early.
 
   Raises:
-    ValueError: something that a stage would refuse, perhaps after hours.
+    ValueError: a stage would refuse something, perhaps after hours.
   """
   from analogjax.config import schema
   from analogjax.distributed import processes
@@ -246,7 +246,7 @@ def _checked_options(args: Arguments, cfg: Any) -> dict[str, dict[str, Any]]:
 
 
 def _save(found: Any, workdir: Path) -> None:
-  """Saves a `loading.Resolved`, and says which defaults it kept."""
+  """Saves a `loading.Resolved`, and prints which defaults it kept."""
   from analogjax.config import loading
 
   for line in found.kept:
@@ -255,12 +255,12 @@ def _save(found: Any, workdir: Path) -> None:
 
 
 def _stage(name: str) -> Any:
-  """The module of a stage, which brings jax with it."""
+  """The module of a stage, which imports jax."""
   return importlib.import_module(f"analogjax.stages.{name}")
 
 
 def _lock(workdir: Path, command: str, stack: contextlib.ExitStack) -> None:
-  """Keeps other runs out of the workdir; process 0 does for all."""
+  """Keeps other runs out of the workdir; process 0 acts for all."""
   from analogjax.cli import progress
   from analogjax.config import loading
   from analogjax.distributed import processes
@@ -276,10 +276,10 @@ def _lock(workdir: Path, command: str, stack: contextlib.ExitStack) -> None:
 
 
 def _leave_libtpu_alone() -> None:
-  """Keeps jax from libtpu where no TPU is: it would complain about that.
+  """Keeps jax from libtpu if there is no TPU, because it would complain.
 
-  It may be installed all the same, for `plan` and for tests. Beside a GPU the
-  choice is left to jax.
+  It may be installed anyway, for `plan` and for tests. Beside a GPU jax makes
+  the choice.
   """
   devices = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*")
   if "JAX_PLATFORMS" in os.environ or any(map(glob.glob, devices)):
@@ -291,7 +291,7 @@ def _leave_libtpu_alone() -> None:
 
 
 def _keep_compiled(workdir: Path | None) -> None:
-  """Compiled programs are kept, so that a restart need not make them again."""
+  """Keeps compiled programs, so that a restart need not make them again."""
   named = os.environ.get("ANALOGJAX_COMPILATION_CACHE")
   if named is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
@@ -302,7 +302,7 @@ def _keep_compiled(workdir: Path | None) -> None:
 
 
 def _message(error: ValueError | OSError) -> str:
-  """One line of what happened, and where to look if it is not ours."""
+  """One line about the error, and where to look if it is not ours."""
   if isinstance(error, OSError) and error.strerror:
     where = f": {error.filename}" if error.filename else ""
     text = f"{error.strerror} (errno {error.errno}){where}"

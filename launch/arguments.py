@@ -1,7 +1,7 @@
-"""What the launchers in Python share: reading arguments, showing commands.
+"""Common code of the Python launchers: reads arguments, prints commands.
 
-A launcher takes options of its own, then `--`, then what `analogjax run` gets,
-which goes through as it is.
+A launcher takes its own options, then `--`, then the arguments of `analogjax
+run`, which are passed on unchanged.
 """
 
 import argparse
@@ -14,12 +14,12 @@ OK, USER_ERROR, INTERRUPTED, AGAIN = 0, 2, 130, 75  # As in analogjax/main.py.
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-  """For a launcher, whose docstring is the help; --dry-run is there."""
+  """The parser of a launcher, whose docstring is the help, with --dry-run."""
   parser = argparse.ArgumentParser(
     usage="%(prog)s [OPTION ...] -- --config=FILE --workdir=DIR [...]",
     description=doc,
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    # A new option must not change what a script meant.
+    # A new option must not change the meaning of a script.
     allow_abbrev=False,
   )
   parser.add_argument(
@@ -33,11 +33,11 @@ def read(
 ) -> tuple[argparse.Namespace, list[str]]:
   """The launcher's options, and the arguments of `analogjax run`.
 
-  Where analogjax is installed, those are read as it would read them, so that a
+  If analogjax is installed, the latter are parsed by its own parser, so that a
   mistake is found before anything waits in a queue.
 
   Raises:
-    ValueError: there is no `--`, or what follows it cannot be understood.
+    ValueError: there is no `--`, or the arguments after it are not valid.
   """
   argv = list(argv)
   at = argv.index("--") if "--" in argv else len(argv)
@@ -56,28 +56,28 @@ def read(
 
 
 def starts_again(code: int) -> bool:
-  """Whether a run that ended with this code of a shell is to be started again.
+  """Whether a run that ended with this shell exit code is started again.
 
-  analogjax asks for it with 75. A signal (128 and more) is a machine's mishap,
-  but for ^C.
+  analogjax asks for it with 75. A signal (128 and more) means a failure of the
+  machine, except for ^C.
   """
   return code == AGAIN or (code > 128 and code != INTERRUPTED)
 
 
 def show(command: Sequence[str]) -> None:
-  """Prints a command as a shell would take it."""
+  """Prints a command in shell syntax."""
   print(shlex.join(command), flush=True)
 
 
 def to_yaml(value: dict[str, Any]) -> str:
-  """As a person would write it; any string comes back as it was."""
+  """Readable YAML from which any string is read back unchanged."""
   import yaml  # Not every launcher needs it.
 
   class Dumper(yaml.SafeDumper):
     pass
 
   def string(dumper, text):
-    # Where the style cannot hold a text, yaml takes quotes.
+    # Where the style cannot hold a text, yaml uses quotes.
     style = "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -86,12 +86,12 @@ def to_yaml(value: dict[str, Any]) -> str:
 
 
 def say(text: str) -> None:
-  """Beside the output of what was started."""
+  """Prints to standard error, beside the output of the run."""
   print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
 def number(least: int) -> Callable[[str], int]:
-  """Of an option."""
+  """The parser of an option's integer."""
 
   def parse(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) < least:
@@ -104,7 +104,7 @@ def number(least: int) -> Callable[[str], int]:
 
 
 def pair(text: str) -> tuple[str, str]:
-  """KEY=VALUE of an option."""
+  """Parses an option's KEY=VALUE."""
   key, equals, value = text.partition("=")
   if not (key and equals):
     raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE")
@@ -112,7 +112,7 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def exit_code(run: Callable[[Sequence[str]], int]) -> int:
-  """Runs a launcher; what the user can mend is one line and code 2."""
+  """Runs a launcher; an error that the user can fix is one line and code 2."""
   try:
     return run(sys.argv[1:])
   except (ValueError, OSError) as error:

@@ -24,11 +24,11 @@ _FINAL_CODES = [1, arguments.USER_ERROR, arguments.INTERRUPTED]
 
 
 def main(argv: Sequence[str]) -> int:
-  """Returns the code of kubectl."""
+  """Returns the exit code of kubectl."""
   options, line = arguments.read(_parser(), argv)
   text = arguments.to_yaml(manifest(options, line))
-  # `create` refuses a JobSet of that name that is there; `apply` would try to
-  # change it, which most of it cannot be.
+  # `create` refuses an existing JobSet of that name; `apply` would try to
+  # change it, which is mostly impossible.
   command = ["kubectl", "create", "--filename=-"]
   if options.dry_run:
     print(text, end="")
@@ -89,8 +89,8 @@ def manifest(options: argparse.Namespace, line: list[str]) -> dict[str, Any]:
   """The JobSet (jobset.x-k8s.io/v1alpha2, of JobSet 0.6 or later).
 
   A pod that ends with a code of `_FINAL_CODES` fails its Job for the reason
-  PodFailurePolicy, and that fails the JobSet. Any other end of a pod, an
-  eviction too, fails the Job for another reason, and all Jobs are made again.
+  PodFailurePolicy, which fails the JobSet. Any other end of a pod, including
+  eviction, fails the Job for another reason, and all Jobs are recreated.
   """
   named = {"name": options.name}
   if options.namespace:
@@ -99,7 +99,7 @@ def manifest(options: argparse.Namespace, line: list[str]) -> dict[str, Any]:
     "parallelism": options.pods,
     "completions": options.pods,
     "completionMode": "Indexed",
-    # One pod alone cannot be started again: the others have ended, too.
+    # One pod alone cannot be restarted: the others have ended, too.
     "backoffLimit": 0,
     "podFailurePolicy": {
       "rules": [
@@ -176,7 +176,7 @@ def _pod(options: argparse.Namespace, line: list[str]) -> dict[str, Any]:
 
 
 def _environment(options: argparse.Namespace) -> list[dict[str, Any]]:
-  """What a pod needs to find the others; docs/running/gke.md has the table."""
+  """Variables with which a pod finds the others; see docs/running/gke.md."""
   number = options.pods * options.slices
   found: list[dict[str, Any]] = [
     {"name": "ANALOGJAX_NUM_PROCESSES", "value": str(number)}
@@ -197,7 +197,7 @@ def _environment(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _literal(text: str) -> str:
-  """As Kubernetes has to see it: it would replace $(NAME) and make $ of $$."""
+  """Escapes for Kubernetes, which would replace $(NAME) and turn $$ into $."""
   return text.replace("$", "$$")
 
 

@@ -16,7 +16,7 @@ import arguments
 
 
 def main(argv: Sequence[str]) -> int:
-  """Returns the code of xpk."""
+  """Returns the exit code of xpk."""
   options, line = arguments.read(_parser(), argv)
   command = _command(options, line)
   if options.dry_run:
@@ -67,7 +67,7 @@ def _command(options: argparse.Namespace, line: list[str]) -> list[str]:
     f"--num-slices={options.slices}",
     f"--docker-image={options.image}",
     f"--max-restarts={options.max_restarts}",
-    # Beside 42 and 127 to 255, where xpk does so by itself.
+    # Beside 42 and 127 to 255, on which xpk restarts by itself.
     f"--restart-on-exit-codes={arguments.AGAIN}",
     f"--termination-grace-period-seconds={options.grace_seconds}",
     *options.xpk,
@@ -77,11 +77,11 @@ def _command(options: argparse.Namespace, line: list[str]) -> list[str]:
 
 
 def _word(text: str) -> str:
-  """A word for bash, as it survives what xpk does with it.
+  """A bash word that survives xpk's processing.
 
-  xpk puts the command into one line of a block of YAML, and Kubernetes replaces
-  $(NAME) and $$ in what it finds there. So no byte of it may be other than
-  printing ASCII, or $. The first $ of $'...' is followed by neither.
+  xpk puts the command into one line of a YAML block, and Kubernetes replaces
+  $(NAME) and $$ in it. So every byte must be printable ASCII other than $. The
+  first $ of $'...' is followed by neither.
   """
   if re.fullmatch(r"[\w./:=,@%+-]+", text, re.ASCII):
     return text

@@ -20,13 +20,13 @@ import time
 import arguments
 import restarts
 
-# Longer than it takes processes to hear that one of them is gone (40 s).
+# Longer than processes need to notice that one of them is gone (40 s).
 _GRACE_SECONDS = 120
 _KILL_SECONDS = 30
 
 
 def main(argv: Sequence[str]) -> int:
-  """Returns the code of the run: 75 if it could go on, but not by itself."""
+  """Returns the code of the run: 75 if it could continue, but not by itself."""
   options, line = arguments.read(_parser(), argv)
   command = [_program(), "run", *line]
   gpus = _gpus(options)
@@ -98,7 +98,7 @@ def _gpus(options: argparse.Namespace) -> list[str] | None:
 def _variables(
   count: int, i: int, port: int, gpus: list[str] | None
 ) -> dict[str, str]:
-  """What tells process i of its cluster."""
+  """Variables that describe the cluster to process i."""
   found = {
     "ANALOGJAX_COORDINATOR": f"localhost:{port}",
     "ANALOGJAX_NUM_PROCESSES": str(count),
@@ -113,10 +113,10 @@ def _run(
   command: list[str], options: argparse.Namespace, gpus: list[str] | None
 ) -> int:
   """Starts all processes once, and returns the code of all."""
-  # In use for a while after it was closed, so each start takes another one.
+  # In use for a while after it is closed, so each start takes another one.
   port = options.port or _free_port()
-  # In sessions of their own: a terminal's ^C comes through this process alone,
-  # and so it comes once.
+  # In separate sessions: a terminal's ^C comes only through this process, and
+  # so only once.
   processes = [
     subprocess.Popen(
       command,
@@ -137,7 +137,7 @@ def _run(
       if restarts.asked() != forwarded:
         forwarded = restarts.asked()
         _send(processes, forwarded)
-      # Those that never joined the others do not hear of them.
+      # Processes that never joined do not hear of the others.
       late = time.monotonic() - (first_bad or time.monotonic())
       if late > _GRACE_SECONDS + _KILL_SECONDS:
         _send(processes, signal.SIGKILL)
@@ -150,10 +150,9 @@ def _run(
 
 
 def _together(codes: list[int]) -> int:
-  """The code of all: the first that says not to go on, or 75, or 0.
+  """The code of all: the first that forbids a restart, or 75, or 0.
 
-  Args:
-    codes: as subprocess gives them, -N for signal N, in order of time.
+  `codes` are those of subprocess, -N for signal N, in order of time.
   """
   failed = [128 - code if code < 0 else code for code in codes if code]
   final = [code for code in failed if not arguments.starts_again(code)]

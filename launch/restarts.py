@@ -1,4 +1,4 @@
-"""What the launchers share that stay beside their run: to start it again."""
+"""Restarts a run, for the launchers that stay beside it."""
 
 import argparse
 from collections.abc import Callable
@@ -11,13 +11,13 @@ POLL_SECONDS = 0.1
 
 
 class _Asked:
-  """The signal that asked this launcher to end: it is the process's own."""
+  """The process-wide signal that asked this launcher to end."""
 
   by_signal = 0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-  """--max-restarts and --pause."""
+  """Adds --max-restarts and --pause."""
   number = arguments.number(0)
   parser.add_argument(
     "--max-restarts", type=number, default=100, metavar="N", help="100"
@@ -37,11 +37,8 @@ def until_done(
   """Starts a run until it is done; returns its last code.
 
   SIGTERM and ^C are left to `start`, through `asked`; after one of them nothing
-  starts again.
-
-  Args:
-    start: does it once; its code, and whether to start it again.
-    options: with those of `add_options`.
+  is started again. `start` runs once and returns its code and whether to start
+  again.
   """
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, _ask)
@@ -72,7 +69,7 @@ def asked() -> int:
 
 
 def sleep(seconds: float) -> None:
-  """Or until a signal asks to end."""
+  """Sleeps, or until a signal asks to end."""
   end = time.monotonic() + seconds
   while time.monotonic() < end and not _Asked.by_signal:
     time.sleep(POLL_SECONDS)

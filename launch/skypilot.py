@@ -18,7 +18,7 @@ from typing import Any
 
 import arguments
 
-# SkyPilot numbers its nodes, and lists their addresses, one a line.
+# SkyPilot numbers its nodes, and lists their addresses, one per line.
 _JOIN = """\
 ANALOGJAX_COORDINATOR="$(head -n 1 <<< "$SKYPILOT_NODE_IPS"):8476"
 ANALOGJAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES"
@@ -28,7 +28,7 @@ export ANALOGJAX_COORDINATOR ANALOGJAX_NUM_PROCESSES ANALOGJAX_PROCESS_ID
 
 
 def main(argv: Sequence[str]) -> int:
-  """Returns the code of sky."""
+  """Returns the exit code of sky."""
   options, line = arguments.read(_parser(), argv)
   text = arguments.to_yaml(task(options, line))
   command = ["sky", "jobs", "launch", "--yes", *options.sky]
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def task(options: argparse.Namespace, line: list[str]) -> dict[str, Any]:
-  """The task: one process a node, which drives all of its GPUs."""
+  """The task: one process per node, which drives all of its GPUs."""
   resources: dict[str, Any] = {"accelerators": options.accelerators}
   if options.infra:
     resources["infra"] = options.infra
@@ -87,9 +87,9 @@ def task(options: argparse.Namespace, line: list[str]) -> dict[str, Any]:
     resources["use_spot"] = True
   if options.image:
     resources["image_id"] = f"docker:{options.image}"
-  # Nodes that are lost are replaced anyway. Where a node ends with a code, the
-  # others are killed, and count as 137 (SkyPilot 0.14.1): so of signals none
-  # can be here, or a user's mistake on several nodes would start again, too.
+  # Lost nodes are replaced anyway. If a node ends with a code, the others are
+  # killed, and count as 137 (SkyPilot 0.14.1). So no signal may be listed here,
+  # or a user's mistake on several nodes would restart, too.
   resources["job_recovery"] = {"recover_on_exit_codes": [arguments.AGAIN]}
   found: dict[str, Any] = {
     "name": options.name,

@@ -20,16 +20,16 @@ import arguments
 import restarts
 
 _POLL_SECONDS = 10
-# Of a queued resource that may still become a TPU.
+# States of a queued resource that may still become a TPU.
 _COMING = ("CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES")
-# Of gcloud, where there is no TPU any more; of a bug in analogjax, too. (255 is
-# ssh without a connection.)
+# gcloud's code if the TPU is gone; a bug in analogjax gives it too. (255 is ssh
+# without a connection.)
 _MAYBE_GONE = 1
 
-# What each host runs, in a shell of POSIX. gcloud gives a command to a host
-# again whose connection broke, when the others have ended already: the folder
-# tells. Where the connection ends, so does standard input, and that is the
-# signal to save and to let go of the workdir.
+# The command of each host, in a POSIX shell. gcloud repeats a command on a host
+# whose connection broke, even if the others have already ended; the folder
+# reveals that. When the connection ends, so does standard input, which is the
+# signal to save and to release the workdir.
 _ON_A_HOST = """\
 mkdir "${{TMPDIR:-/tmp}}/analogjax-{attempt}" || exit 75
 {setup}exec 3<&0
@@ -45,7 +45,7 @@ exit $code"""
 
 
 def main(argv: Sequence[str]) -> int:
-  """Returns the code of the run: 75 if it could go on, but not by itself."""
+  """Returns the code of the run: 75 if it could continue, but not by itself."""
   options, line = arguments.read(_parser(), argv)
   if (options.accelerator_type is None) != (options.runtime_version is None):
     raise ValueError(
@@ -113,7 +113,7 @@ def _gcloud(options: argparse.Namespace, group: str, verb: str) -> list[str]:
 
 
 def _ssh(options: argparse.Namespace, line: list[str]) -> list[str]:
-  """Of gcloud: the run on all hosts; a new one for each start."""
+  """The gcloud command: the run on all hosts; a new one for each start."""
   command = _ON_A_HOST.format(
     attempt=secrets.token_hex(8),
     setup=f"{options.setup}\n" if options.setup else "",
@@ -143,7 +143,7 @@ def _create(options: argparse.Namespace) -> list[str]:
 
 
 def _state(options: argparse.Namespace, group: str, field: str) -> str:
-  """Nothing where there is none, or where gcloud fails, which says why."""
+  """A field of the state; "" if there is none, or if gcloud fails."""
   command = [*_gcloud(options, group, "describe"), f"--format=value({field})"]
   return subprocess.run(
     command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
@@ -155,7 +155,7 @@ def _is_ready(options: argparse.Namespace) -> bool:
 
 
 def _make(options: argparse.Namespace) -> None:
-  """Returns once the TPU is there, or this launcher was asked to end."""
+  """Returns once the TPU exists, or this launcher was asked to end."""
   state = _state(options, "queued-resources", "state.state")
   if state not in _COMING:
     if state:
@@ -178,9 +178,9 @@ def _make(options: argparse.Namespace) -> None:
 
 
 def _run(command: list[str]) -> int:
-  """Runs it until it ends; asked to end, closes its standard input."""
-  # Nothing is ever written: the end of it is what the hosts listen for. All
-  # ssh of gcloud share it, and it ends with this process, however that ends.
+  """Runs it until it ends; if asked to end, closes its standard input."""
+  # Nothing is ever written: the hosts listen for its end. All ssh of gcloud
+  # share it, and it ends with this process, however that ends.
   listened, kept = os.pipe()
   try:
     process = subprocess.Popen(command, stdin=listened, start_new_session=True)

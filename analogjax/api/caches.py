@@ -25,7 +25,7 @@ class Rows(NamedTuple):
   positions: np.ndarray  # int32 [...], within the document.
   labels: np.ndarray  # int32 [...], the next token.
   weights: np.ndarray  # float32 [...], of the label; 0: none is predicted.
-  records: Records  # What the teacher said.
+  records: Records  # The teacher's records.
 
 
 class Cache:
@@ -37,8 +37,8 @@ class Cache:
 
   Attributes:
     location: folder or URL.
-    manifest: what the cache was made of: kind, tau, temperature,
-      sequence_length, vocabulary_size, digests of teacher and tokenizer.
+    manifest: parameters of the cache: kind, tau, temperature, sequence_length,
+      vocabulary_size, digests of teacher and tokenizer.
   """
 
   location: str
@@ -57,7 +57,7 @@ class Cache:
 
     Raises:
       IndexError: there is no such row.
-      ValueError: a row that is not written yet, or is damaged; names the row.
+      ValueError: a row is not written yet, or is damaged; names the row.
     """
     if isinstance(index, slice):
       return self._read(range(len(self))[index])
@@ -112,8 +112,8 @@ def open_cache(location: str | Path, *, s3_endpoint: str = "") -> Cache:
     s3_endpoint: of a server that speaks S3; empty: Amazon's.
 
   Raises:
-    ValueError: there is no logit cache, it is damaged, or its format is of
-      another version.
+    ValueError: there is no logit cache, or it is damaged or of another format
+      version.
 
   Example:
     >>> cache = aj.open_cache("runs/demo/cache")

@@ -1,4 +1,4 @@
-"""Models out of Hugging Face folders: logits, activations, steering.
+"""Models from Hugging Face folders: logits, activations, steering.
 
 Shape letters: B rows, L positions, D model width, V vocabulary.
 """
@@ -33,11 +33,11 @@ class Model:
   config: decoder.DecoderConfig  # Sizes by shape letter.
   params: nnx.State
   tokenizer: tokenizers.Tokenizer | None  # None: the folder has none.
-  mesh: jax.sharding.Mesh  # Of its one device.
+  mesh: jax.sharding.Mesh  # Mesh of its one device.
 
   @property
   def sites(self) -> list[str]:
-    """Every place where activations can be read, from the input on."""
+    """Every site where activations can be read, from the input on."""
     return [
       f"block{block:02}.{point}"
       for block in range(self.config.Y)
@@ -58,7 +58,7 @@ class Model:
         None: each row is one document.
 
     Raises:
-      ValueError: tokens or segments that the model cannot take.
+      ValueError: the model cannot take the tokens or segments.
     """
     return self._run((), tokens, segments)
 
@@ -69,14 +69,13 @@ class Model:
 
     Args:
       tokens: int [L] or [B, L].
-      sites: of `self.sites`, as "block03.resid_post": the residual stream
-        before (`resid_pre`) and after (`resid_post`) a block, and what its two
-        parts add to it (`attn_out`, `mlp_out`).
-      segments: as of `logits`.
+      sites: from `self.sites`, such as "block03.resid_post": the residual
+        stream before (`resid_pre`) and after (`resid_post`) a block, and the
+        outputs of its two parts (`attn_out`, `mlp_out`).
+      segments: as in `logits`.
 
     Raises:
-      ValueError: a site that the model does not have, or tokens that it cannot
-        take.
+      ValueError: the model does not have the site, or cannot take the tokens.
     """
     if isinstance(sites, str) or not sites:
       raise ValueError(
@@ -95,8 +94,8 @@ class Model:
     It does not stop at an end token. Each new token costs one pass.
 
     Raises:
-      ValueError: tokens that the model cannot take, or more positions with the
-        new ones than it has.
+      ValueError: the model cannot take the tokens, or has fewer positions than
+        they and the new ones need.
     """
     tokens_BL, shape = self._tokens(tokens, steps)
     B, L = tokens_BL.shape
@@ -109,7 +108,7 @@ class Model:
     return np.asarray(found).reshape(*shape[:-1], steps)
 
   def _push(self) -> tuple[Any, ...] | None:
-    """What is added to the stream: block, vector and strength."""
+    """The change of the stream: block, vector and strength."""
     return None
 
   def _run(self, sites, tokens, segments):
@@ -131,7 +130,7 @@ class Model:
     return jax.tree.map(lambda x: x.reshape(*shape, x.shape[-1]), found)
 
   def _tokens(self, tokens: Any, steps: int) -> tuple[np.ndarray, Any]:
-    """Checked tokens [B, L], and the shape that they came in."""
+    """Checked tokens [B, L], and their original shape."""
     tokens, cfg = np.asarray(tokens), self.config
     shape = tokens.shape
     if tokens.ndim not in (1, 2) or not tokens.size:
@@ -170,7 +169,7 @@ class Steered(Model):
 
   def _push(self):
     block, _ = decoder.parse_site(self.site, self.config.Y)
-    # As arrays: one program does for every vector, block and strength.
+    # As arrays, so that one program serves every vector, block and strength.
     return np.int32(block), self.vector, np.float32(self.strength)
 
   def at(self, strength: float) -> "Steered":
@@ -191,9 +190,9 @@ class Steered(Model):
 
     Args:
       tokens: prompts, int [L] or [B, L].
-      ids: tokens of one side, one at least.
+      ids: tokens of one side, at least one.
       against: tokens of the other side.
-      strengths: in place of the model's own.
+      strengths: used instead of the model's own.
 
     Returns:
       float32 [S], or [S, B] for rows of prompts.
@@ -224,11 +223,11 @@ def load_model(folder: str | Path, *, dtype: str = "float32") -> Model:
 
   Args:
     folder: with config.json and safetensors, of a family that a teacher may
-      have; `export` of a workdir is one, and a bundle will do.
+      have; `export` of a workdir is one, and a bundle is accepted.
     dtype: "float32" or "bfloat16", of weights and computation.
 
   Raises:
-    ValueError: a folder that cannot be read; names the file and the field.
+    ValueError: the folder cannot be read; names the file and the field.
 
   Example:
     >>> model = aj.load_model("analog")
@@ -263,18 +262,18 @@ def steer(
 ) -> Steered:
   """Adds strength x vector to a model's residual stream, at every position.
 
-  The result is a model too: its `logits`, `activations` and `generate` are
-  those under the change, and `dose_response` varies the strength.
+  The result is a model too: its `logits`, `activations` and `generate` include
+  the change, and `dose_response` varies the strength.
 
   Args:
-    model: from `load_model`; it stays as it is.
+    model: from `load_model`; it is not changed.
     vector: float [D].
     site: where it is added, as "block03.resid_post": after a block.
     strength: of the vector; may be negative.
 
   Raises:
-    ValueError: a vector that does not fit the model, a site that is not after a
-      block, or a model that is steered already; names it.
+    ValueError: the vector does not fit the model, the site is not after a
+      block, or the model is steered already; names it.
 
   Example:
     >>> model = aj.load_model("analog")

@@ -12,10 +12,10 @@ from analogjax.training import divergences, losses
 
 
 class Records(NamedTuple):
-  """What is kept of a distribution over the vocabulary, K ids of each.
+  """The kept part of a distribution over the vocabulary, K ids each.
 
-  `...` is the shape of the positions. Samples (of kind threshold or random) are
-  unbiased: their mean over seeds is the distribution. Of kind topk the K ids
+  `...` is the shape of the positions. Samples (kinds threshold and random) are
+  unbiased: their mean over seeds is the distribution. For kind topk the K ids
   are the likeliest, and `tail` is the probability of all others.
   """
 
@@ -40,7 +40,7 @@ def draw_records(
 ) -> Records:
   """Draws records from a teacher's logits, as a logit cache keeps them.
 
-  Every position has draws of its own. The same key gives the same records.
+  Positions are drawn independently. The same key gives the same records.
 
   Args:
     logits: [..., V], unnormalized; at least one position.
@@ -57,7 +57,7 @@ def draw_records(
     Records on the host.
 
   Raises:
-    ValueError: a value outside of its bounds, or logits that are not finite;
+    ValueError: a value is outside of its bounds, or logits are not finite;
       names it.
 
   Source: docs/cache_format.md, "What a record means".
@@ -83,7 +83,7 @@ def draw_records(
       f" {list(logits.shape)}."
     )
   shape = logits.shape[:-1]
-  # Each position is a row of its own: [T, 1, V].
+  # Each position is a separate row: [T, 1, V].
   logits_TLV = logits.reshape(-1, 1, logits.shape[-1])
   keys_T2 = _keys(key, len(logits_TLV))
   found = _make_draw(sampler, float(temperature))(logits_TLV, keys_T2)
@@ -157,25 +157,26 @@ def distillation_loss(
   """alpha x divergence from the teacher + (1 - alpha) x next-token loss.
 
   The mean over the weighted positions, in nats per token. It can be
-  differentiated by `student` and `unembedding`, and compiled. With hidden
-  states and the unembedding the logits of all positions never exist together.
+  differentiated by `student` and `unembedding`, and jitted. With hidden states
+  and the unembedding, logits are computed for one chunk of positions at a time.
 
   Args:
     student: logits [..., V]; or, with `unembedding`, the final hidden states
       [..., D].
     labels: int [...], the next token at each position.
-    records: the teacher's, from `draw_records` or a cache; None: hard labels
-      alone, whatever alpha is.
+    records: the teacher's, from `draw_records` or a cache; None: only hard
+      labels, whatever alpha is.
     unembedding: [V, D], or None.
     weights: float [...], of each position, 0 where nothing is predicted; None:
       1 everywhere.
     alpha: weight of the teacher, 0 to 1.
     divergence: "forward_kl", and with records of kind topk also "reverse_kl",
       "skew_kl", "jensen_shannon" or "total_variation".
-    mixture: of skew_kl and jensen_shannon, the teacher's part in the mixture.
+    mixture: for skew_kl and jensen_shannon, the teacher's weight in the
+      mixture.
     temperature: of the student; the records are to be drawn at the same.
     softcap: with `unembedding`, logits are softcap x tanh(logits / softcap).
-    chunk: with `unembedding`, positions whose logits exist at a time.
+    chunk: with `unembedding`, positions whose logits are in memory at a time.
 
   Returns:
     The loss, a float32 scalar; and metrics, float32 scalars:
@@ -185,8 +186,8 @@ def distillation_loss(
     of the weights.
 
   Raises:
-    ValueError: shapes that do not belong together, or a divergence that sampled
-      records cannot estimate; names them.
+    ValueError: shapes do not match, or sampled records cannot estimate the
+      divergence; names them.
 
   Source: docs/losses.md.
 
@@ -260,7 +261,7 @@ def _check_shapes(x, labels, records, unembedding, weights) -> None:
 
 
 def _targets(labels, records, weights) -> batches.Targets:
-  """Everything with two dimensions of positions; those of a batch stay."""
+  """Targets with two dimensions of positions; those of a batch are kept."""
   shape = labels.shape if labels.ndim == 2 else (1, labels.size)
   if records is None:
     none = jnp.zeros((*shape, 0))
@@ -274,7 +275,7 @@ def _targets(labels, records, weights) -> batches.Targets:
   K = records.p.shape[-1]
   tail = records.tail
   if tail is not None:
-    # Where no record was kept, the tail counts for nothing; log 0 would be NaN.
+    # Where no record was kept, the tail has no weight; log 0 would be NaN.
     kept = jnp.asarray(records.weight) > 0
     tail = jnp.log(jnp.where(kept, jnp.asarray(tail), 1.0)).reshape(shape)
   return batches.Targets(

@@ -1,4 +1,4 @@
-"""Similarity of two models' activations, beside what chance would give."""
+"""Similarity of two models' activations, compared with chance."""
 
 import functools
 from typing import Any, NamedTuple
@@ -9,11 +9,11 @@ import numpy as np
 from analogjax.distributed import sharding
 from analogjax.fidelity import kernels, permutation, similarity as measures
 
-_MOST_POINTS = 20_000  # A kernel of [N, N] in float32 is 1.6 GB then.
+_MOST_POINTS = 20_000  # A kernel of [N, N] in float32 is then 1.6 GB.
 
 
 class Similarity(NamedTuple):
-  """One measure, and how it stands to chance."""
+  """One measure, compared with chance."""
 
   value: float  # At most 1, for representations that are alike.
   null_q95: float  # Chance exceeds this in 5 % of the orders of the points.
@@ -27,10 +27,10 @@ def similarity(
 ) -> dict[str, Similarity]:
   """Compares two sets of activations at the same points.
 
-  The widths may differ. A permutation test says what the same measure gives
-  where the points of `b` are in another order. It is of importance what may be
-  exchanged: tokens of one row depend on each other, so give such activations as
-  [R, M, D], and whole rows are permuted.
+  The widths may differ. A permutation test computes the same measure with the
+  points of `b` in other orders. Points that are exchanged must be independent:
+  tokens of one row are not, so pass such activations as [R, M, D], and whole
+  rows are permuted.
 
   Args:
     a: [N, D], N independent points; or [R, M, D], M points of each of R rows.
@@ -43,9 +43,9 @@ def similarity(
     nearest; `unbiased_cka`; `procrustes`, of 64 principal components.
 
   Raises:
-    ValueError: shapes that do not belong together, fewer than 8 rows or 12
-      points or more than 20,000, numbers that are not finite, or points that
-      are all alike; names it.
+    ValueError: shapes do not match, there are fewer than 8 rows or 12 points or
+      more than 20,000, numbers are not finite, or all points are alike; names
+      it.
 
   Source: docs/fidelity.md, "Alignment".
 
@@ -105,7 +105,7 @@ def _reduce(x_ND: np.ndarray, name: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _make_reduce():
-  """x_ND -> what each measure compares, and whether all points are alike."""
+  """x_ND -> the input of each measure, and whether all points are alike."""
   return jax.jit(
     lambda x_ND: (measures.reduce(x_ND)[0], kernels.is_constant(x_ND))
   )

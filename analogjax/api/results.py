@@ -1,4 +1,4 @@
-"""What a run and a release leave: measurements, and a verdict on a bundle."""
+"""Results of a run and a release: measurements, and a verdict on a bundle."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def read_fidelity(path: str | Path) -> dict[str, Any]:
   Returns:
     The document that docs/fidelity_format.md describes; `claims` has the
     verdicts, and `output`, `similarity`, `steering` and `stitching` the
-    numbers, where they were measured.
+    numbers, if they were measured.
 
   Raises:
     ValueError: the file is missing, damaged, or of another version.
@@ -51,12 +51,12 @@ def verify_bundle(
 
   Returns:
     A report. `verdict` is "failed" if any claim failed, or "verified"; `checks`
-    has each claim as (id, status, text, evidence); `about` says which bundle it
-    is and who signed it.
+    has each claim as (id, status, text, evidence); `about` identifies the
+    bundle and its signer.
 
   Raises:
-    ValueError: there is no such folder, or no such key. What is wrong in the
-      bundle is in the report.
+    ValueError: the folder or the key does not exist. Problems of the bundle are
+      in the report.
 
   Example:
     >>> report = aj.verify_bundle("runs/demo/bundle", key="demo.key.pub")

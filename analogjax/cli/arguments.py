@@ -35,14 +35,14 @@ example: analogjax run --config=configs/demo.py --workdir=runs/demo"""
 
 
 class Arguments(NamedTuple):
-  """A command line that was understood."""
+  """A parsed command line."""
 
   command: str
-  config: str | None  # None: the one that the workdir keeps.
+  config: str | None  # None: the one in the workdir.
   workdir: Path | None  # None: plan without one.
   overrides: tuple[tuple[str, str], ...]  # (dotted path, text), in order.
   action: str = ""  # One of CACHE_ACTIONS.
-  rows: int = 0  # --verify=N: rows that the teacher sees again.
+  rows: int = 0  # --verify=N: rows that the teacher runs on again.
   path: Path | None = None  # For the commands of PATHS.
   flags: tuple[tuple[str, Any], ...] = ()  # Other flags and their values.
 
@@ -53,7 +53,7 @@ class Arguments(NamedTuple):
 
   @property
   def looks(self) -> bool:
-    """Whether it only looks at what is there."""
+    """Whether it only inspects existing results."""
     return self.action in ("--inspect", "--verify")
 
   def options(self, stage: str) -> dict[str, Any]:
@@ -123,12 +123,12 @@ def help_text(command: str = "") -> str:
 def parse(argv: Sequence[str]) -> Arguments:
   """Reads the arguments.
 
-  A flag takes its value after `=` or as the next argument; one that begins with
-  `--` has to come after `=`. Of an override given twice the last one holds, so
-  that scripts can append their own.
+  A flag takes its value after `=` or as the next argument; a value that begins
+  with `--` has to come after `=`. The last of repeated overrides wins, so that
+  scripts can append their own.
 
   Raises:
-    UsageError: an unknown, missing or repeated argument; names the nearest.
+    UsageError: an argument is unknown, missing or repeated; names the nearest.
   """
   words, overrides = _split_overrides(argv)
   command = _command(words)
@@ -165,7 +165,7 @@ def parse(argv: Sequence[str]) -> Arguments:
 def _split_overrides(
   argv: Sequence[str],
 ) -> tuple[list[str], list[tuple[str, str]]]:
-  """The arguments without --config.a.b=VALUE, and these."""
+  """The arguments without --config.a.b=VALUE, and these overrides."""
   words, overrides, rest = [], [], list(argv)
   while rest:
     word = rest.pop(0)

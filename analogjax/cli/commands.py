@@ -13,11 +13,11 @@ class UsageError(ValueError):
 class Flag(NamedTuple):
   """A flag, which is a keyword argument of the `run` of a stage."""
 
-  commands: str  # That take it, with spaces between them.
+  commands: str  # Commands that take it, separated by spaces.
   help: str
-  value: str = ""  # Stands for its value in messages; "": it takes none.
+  value: str = ""  # Placeholder of its value in messages; "": it takes none.
   read: Callable[[str], Any] = str
-  argument: str = ""  # Its name as a keyword, if another.
+  argument: str = ""  # Its name as a keyword, if different.
   repeats: bool = False  # Then the argument is a tuple.
   nargs: int | str | None = None  # As argparse has it; "?": may be left out.
 
@@ -73,7 +73,7 @@ _OF_A_CONFIG = (
   "plan cache train measure safety intervene export release run config"
 )
 
-# Commands of a path alone, without a config, and what it is.
+# Commands that take only a path, without a config, and its meaning.
 PATHS = {
   "verify": "folder of the bundle",
   "reproduce": "folder of the bundle",
@@ -81,7 +81,7 @@ PATHS = {
   "completion": "bash or zsh",
 }
 
-# What a command cannot do without.
+# Required arguments of a command.
 _A_RUN = ("--config", "--workdir")
 NEEDED = {
   "plan": ("--config",),
@@ -95,7 +95,7 @@ NEEDED = {
   "run": _A_RUN,
 }
 
-# What `cache` can do instead of filling it: flag -> (module, function).
+# Actions of `cache` other than filling it: flag -> (module, function).
 CACHE_ACTIONS = {
   "--inspect": ("inspect_cache", "run"),
   "--verify": ("verify_cache", "run"),

@@ -1,4 +1,4 @@
-"""Shell completion of commands and flags, written from their table."""
+"""Shell completion of commands and flags, generated from their table."""
 
 from analogjax.cli.arguments import UsageError
 from analogjax.cli.commands import COMMANDS, FLAGS
@@ -22,10 +22,10 @@ complete -o nospace -F _analogjax analogjax"""
 
 
 def script(shell: str) -> str:
-  """What a shell runs to complete the arguments of analogjax.
+  """A script with which a shell completes the arguments of analogjax.
 
   Raises:
-    UsageError: another shell than bash or zsh.
+    UsageError: a shell other than bash or zsh.
   """
   if shell not in ("bash", "zsh"):
     raise UsageError(f"completion: expected bash or zsh, found {shell!r}.")
@@ -37,7 +37,7 @@ def script(shell: str) -> str:
       if command in flag.commands.split()
     ]
     cases.append(f'      {command}) words="{" ".join([*flags, "--help"])}" ;;')
-  # zsh has what bash's `complete` does in a module.
+  # zsh has bash's `complete` in a module.
   first = "autoload -U +X bashcompinit && bashcompinit\n"
   return _BASH.format(
     shell=shell,

@@ -1,7 +1,7 @@
-"""Progress: a bar on a terminal, a plain line now and then elsewhere.
+"""Progress: a bar on a terminal, an occasional plain line elsewhere.
 
-`Progress` counts what has a total. `Activity` is for work that has none, or
-that compiles for a while: it moves by itself.
+`Progress` counts towards a total. `Activity` is for work that has none, or that
+compiles for a while: it moves by itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,11 +15,11 @@ import rich.progress
 
 _SECONDS_BETWEEN_LINES = 10.0
 
-_activities: list["Activity"] = []  # Those that run, the innermost last.
+_activities: list["Activity"] = []  # Running activities, the innermost last.
 
 
 def console() -> rich.console.Console:
-  """Where people read: standard output, on process 0 alone."""
+  """The console: standard output, on process 0 only."""
   for activity in reversed(_activities):
     if activity.bar is not None:
       return activity.bar.console  # Its line stays below what is printed.
@@ -27,17 +27,17 @@ def console() -> rich.console.Console:
 
 
 def say(text: str) -> None:
-  """One line for people."""
+  """Prints a line."""
   console().print(text, markup=False, soft_wrap=True)
 
 
 def log(text: str) -> None:
-  """One line for people, with the time of day."""
+  """Prints a line with the time of day."""
   say(f"{time.strftime('%H:%M:%S')} {text}")
 
 
 def warn(text: str) -> None:
-  """One line for people, about this process: on standard error of each."""
+  """Prints a line about this process, on standard error of each."""
   if jax.process_count() > 1:
     text = f"process {jax.process_index()}: {text}"
   print(f"warning: {text}", file=sys.stderr, flush=True)
@@ -62,11 +62,9 @@ class Progress:
     """Makes a bar.
 
     Args:
-      title: what is done.
-      total: number of units.
       unit: name of the unit, in the plural.
-      done: units that are done already.
-      later: work that follows the bar, in its units, for the time left in all.
+      done: units that are already done.
+      later: work that follows the bar, in its units, for the total time left.
     """
     self._later = later
     self._title, self._total, self._unit = title, total, unit
@@ -103,7 +101,7 @@ class Progress:
   def advance(
     self, count: int, *, tokens: int, values: Mapping[str, float] | None = None
   ) -> None:
-    """Counts on; `values` are shown beside the bar."""
+    """Advances the bar; `values` are shown beside it."""
     now = time.monotonic()
     self._count += count
     if self._start is None:
@@ -136,14 +134,14 @@ class Progress:
 
 
 class Activity:
-  """Shows that something goes on: what, which part of it, and how long.
+  """Shows that work continues: its name, its current part, and its duration.
 
   A context manager. On a terminal its line moves by itself; elsewhere there is
   a line at once and one every ten seconds, whatever the process waits for.
   """
 
   def __init__(self, title: str, amount: Callable[[], str] = lambda: ""):
-    """Shows `title` ("measure output"), and what `amount` returns by then."""
+    """Shows `title` ("measure output"), and the current result of `amount`."""
     self.bar: rich.progress.Progress | None = None
     self._title, self._amount, self._detail = title, amount, ""
     self._end = threading.Event()
@@ -179,7 +177,7 @@ class Activity:
     _activities.remove(self)
 
   def doing(self, detail: str) -> None:
-    """Names the part that is in work."""
+    """Names the current part."""
     self._detail = detail
 
   def _text(self) -> str:
@@ -199,7 +197,7 @@ class Activity:
 
 
 def doing(detail: str) -> None:
-  """Names what the innermost activity is at; nothing if there is none."""
+  """Names the current part of the innermost activity, if there is one."""
   if _activities:
     _activities[-1].doing(detail)
 

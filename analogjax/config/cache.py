@@ -1,4 +1,4 @@
-"""The section `cache` of a config: what the logit cache holds, and where."""
+"""The section `cache` of a config: contents and place of the logit cache."""
 
 import dataclasses
 from typing import Annotated
@@ -18,7 +18,7 @@ from analogjax.config.fields import (
   choice,
 )
 
-MOST_POSITIONS = 128  # 8,128 pairs a row and depth.
+MOST_POSITIONS = 128  # 8,128 pairs per row and depth.
 
 _MACHINES = Private("depends on the lab's machines")
 _PLACE = Private("a place")
@@ -125,10 +125,10 @@ class CacheConfig(
 
   @property
   def gram_depths(self) -> tuple[float, ...]:
-    """Parts of the teacher's depth; none where there are no positions."""
+    """Fractions of the teacher's depth; none if there are no positions."""
     return depths(self.gram_layers) if self.gram_positions else ()
 
 
 def depths(number: int) -> tuple[float, ...]:
-  """Evenly spaced parts of a model's depth; the last one is all of it."""
+  """Evenly spaced fractions of a model's depth; the last one is 1."""
   return tuple(i / number for i in range(1, number + 1))

@@ -1,6 +1,6 @@
 """The config that a file starts from.
 
-Prices are no defaults: they are a table that a config names (`plan.prices`).
+Prices are no defaults: they are in a table that a config names (`plan.prices`).
 Those of analogjax are in prices/.
 """
 
@@ -14,7 +14,7 @@ from analogjax.config.draft import Draft, read_toml, reading
 from analogjax.config.fields import listed
 from analogjax.config.schema import Sections
 
-# Saved beside every config; raise it when a default of the schema changes.
+# Saved with every config; raise it when a default of the schema changes.
 VERSION = 1
 
 _PRICES = Path(__file__).parent / "prices"
@@ -23,9 +23,8 @@ _PRICES = Path(__file__).parent / "prices"
 def config(phases: Sequence[str]) -> ConfigDict:
   """A config with every default, typed and locked; the rest is unset.
 
-  Args:
-    phases: names of the phases of training, in running order. The last one is
-      what is measured and released, until the file says otherwise.
+  `phases` are the names of the training phases, in running order. The last one
+  is measured and released, unless the file changes that.
   """
   cfg: Any = Draft(Sections)
   for name in phases:
@@ -37,14 +36,12 @@ def config(phases: Sequence[str]) -> ConfigDict:
 
 
 def add_prices(cfg: Any, folder: Path) -> None:
-  """Fills in the prices of `plan` that were not set, from `plan.prices`.
+  """Fills in the unset prices of `plan`, from `plan.prices`.
 
-  Args:
-    cfg: the draft of a whole config.
-    folder: where a relative path of a table begins.
+  A relative path of a table is below `folder`.
 
   Raises:
-    ValueError: there is no such table, or it holds something else.
+    ValueError: the table does not exist, or holds something else.
   """
   name = cfg.plan.prices
   if not name:
@@ -65,7 +62,7 @@ def add_prices(cfg: Any, folder: Path) -> None:
 
 
 def _add(section: Any, key: str, value: object) -> None:
-  """Sets an entry, or what it has in it, that was not set."""
+  """Sets an entry, or its unset parts."""
   if isinstance(value, dict) and key in section:
     for inner, number in value.items():
       _add(section[key], inner, number)

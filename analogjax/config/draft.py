@@ -16,7 +16,7 @@ from analogjax.config.fields import Field
 
 DEFAULT, FILE, FLAG = "default", "file", "--config"
 
-# The folder that relative paths start from, and where values come from.
+# The folder of relative paths, and the origin of values.
 _reading: contextvars.ContextVar[tuple[Path, str]] = contextvars.ContextVar(
   "_reading", default=(Path(), FILE)
 )
@@ -35,9 +35,9 @@ def reading(folder: Path, origin: str) -> Iterator[None]:
 class Draft(ConfigDict):
   """A section of the schema with its defaults, some of them replaced.
 
-  Fields without a default are absent until they are set. A name or type that
-  is not in the schema raises a ValueError where it is set. A section may be
-  set to the path of a TOML file that holds it.
+  Fields without a default are absent until they are set. A name or type that is
+  not in the schema raises a ValueError where it is set. A section may be set to
+  the path of a TOML file that holds it.
   """
 
   def __init__(self, section: type, path: str = ""):
@@ -94,7 +94,7 @@ class Draft(ConfigDict):
     return twin
 
   def field(self, name: str) -> Field | None:
-    """The field of the schema that an entry belongs to."""
+    """The field of the schema for an entry."""
     return fields.entry(self._section, name)
 
   def mark(self, name: str) -> None:
@@ -102,7 +102,7 @@ class Draft(ConfigDict):
     self._origin[name] = _reading.get()[1]
 
   def origins(self) -> dict[str, str]:
-    """Dotted path -> where its value comes from, for every field."""
+    """Dotted path -> origin of the value, for every field."""
     found = {}
     for name, value in self.items():
       if isinstance(value, Draft):
@@ -125,7 +125,7 @@ class Draft(ConfigDict):
     return inner
 
   def _take(self, other: "Draft") -> None:
-    """Sets what was set in another section of the same kind."""
+    """Takes the values that were set in another section of the same kind."""
     for name in other:
       value, mine = other[name], self.get(name)
       if isinstance(value, Draft) and isinstance(mine, Draft):
@@ -138,7 +138,7 @@ def read_toml(path: Path) -> dict[str, Any]:
   """The content of a TOML file.
 
   Raises:
-    ValueError: there is no such file, or it holds something else.
+    ValueError: the file does not exist, or is not TOML.
   """
   try:
     return tomllib.loads(path.read_text(encoding="utf-8"))

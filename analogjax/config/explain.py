@@ -10,9 +10,9 @@ _PHASE, _CHIP = "train.<phase>.", "plan.<chip>."
 
 
 def find(path: str) -> list[Field]:
-  """The field of that path, or every field of the section of that path.
+  """The field at that path, or every field of the section at that path.
 
-  A phase or a chip may go by its name, as in a config, or as <phase>.
+  A phase or a chip may be written by its name, as in a config, or as <phase>.
 
   Raises:
     ValueError: there is neither.
@@ -30,7 +30,7 @@ def find(path: str) -> list[Field]:
 
 
 def explain(field: Field) -> str:
-  """Everything that the schema says of a field, a few lines."""
+  """Everything that the schema says about a field, a few lines."""
   lines = [field.path, f"  {field.meaning}", f"  type: {field.type}"]
   if field.bounds:
     lines.append(f"  expected: {bounds(field)}")
@@ -55,7 +55,7 @@ def default(field: Field) -> str:
 
 
 def _general(path: str) -> list[str]:
-  """The path with <phase> or <chip> in the place of a name."""
+  """The path with <phase> or <chip> instead of a name."""
   section, _, rest = path.partition(".")
   inner = rest.partition(".")[2]
   general = {"train": _PHASE, "plan": _CHIP}.get(section)

@@ -36,7 +36,7 @@ class Private(NamedTuple):
 
 
 class Bound(NamedTuple):
-  """What a value has to fulfil, and how a message says so."""
+  """A condition on a value, and its wording in messages."""
 
   holds: Callable[[Any], bool]
   expected: str  # {} stands for the name of the field.
@@ -80,8 +80,8 @@ UNIQUE = Bound(lambda x: len(set(x)) == len(x), "each phase once")
 class Section:
   """Base of every section; a subclass is a frozen keyword-only dataclass.
 
-  `class A(Section, private="why")` gives the reason for all of its fields that
-  have none of their own.
+  `class A(Section, private="why")` sets the reason for all of its fields
+  without their own.
   """
 
   private = ""
@@ -97,7 +97,7 @@ class Section:
     self.rules()
 
   def rules(self) -> None:
-    """Checks what has to hold between fields.
+    """Checks conditions between fields.
 
     Raises:
       ValueError: begins with the name of the field.
@@ -111,7 +111,7 @@ class Field(NamedTuple):
   kind: Any  # The annotated type.
   meaning: str
   bounds: tuple[Bound, ...]
-  private: str | None  # Why; None: it is published.
+  private: str | None  # The reason; None: it is published.
   default: Any  # dataclasses.MISSING: it has to be set.
 
   @property
@@ -139,7 +139,7 @@ class Field(NamedTuple):
 
 @functools.cache
 def own(section: type) -> dict[str, Field]:
-  """Name -> field, for the fields of a section itself."""
+  """Name -> field, for the direct fields of a section."""
   hints = get_type_hints(section, include_extras=True)
   found = {}
   for field in dataclasses.fields(section):
@@ -163,7 +163,7 @@ def own(section: type) -> dict[str, Field]:
 
 
 def fields(section: type, path: str = "") -> Iterator[Field]:
-  """Every field of a section and of those in it, in the order of the source."""
+  """Every field of a section and its subsections, in source order."""
   for name, field in own(section).items():
     if field.section is not None:
       here = f"<{name}>" if field.is_open else name
@@ -173,10 +173,10 @@ def fields(section: type, path: str = "") -> Iterator[Field]:
 
 
 def entry(section: type, name: str) -> Field | None:
-  """The field of a section that an entry of that name belongs to.
+  """The field of a section for an entry of that name.
 
-  A name that no field has belongs to the open field, such as `phase` of
-  `train`, if the section has one.
+  A name without a field belongs to the open field, such as `phase` of `train`,
+  if the section has one.
   """
   known = own(section)
   if name in known and not known[name].is_open:
@@ -206,7 +206,7 @@ def typed(section: type, node: Any) -> dict[str, Any]:
 
 
 def typed_value(field: Field, value: Any, path: str) -> Any:
-  """A value that is no section, as the type of its field.
+  """A value that is not a section, as the type of its field.
 
   Raises:
     ValueError: it is of another type.
@@ -231,7 +231,7 @@ def typed_value(field: Field, value: Any, path: str) -> Any:
 
 
 def build(section: type, values: Mapping[str, Any], path: str = "") -> Any:
-  """The dataclass of a section from what `typed` returned; rules are checked.
+  """The dataclass of a section from the result of `typed`; checks the rules.
 
   Raises:
     ValueError: names the field, what was expected, what was found, what to do.
@@ -261,10 +261,8 @@ def no_such_field(section: type, name: str, path: str, names: Iterable[str]):
   """The ValueError for an entry that a section does not have.
 
   Args:
-    section: the one that it was given to.
-    name: the entry.
     path: where the section is, with a dot at its end.
-    names: what the section has in it.
+    names: the existing entries of the section.
   """
   known = [path + field for field in (*names, *own(section))]
   known += [field.path for field in fields(section, path)]
@@ -274,7 +272,7 @@ def no_such_field(section: type, name: str, path: str, names: Iterable[str]):
 
 
 def suggest(path: str, known: Sequence[str]) -> str:
-  """A sentence that names the nearest of `known`, or what lies beside."""
+  """A sentence that names the nearest of `known`, or its neighbours."""
   section, _, leaf = path.rpartition(".")
 
   def leaf_of(name: str) -> str:
@@ -310,7 +308,7 @@ def check_folders(folders: Sequence[str], phases: Sequence[str]) -> None:
   """Checks `folders`: further students, each as NAME=FOLDER.
 
   Raises:
-    ValueError: another form, or a name that something else has.
+    ValueError: another form, or a name that is already taken.
   """
   taken = ["teacher", "random", *phases]
   for item in folders:
@@ -324,12 +322,11 @@ def check_folders(folders: Sequence[str], phases: Sequence[str]) -> None:
 def check_place(location: str, s3_endpoint: str) -> None:
   """Checks a place: a folder, or a URL of s3:// or gs://.
 
-  Args:
-    location: a path or URL.
-    s3_endpoint: URL of a server that speaks S3; "": Amazon's.
+  `s3_endpoint` is the URL of a server that speaks S3; "": Amazon's.
 
   Raises:
-    ValueError: an unknown scheme, no bucket, or an endpoint without s3://.
+    ValueError: the scheme is unknown, there is no bucket, or an endpoint
+      without s3://.
   """
   if "://" not in location:
     if s3_endpoint:
@@ -389,7 +386,7 @@ def _typed_section(
 
 
 def _plain(value: Any, path: str) -> Any:
-  """A free-form value as JSON keeps it, with tuples for its lists."""
+  """A free-form value in the form of JSON, with tuples for its lists."""
   if isinstance(value, Mapping):
     for key in value:
       if type(key) is not str:

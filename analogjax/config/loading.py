@@ -1,10 +1,10 @@
-"""Config files: read with overrides, and the resolved config in a workdir.
+"""Reads config files with overrides, and the resolved config of a workdir.
 
-A config is a Python file with `get_config()`, which returns what
-`defaults.config` made, or any ml_collections ConfigDict with fields of the
-schema. config.json in a workdir holds every value. Beside them stand `origin`,
-which says for each field where its value came from, and `defaults`, the version
-of the defaults.
+A config is a Python file with `get_config()`, which returns the result of
+`defaults.config`, or any ml_collections ConfigDict with fields of the schema.
+config.json in a workdir holds every value, and beside them `origin`, which
+gives the source of each field's value, and `defaults`, the version of the
+defaults.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,13 +32,13 @@ class Resolved(NamedTuple):
 
   cfg: ConfigDict  # Checked and locked.
   origin: dict[str, str]  # Field -> default, file, --config or prices NAME.
-  kept: list[str]  # A line for each default that is not the one of today.
+  kept: list[str]  # A line for each default that differs from today's.
 
 
 def load(file: str | Path, changes: Sequence[tuple[str, str]]) -> ConfigDict:
   """The config of a file with overrides applied: checked and locked.
 
-  `resolve` says more.
+  See `resolve`.
   """
   return resolve(file, changes).cfg
 
@@ -53,10 +53,10 @@ def resolve(
   Args:
     file: Python file with `get_config()`. It may import its neighbours.
     changes: (dotted path, text) pairs, the last one of a path wins; see
-      `overrides.apply`. Fields that are references to others in the file
-      follow them.
-    workdir: where a run may have saved its config. Its defaults hold: where
-      neither that run nor this one set a field, the saved value stays.
+      `overrides.apply`. Fields that are references to others in the file follow
+      them.
+    workdir: where a run may have saved its config. A field that neither that
+      run nor this one set keeps the saved default.
 
   Raises:
     ValueError: names file and field, what was expected and what was found.
@@ -77,7 +77,7 @@ def resolve(
 
 
 def read_resolved(workdir: Path) -> ConfigDict:
-  """The config that `save_resolved` left in a workdir.
+  """The config that `save_resolved` wrote to a workdir.
 
   Raises:
     ValueError: there is none, or it was damaged or edited.
@@ -95,15 +95,14 @@ def read_resolved(workdir: Path) -> ConfigDict:
 def save_resolved(
   cfg: ConfigDict, workdir: Path, origin: Mapping[str, str] | None = None
 ) -> None:
-  """Writes workdir/config.json; one that differs stays as config.<n>.json.
+  """Writes workdir/config.json; a different old one becomes config.<n>.json.
 
-  Does not refuse: each stage compares what it depends on with the manifests of
-  the stages before it. Says which fields changed, one on a line.
+  It does not refuse: each stage compares the fields it depends on with the
+  manifests of the stages before it. It prints the changed fields, one per line.
 
   Args:
-    cfg: checked.
-    workdir: made if it is not there.
-    origin: as `resolve` returned it; None: all is from a file.
+    workdir: created if missing.
+    origin: as returned by `resolve`; None: all is from a file.
   """
   path = workdir / FILE_NAME
   values = cfg.to_dict()
@@ -128,12 +127,12 @@ def save_resolved(
 
 
 def saved_origin(workdir: Path) -> dict[str, str]:
-  """Field -> where its value in a workdir's config.json came from."""
+  """Field -> origin of its value in a workdir's config.json."""
   return (_read_saved(workdir / FILE_NAME) or {}).get("origin", {})
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """One line for each field whose value is another: the name, old -> new."""
+  """One line for each field with a different value: the name, old -> new."""
   before, after = leaves(_listed(old)), leaves(_listed(new))
 
   def shown(values, key):
@@ -158,17 +157,17 @@ def leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes a JSON file whole or not at all, also when killed."""
+  """Writes a JSON file atomically, also when killed."""
   write_text(path, to_json(value))
 
 
 def to_json(value: Any) -> str:
-  """The text of a JSON file, which has no NaN in it."""
+  """The text of a JSON file; NaN is refused."""
   return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a text file whole or not at all, also when killed."""
+  """Writes a text file atomically, also when killed."""
   # The process id: hosts that share a file system may write at the same time.
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
@@ -185,14 +184,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-  """Removes what killed runs left of `write_text`; nobody may be writing."""
+  """Removes leftovers of killed `write_text`; no process may be writing."""
   for kind in ("json", "html"):
     for path in folder.glob(f".*.{kind}.*.tmp"):
       path.unlink(missing_ok=True)
 
 
 def _read_draft(file: Path) -> Draft:
-  """What `get_config()` of a file returns, as a draft of the whole config."""
+  """The result of a file's `get_config()`, as a draft of the whole config."""
   with draft_lib.reading(file.parent, FILE):
     cfg = _call_get_config(file)
     if isinstance(cfg, Draft):
@@ -222,7 +221,7 @@ def _call_get_config(file: Path) -> ConfigDict:
     cfg = get_config() if callable(get_config) else None
   except Exception as error:
     what = (str(error).splitlines() or [""])[0]
-    # The schema's own errors say all by themselves.
+    # The schema's own errors need no addition.
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     raise ValueError(
       f"{file}, line {_line(error, file)}: {kind}{what}"
@@ -247,7 +246,7 @@ def _call_get_config(file: Path) -> ConfigDict:
 
 
 def _line(error: Exception, file: Path) -> int:
-  """The line of `file` at which `error` came up."""
+  """The line of `file` where `error` was raised."""
   if isinstance(error, SyntaxError) and error.filename == str(file):
     return error.lineno or 0
   frames = traceback.extract_tb(error.__traceback__)
@@ -282,7 +281,7 @@ def _read_saved(path: Path) -> dict[str, Any] | None:
 
 
 def _values_of(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
-  """The values of a saved config; fields that came later have defaults."""
+  """The values of a saved config; fields added since then have defaults."""
   values = {name: x for name, x in saved.items() if name not in _BESIDE}
   try:
     return schema.to_values(values)
@@ -291,10 +290,10 @@ def _values_of(saved: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _keep_defaults(cfg: Draft, path: Path) -> list[str]:
-  """Sets what nobody set to what it was in a saved config.
+  """Sets unset fields to their values in a saved config.
 
   Returns:
-    A line for each value that was another.
+    A line for each value that differed.
   """
   saved = _read_saved(path) or {}
   before, now = saved.get("origin", {}), cfg.origins()

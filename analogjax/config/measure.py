@@ -1,4 +1,4 @@
-"""The section `measure` of a config: what is compared, and how much of it."""
+"""The section `measure` of a config: comparisons, and their extent."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -26,7 +26,7 @@ PARTS = ("output", "similarity", "steering", "stitching")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasureConfig(Section):
-  """Which properties of the teacher are looked for in the students.
+  """Which properties of the teacher are tested for in the students.
 
   The analog is the student of release.phase; the others, and one of random
   parameters that is always there, are the controls.
@@ -117,7 +117,7 @@ class MeasureConfig(Section):
     return dict(entry.split("=", 1) for entry in self.folders)
 
   def quick(self) -> "MeasureConfig":
-    """The same with less of everything, for a first look."""
+    """The options with less of everything, for a first look."""
 
     def at_most(**limits):
       return {name: min(getattr(self, name), n) for name, n in limits.items()}

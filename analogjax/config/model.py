@@ -33,7 +33,7 @@ _MACHINES = Private("depends on the lab's machines; changes no number")
 class MeshConfig(
   Section, private="the lab's machines, from which the frontier's size follows"
 ):
-  """Devices along each axis; -1 takes what is left."""
+  """Devices along each axis; -1 takes the remaining ones."""
 
   data: Annotated[int, "copies of the parameters, between slices", _SIZE] = 1
   fsdp: Annotated[int, "parts of the parameters and of the rows", _SIZE] = -1
@@ -80,7 +80,7 @@ class TeacherConfig(Section, private=_TEACHER):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling(Section):
-  """How rotary frequencies are stretched beyond the trained context."""
+  """Scaling of rotary frequencies beyond the trained context."""
 
   kind: Annotated[
     str, "rule that stretches", choice("llama3", "linear"), PUBLIC

@@ -18,13 +18,14 @@ _WHOLE = "a whole number (1000, 1_000 and 1e3 are the same)"
 def apply(cfg: Draft, path: str, text: str) -> None:
   """Sets one field of a config from a text.
 
-  The schema says the type: a str takes the text as it is; an int takes 1000,
+  The schema gives the type: a str takes the text unchanged; an int takes 1000,
   1_000 or 1e3; a bool true, false, 1 or 0; a tuple a,b,c; a section or a
   free-form field the path of a TOML file; a free-form field also a JSON object.
-  Inside a free-form field only what is there can be set, as its present type.
+  Inside a free-form field only existing entries can be set, as their present
+  type.
 
   Raises:
-    ValueError: there is no such field, or the text has another form.
+    ValueError: the field does not exist, or the text has another form.
   """
   flag = f"--config.{path}"
   *parents, leaf = path.split(".")
@@ -71,7 +72,7 @@ def _paths(values: Mapping[str, Any], path: str = "") -> list[str]:
 def _of_field(
   field: Field, node: Draft, leaf: str, text: str, flag: str
 ) -> Any:
-  """The value of a field of the schema that a text stands for."""
+  """The value of a schema's field for a text."""
   if field.section is None and field.kind != FreeForm:
     return parse(text, field.kind, flag)
   if text.endswith(".toml"):
@@ -107,7 +108,7 @@ def _like(present: Any, text: str, flag: str) -> Any:
 
 
 def parse(text: str, kind: Any, flag: str) -> Any:
-  """A text as a value of a type of the schema.
+  """Parses a text as a type of the schema.
 
   Raises:
     ValueError: the text has another form; names `flag`.
@@ -125,7 +126,7 @@ def parse(text: str, kind: Any, flag: str) -> Any:
     expected = _WHOLE
     if re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
       return int(text)
-    # 1e3 is written by sweep tools; a fraction is a mistake, also 1000.0.
+    # Sweep tools write 1e3; a fraction is a mistake, also 1000.0.
     if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?[eE]\+?[0-9]{1,2}", text):
       number = float(text)
       if number.is_integer() and abs(number) <= 2**53:
@@ -143,7 +144,7 @@ def parse(text: str, kind: Any, flag: str) -> Any:
 
 
 def _items(text: str, flag: str) -> tuple[str, ...]:
-  """The items of a,b,c; nothing is between them but the commas."""
+  """The items of a,b,c, separated only by commas."""
   if text[:1] in ("(", "["):
     names = re.findall(r"[^\s,'\"()\[\]]+", text)
     raise ValueError(

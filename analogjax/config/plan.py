@@ -19,7 +19,7 @@ _WHY = "prices and machines, from which the frontier's size follows"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PriceConfig(Section, private=_WHY):
-  """What one device of a kind costs, a section of `plan` named after it."""
+  """Price and power of one device of a kind, a section of `plan`."""
 
   dollars_per_hour: Annotated[
     float, "price of one device; 0: not known", NOT_NEGATIVE
@@ -33,7 +33,7 @@ class PriceConfig(Section, private=_WHY):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig(Section, private=_WHY):
-  """Prices, and how far from the machine's limits a run stays."""
+  """Prices, and a run's margins to the machine's limits."""
 
   prices: Annotated[
     str,

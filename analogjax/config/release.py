@@ -1,4 +1,4 @@
-"""The section `release` of a config: what goes out, and what stays private."""
+"""The section `release` of a config: what is released, and what is private."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -55,7 +55,7 @@ def _is_day(text: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AboutConfig(Section):
-  """Facts that only the lab knows; the documents print them as they are."""
+  """Facts that only the lab knows; the documents print them unchanged."""
 
   name: Annotated[str, "name of the analog as published", _PRINTED, PUBLIC]
   version: Annotated[str, "version of the analog", _PRINTED, PUBLIC]
@@ -122,7 +122,7 @@ class FrontierConfig(Section, private=_FRONTIER):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReleaseConfig(Section):
-  """The release: weights, documents, and the terms they are under."""
+  """The release: weights, documents, and their terms."""
 
   phase: Annotated[
     str, "phase whose last checkpoint becomes the analog", PUBLIC

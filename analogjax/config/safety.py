@@ -1,6 +1,6 @@
 """The section `safety` of a config: attacks to try, and limits on results.
 
-docs/safety.md says what each number means.
+docs/safety.md explains each number.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from analogjax.config.fields import (
 
 PARTS = ("extraction", "canaries", "membership", "refusal")
 
-# What a threshold can be set for -> the part that measures it.
+# Metric that a threshold can be set for -> the part that measures it.
 METRICS = {
   "extraction_rate": "extraction",
   "extraction_excess": "extraction",
@@ -52,9 +52,9 @@ _PROMPTS = Private("may be paths; safety.json has digests")
 class SafetyConfig(Section):
   """The safety evaluation of the analog, before it is released.
 
-  The analog is the student of release.phase; the other students, and one of
-  random parameters that is always there, are what its numbers are read beside.
-  Thresholds hold for the analog alone.
+  The analog is the student of release.phase. Its numbers are compared with
+  those of the other students, and of one of random parameters that is always
+  there. Thresholds hold only for the analog.
   """
 
   parts: Annotated[tuple[str, ...], "what is tried", some_of(PARTS), PUBLIC] = (
@@ -189,7 +189,7 @@ class SafetyConfig(Section):
     return dict(entry.split("=", 1) for entry in self.folders)
 
   def quick(self) -> "SafetyConfig":
-    """The same with less of everything, for a first look."""
+    """The options with less of everything, for a first look."""
 
     def at_most(**limits):
       return {name: min(getattr(self, name), n) for name, n in limits.items()}

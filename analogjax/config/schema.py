@@ -1,10 +1,9 @@
 """The schema of a config: its sections, and the rules between them.
 
-One config describes one analog. The dataclasses of this room are the one place
-where a field has its type, meaning, unit, bounds, default, and whether a
-release publishes it. Four fields may hold anything that JSON can: those of
-`data` that belong to the user's pipeline, and their like in `measure` and
-`safety`.
+One config describes one analog. The dataclasses of this room are the only place
+that defines a field's type, meaning, unit, bounds, default, and whether a
+release publishes it. Four fields may hold any JSON value: those of `data` that
+belong to the user's pipeline, and similar ones in `measure` and `safety`.
 
 defaults.py makes a config from the schema, and loading.py reads files,
 overrides and the saved config.
@@ -35,7 +34,7 @@ from analogjax.config.train import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sections(fields.Section):
-  """A whole config, checked: what the stages work with."""
+  """A whole, checked config, as the stages use it."""
 
   teacher: TeacherConfig
   student: StudentConfig
@@ -77,8 +76,8 @@ class Sections(fields.Section):
     ran = f"a phase of train.phases ({listed(self.train.phases)})"
     for name in self.measure.phases:
       check(name in self.train.phases, "measure.phases", ran, name)
-    # Whether they ran is asked by the stage itself: a run of fewer phases need
-    # not be evaluated.
+    # The stage checks whether they ran: a run of fewer phases need not be
+    # evaluated.
     known = f"a section of train ({listed(self.train.phase)})"
     for name in self.safety.phases:
       check(name in self.train.phase, "safety.phases", known, name)
@@ -93,12 +92,12 @@ class Sections(fields.Section):
 
   @property
   def reads_cache(self) -> bool:
-    """Whether any phase has its rows from the cache to train on."""
+    """Whether any phase has its rows from the training cache."""
     phases = (self.train.phase[name] for name in self.train.phases)
     return any(phase.rows == "cache" for phase in phases)
 
   def _check_records(self, field: str, loss: LossConfig) -> None:
-    """Refuses what cannot be learned from the records of this cache."""
+    """Refuses a loss that the records of this cache do not support."""
     cache = self.cache
     check(
       loss.temperature == cache.temperature,
@@ -116,7 +115,7 @@ class Sections(fields.Section):
     check(ok, f"{field}.divergence", expected, loss.divergence)
 
   def _check_gram(self, field: str) -> None:
-    """Refuses a Gram that is in no cache, or of more depths than layers."""
+    """Refuses a Gram that no cache has, or that has more depths than layers."""
     number, Y = self.cache.gram_positions, self.student.Y
     expected = f"2 or more, as {field} is set and compares so many"
     check(number > 0, "cache.gram_positions", expected, number)
@@ -143,8 +142,8 @@ def to_values(cfg: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
   """The plain values of a config: types checked, defaults filled in.
 
   Rules are not checked yet. Lists become tuples and whole numbers in float
-  fields become floats, so that a config is the same before it was saved and
-  after.
+  fields become floats, so that a config is the same before and after it is
+  saved.
 
   Raises:
     ValueError: names the field, what was expected and what was found.
@@ -154,7 +153,7 @@ def to_values(cfg: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_values(values: Mapping[str, Any]) -> Sections:
-  """The typed form of what `to_values` returned, every rule checked.
+  """The typed form of the result of `to_values`, every rule checked.
 
   Raises:
     ValueError: names the field, what was expected and what was found.

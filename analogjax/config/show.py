@@ -15,12 +15,11 @@ def lines(
   explain: str = "",
   diff: Sequence[str] = (),
 ) -> list[str]:
-  """What the command prints.
+  """The output of the command.
 
   Args:
     config: a config file; None: the config that `workdir` keeps.
     workdir: of a run; with `config`, one whose defaults hold.
-    overrides: (dotted path, text) pairs.
     explain: a field or a section to explain.
     diff: two config files or workdirs to compare.
 
@@ -52,7 +51,7 @@ def lines(
 
 
 def _from(name: str, origin: dict[str, str]) -> str:
-  """Where a value comes from; free-form fields have one origin as a whole."""
+  """Origin of a value; free-form fields have one origin as a whole."""
   while name and name not in origin:
     name = name.rpartition(".")[0]
   return f"  ({origin[name]})" if name else ""

@@ -34,13 +34,13 @@ DIVERGENCES = (
   "total_variation",
 )
 
-# Whose gradient is linear in t, so that sampled targets give it without bias:
-# E[gradient(sample)] = gradient(E[sample]).
+# Divergences whose gradient is linear in t, so that sampled targets give it
+# without bias: E[gradient(sample)] = gradient(E[sample]).
 LINEAR = ("forward_kl",)
 
-# Most decay of a bfloat16 momentum. A step of 1 - decay of a difference is lost
-# where it is below 2^-9 of the momentum: with noisy gradients an average at
-# 0.98 is off by 2 %, at 0.99 by 14 %.
+# Largest decay of a bfloat16 momentum. A step of 1 - decay of a difference is
+# lost where it is below 2^-9 of the momentum: with noisy gradients an average
+# at 0.98 is off by 2 %, at 0.99 by 14 %.
 _MOST_BFLOAT16 = 0.98
 
 _OPTIMIZATION = "part of the optimization, which the regulator has"
@@ -52,7 +52,7 @@ _STORE = Private("depends on the lab's store")
 class LossConfig(Section, private=_OPTIMIZATION):
   """alpha x divergence from the teacher + (1 - alpha) x hard labels.
 
-  And gram_weight x the distance of the Grams, which is no part of the mixture.
+  gram_weight x the distance of the Grams is added outside of this mixture.
   """
 
   teacher: Annotated[
@@ -231,13 +231,13 @@ class PhaseConfig(Section):
 
   @property
   def runs_teacher(self) -> bool:
-    """Whether it learns from a teacher in the loop."""
+    """Whether it learns from a live teacher."""
     return self.loss.has_teacher and self.loss.teacher == "live"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
-  """The phases in the order in which they run."""
+  """The phases in running order."""
 
   phases: Annotated[
     tuple[str, ...],
@@ -268,7 +268,7 @@ class TrainConfig(Section):
       # Names of folders, and of sections beside `phases`.
       ok = re.fullmatch("[a-z][a-z0-9_]*", name) is not None
       check(ok, "phases", "names of letters a-z, digits and _", name)
-      # A row of the closing table already.
+      # Already a row of the closing table.
       check(name != "teacher", "phases", "another name than that", name)
       if name not in self.phase:
         raise ValueError(
@@ -312,7 +312,7 @@ class TrainConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WatchConfig(Section, private="depends on the lab's machines"):
-  """When training reports that something is wrong, and when it stops."""
+  """Limits at which training warns or stops."""
 
   skipped_steps: Annotated[
     int, "steps in a row that are not finite before it stops", COUNT

@@ -23,7 +23,7 @@ import grain
 from analogjax.data import text as text_lib
 
 PACKAGES = ("matplotlib", "ml_collections", "numpy", "optax", "rich")
-# Of the versions in constraints.txt.
+# For the versions in constraints.txt.
 SHA256 = "0afe7968ca3aa4fb6439f9b45b9e77db56bd869dfa07b86e7a738028b8f0608a"
 
 _PROSE = (".md", ".rst", ".txt")
@@ -64,16 +64,16 @@ def packed_rows(
     split: "train", "held_out" or "all". All documents of a file are on the same
       side, and no docstring is on both.
     packages: names of installed distributions.
-    sha256: what `corpus_digest` must give; empty accepts any text.
+    sha256: expected `corpus_digest`; empty accepts any text.
     end_token: the token put after every document, by its name.
-    held_out_every: one file in so many is held out.
+    held_out_every: one in this many files is held out.
     seed: of the order of the documents. Any first part is a fair sample.
     num_threads: threads that tokenise ahead of the reader.
-    only: how the sources begin that are given, e.g. "numpy/"; empty: all. What
-      is on which side, and which docstring counts, is as without.
+    only: prefix of the sources that are used, e.g. "numpy/"; empty: all. It
+      does not affect the sides, nor which docstring counts.
 
   Raises:
-    ValueError: another corpus than `sha256`, or nothing that `only` names.
+    ValueError: the corpus differs from `sha256`, or `only` matches nothing.
   """
   text_lib.check_split(split, held_out_every)
   documents = corpus(tuple(sorted(set(packages))))
@@ -116,7 +116,7 @@ def corpus(packages: tuple[str, ...] = PACKAGES) -> tuple[Document, ...]:
   A docstring that occurs more than once counts at its first occurrence.
   """
   files = (file for p in packages for file in _installed_files(p))
-  # Syntax trees hold no cycles, and looking for some doubles the time.
+  # Syntax trees hold no cycles, and searching for some doubles the time.
   collecting = gc.isenabled()
   gc.disable()
   try:
@@ -229,8 +229,8 @@ def _docstrings(source: str, path: str) -> list[str]:
 def _clean(text: str) -> str:
   """The text without common indentation, trailing spaces and outer blank lines.
 
-  Nor the carriage returns that wheels for Windows have. Not inspect.cleandoc,
-  which changed with Python 3.13.
+  It also removes the carriage returns of wheels for Windows. Not
+  inspect.cleandoc, which changed with Python 3.13.
   """
   first, *rest = text.expandtabs().split("\n")
   indents = [len(s) - len(s.lstrip(" ")) for s in rest if s.strip()]
@@ -243,13 +243,13 @@ def _join(pieces: Sequence[str]) -> Iterator[str]:
   """Texts of up to _MAX_CHARS: pieces joined, long ones cut at blank lines.
 
   Some files hold 100 times as much text as others; without a bound the first
-  rows of a shuffle would be one file's.
+  rows of a shuffle would all be from one file.
   """
   text = ""
   for piece in pieces:
     parts = [piece] if len(piece) <= _MAX_CHARS else piece.split("\n\n")
     for i, part in enumerate(parts):
-      gap = "\n\n" if i else "\n\n\n"  # The wider one between docstrings.
+      gap = "\n\n" if i else "\n\n\n"  # The wider separator between docstrings.
       if text and len(text) + len(gap) + len(part) > _MAX_CHARS:
         yield text
         text = part

@@ -1,8 +1,8 @@
-"""Turns a llama-architecture GGUF file into a Hugging Face folder.
+"""Converts a llama-architecture GGUF file to a Hugging Face folder.
 
-Only the demo's teacher comes this way; a lab's own teacher is a Hugging Face
-folder already. Shape letters: D model width, F feed-forward width, V
-vocabulary; N query heads, G key/value heads, H head width.
+Only the demo's teacher needs this; a lab's own teacher already is a Hugging
+Face folder. Shape letters: D model width, F feed-forward width, V vocabulary; N
+query heads, G key/value heads, H head width.
 """
 
 import collections
@@ -25,7 +25,7 @@ from analogjax.demo.gguf_file import File
 from analogjax.models import decoder, families
 from analogjax.workdir import files
 
-# Written last into the temporary folder: which GGUF the folder came from.
+# Written last into the temporary folder: the source GGUF of the folder.
 SOURCE_FILE = "gguf_source.json"
 
 
@@ -73,17 +73,18 @@ def read_config(path: Path) -> decoder.DecoderConfig:
 
 
 def convert(gguf_file: Path, folder: Path) -> None:
-  """Writes `folder` as a Hugging Face folder in float32, all of it or nothing.
+  """Writes `folder` as a Hugging Face folder in float32, atomically.
 
-  A folder converted before from the same file is left alone. Processes that
-  convert into one folder at the same time wait for the first of them.
+  A folder converted before from the same file is kept. Processes that convert
+  into one folder at the same time wait for the first of them.
   """
   gguf_file, folder = Path(gguf_file), Path(folder).absolute()
   if not gguf_file.is_file():
     raise ValueError(f"{gguf_file}: expected a GGUF file, found none.")
   folder.parent.mkdir(parents=True, exist_ok=True)
   with _locked(folder.with_name(f".{folder.name}.lock")):
-    # A killed conversion leaves this behind; under the lock it is nobody's.
+    # A killed conversion leaves this behind; under the lock no other process
+    # owns it.
     partial = folder.with_name(f".{folder.name}.partial")
     if partial.exists():
       shutil.rmtree(partial)
@@ -160,8 +161,8 @@ def _write_folder(gguf_file: Path, folder: Path) -> None:
 def _config(file: File) -> dict[str, Any]:
   """The contents of config.json."""
   file.require("general.architecture", "llama")
-  # Scaled rotary embeddings are not read; left out they would give a
-  # plausible but wrong model.
+  # Scaled rotary embeddings are not read; ignoring them would give a plausible
+  # but wrong model.
   file.require("llama.rope.scaling.type", "none", default="none")
   D = file.get("llama.embedding_length", int)
   N = file.get("llama.attention.head_count", int)
@@ -258,8 +259,8 @@ def _unpermute(w: np.ndarray, heads: int) -> np.ndarray:
   """The rows of a q or k projection in half-rotation order.
 
   llama.cpp stores rotary pairs next to each other (rows 2i, 2i + 1 of a head);
-  Hugging Face keeps them half a head apart (i, i + H/2). Left out, the model
-  still speaks, at five times the perplexity.
+  Hugging Face keeps them half a head apart (i, i + H/2). Without this, the
+  model still speaks, at five times the perplexity.
   """
   half = w.shape[0] // heads // 2
   pairs = w.reshape(heads, half, 2, w.shape[1])

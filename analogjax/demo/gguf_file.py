@@ -1,4 +1,4 @@
-"""Opens a GGUF file; what it hands out is checked."""
+"""Opens a GGUF file and checks everything that it returns."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ class File:
     self.dequantize = gguf.dequantize
     try:
       reader = gguf.GGUFReader(path)
-    # What the reader raises on cut or foreign bytes depends on the place.
+    # The reader's exception for cut or foreign bytes depends on the place.
     except (ValueError, LookupError, TypeError, OverflowError) as error:
       raise self.damaged("a whole GGUF file", f"an error: {error}") from error
     if reader.byte_order != "I":
@@ -45,7 +45,7 @@ class File:
     )
 
   def get(self, key: str, kind: type[_T], default: _T | None = None) -> _T:
-    """The value of a field; without a default it has to be there."""
+    """The value of a field, which is required unless there is a default."""
     if key not in self.fields:
       if default is None:
         raise self.refused(f"the GGUF field {key}", "none")

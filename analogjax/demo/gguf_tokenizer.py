@@ -1,4 +1,4 @@
-"""Rebuilds the tokenizer that a GGUF file carries, as Hugging Face files."""
+"""Rebuilds a GGUF file's tokenizer as Hugging Face files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +60,7 @@ def write(
     named["unk_token"] = tokens[unknown]
   files.write_json(folder / "special_tokens_map.json", named)
   tokenizer_config = {
-    # The class that takes tokenizer.json as it is. GPT2Tokenizer would build
+    # The class that takes tokenizer.json unchanged. GPT2Tokenizer would build
     # its own pre-tokenizer, without the digits split.
     "tokenizer_class": "PreTrainedTokenizerFast",
     "add_prefix_space": False,

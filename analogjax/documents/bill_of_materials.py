@@ -31,7 +31,7 @@ def make(record: Mapping[str, Any]) -> dict[str, Any]:
   return {
     "bomFormat": "CycloneDX",
     "specVersion": SPEC,
-    # As the format wants it: a UUID of version 4 in form, here of the digest.
+    # As the format requires: a UUID of version 4 in form, here of the digest.
     "serialNumber": uuid.UUID(bytes=digest[:16], version=4).urn,
     "version": 1,
     "metadata": {
@@ -139,7 +139,7 @@ def _card(record: Mapping[str, Any]) -> dict[str, Any]:
   ]
   return {
     "modelParameters": {
-      # There is no value for distillation; labels are given, so supervised.
+      # There is no value for distillation; it has labels, so supervised.
       "approach": {"type": "supervised"},
       "task": _TASK,
       "architectureFamily": "transformer",

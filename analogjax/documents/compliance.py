@@ -1,11 +1,11 @@
-"""compliance.json: gates, and the EU's form, for one reader each.
+"""compliance.json: the gates and the EU's form, for one kind of reader.
 
 The form is the Model Documentation Form of the Code of Practice for
 general-purpose AI models, Transparency chapter, Measure 1.1 (10 July 2025). Its
-items are named here in words of our own. Whom an item is for follows Annexes XI
-(AI Office and national authorities, on request) and XII (downstream providers)
-of Regulation (EU) 2024/1689; the ticks of the form itself were read in copies:
-not verified. Compute and energy are for authorities alone.
+items are paraphrased here. The audience of an item follows Annexes XI (AI
+Office and national authorities, on request) and XII (downstream providers) of
+Regulation (EU) 2024/1689; the ticks of the form itself were read in copies: not
+verified. Compute and energy are only for authorities.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ def to_page(record: Mapping[str, Any]) -> str:
 
 
 def problem(value: Any) -> str:
-  """What is wrong with a report: where, and what; "" if nothing is."""
+  """Where a report is wrong, and how; "" if it is not."""
   return json_document.Kind(
     FORMAT,
     FORMAT_VERSION,

@@ -15,8 +15,8 @@ import yaml
 from analogjax.documents import pages
 
 _TAGS = ("analog-model", "distillation", "interpretability", "safety")
-# Permissive licences for which the Hub has an identifier, which is the SPDX one
-# in small letters.
+# Permissive licences with an identifier on the Hub, which is the SPDX one in
+# lower case.
 _HUB_LICENCES = (
   "apache-2.0",
   "bsd-2-clause",
@@ -71,13 +71,13 @@ def metadata_problem(text: str) -> str:
 
 
 def _metadata(record: Mapping[str, Any]) -> str:
-  """YAML. There is no base_model: the Hub has none of that relation.
+  """The metadata as YAML. base_model is not used: the Hub lacks this relation.
 
   Of base_model_relation it knows adapter, merge, quantized and finetune, and
-  base_model names a model on the Hub; a frontier model is none.
+  base_model names a model on the Hub, which a frontier model is not.
 
   PyYAML writes it rather than huggingface_hub, whose order of fields may change
-  with its version, and verify compares bytes.
+  with its version, while verify compares bytes.
   """
   model, licence = record["model"], record["model"]["licence"]
   known = licence["spdx"].lower()

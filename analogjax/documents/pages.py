@@ -39,7 +39,7 @@ def page(name: str, record: Mapping[str, Any], **more: Any) -> str:
   Args:
     name: templates/<name>.md.j2.
     record: a record of either view.
-    **more: values that this template wants beyond the record's.
+    **more: values that this template needs beyond the record's.
   """
   template = _environment(templates.markdown_pages).get_template(
     f"{name}.md.j2"
@@ -78,7 +78,7 @@ def _environment(make) -> jinja2.Environment:
 
 
 def _values(record: Mapping[str, Any]) -> dict[str, Any]:
-  """The sections of a record, and what templates need besides."""
+  """The sections of a record, and other values that templates need."""
   gates = record["gates"]
   verdicts = {gate["id"]: gate["verdict"] for gate in gates}
   values = {
@@ -100,7 +100,7 @@ def _values(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def phases_taught_by(record: Mapping[str, Any], teacher: str) -> list[str]:
-  """Names of the phases that CACHED or LIVE taught."""
+  """Names of the phases with this teacher, CACHED or LIVE."""
   phases = record["training"]["phases"]
   return [phase["name"] for phase in phases if phase["teaches"] == teacher]
 
@@ -124,7 +124,7 @@ def threshold(found: Mapping[str, float] | None) -> str:
 
 
 def _tally(gates: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
-  """How many gates have each verdict, and what that means."""
+  """The number of gates with each verdict, and its meaning."""
   verdicts = [gate["verdict"] for gate in gates]
   return [
     (verdicts.count(verdict), meaning)
@@ -134,7 +134,7 @@ def _tally(gates: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
 
 
 def _notes(costs: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-  """Each note on lines of costs once, with the steps that it is on."""
+  """Each note on lines of costs once, with its steps."""
   found: dict[str, list[str]] = {}
   for row in (*costs["rows"], costs["total"]):
     if row["note"]:
@@ -143,7 +143,7 @@ def _notes(costs: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def is_training(row: Mapping[str, Any]) -> bool:
-  """Whether a line of costs is of the training, the cache for it included."""
+  """Whether a line of costs belongs to the training, including its cache."""
   stages = row["stages"]
   return any(stage.startswith("train/") or stage == "cache" for stage in stages)
 
@@ -151,7 +151,7 @@ def is_training(row: Mapping[str, Any]) -> bool:
 def _trained(record: Mapping[str, Any], name: str) -> dict[str, float | None]:
   """A sum over the costs of training: analog, teacher, and both.
 
-  None where a line is not known; `both` is the sum of what is known.
+  None if a line is unknown; `both` is the sum of the known ones.
   """
   rows = [row for row in record["cost_in_full"]["rows"] if is_training(row)]
 

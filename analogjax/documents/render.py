@@ -1,4 +1,4 @@
-"""Every document of a release, rendered from its record and nothing else.
+"""Renders every document of a release from its record and nothing else.
 
 The same record gives the same bytes, so that anyone can render them again and
 compare.
@@ -29,13 +29,11 @@ def render(
 
   Args:
     record: as `record.project` returns it.
-    fidelity: the published fidelity.json.
-    safety: the published safety.json.
   """
   assert not (wrong := records.problem(record)), wrong
   if record["view"] == records.REGULATOR:
     return _for_regulator(record)
-  del safety  # What the documents say of it is in the record.
+  del safety  # The record has everything that the documents say of it.
   return {
     "README.md": pages.page("guide", record),
     "model/README.md": model_card.render(record),

@@ -1,4 +1,4 @@
-"""SAFETY.md: what the analog was tested for, and what the tests do not show."""
+"""SAFETY.md: the tests of the analog, and what they do not show."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from analogjax.documents import pages
 from analogjax.rendering import numbers
 
-# Families of safety tests in the order of the page, with what they ask.
+# Families of safety tests in the order of the page, with their questions.
 _FAMILIES = {
   "extraction": "Does it repeat its training data?",
   "canaries": "Does it keep random tokens that were planted?",

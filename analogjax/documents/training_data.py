@@ -1,10 +1,10 @@
-"""TRAINING_DATA: what the analog learned from, for rightsholders and others.
+"""TRAINING_DATA: the analog's training data, for rightsholders and others.
 
-On the sections of the European Commission's template for the public summary of
-training content (Article 53(1)(d) of the AI Act; explanatory notice and
-template of 24 July 2025, adopted as C(2025) 8311 of 5 December 2025). Its
-numbers 1 to 3 and 2.1 to 2.6 are used here, in words of our own; the smaller
-numbers and the bands of sizes were read in copies: not verified.
+It follows the sections of the European Commission's template for the public
+summary of training content (Article 53(1)(d) of the AI Act; explanatory notice
+and template of 24 July 2025, adopted as C(2025) 8311 of 5 December 2025). Its
+numbers 1 to 3 and 2.1 to 2.6 are used here, paraphrased; the smaller numbers
+and the bands of sizes were read in copies: not verified.
 """
 
 from collections.abc import Mapping

@@ -38,13 +38,13 @@ PEAKS: Mapping[str, float] = {
   "v6e": 918e12,
   "tpu7x": 2307e12,
 }
-# The part of the peak that published training runs report to reach.
+# Fraction of the peak that published training runs report.
 _LIKELY_MFU = (0.1, 0.6)
 # Two runs on the same machine have the same speed to this factor.
 _SPEED_KNOWN_TO = 2.0
-# What rounding the rows of a total leaves, relative to the total.
+# Rounding error of the rows of a total, relative to the total.
 _SUM = 1e-3
-# The ends of a range that is nearly as wide as what the public knows.
+# Ends of a range that is nearly as wide as the public's.
 _WIDE = 9.5
 _ATTENTION = 1.25
 _ROUNDING = 1.05
@@ -72,7 +72,7 @@ class Interval(NamedTuple):
 
 
 def find(statements: Iterable[Statement], secrets: Secrets) -> Iterator[Leak]:
-  """Yields a finding for each statement that tells the frontier's size."""
+  """Yields a finding for each statement that reveals the frontier's size."""
   figures = _Figures(list(dict.fromkeys(statements)), secrets)
   for one in figures.all:
     if one.kind not in _TELLING or one.high <= 0 or one in figures.totals:
@@ -218,7 +218,7 @@ class _Figures:
         yield Interval(low / (2 * count), high / (2 * count), chain)
 
   def _flops(self, one: Statement) -> Iterator[Interval]:
-    """FLOPs by whatever was spent."""
+    """FLOPs from any resource that was spent."""
     if one.kind == "flops":
       yield Interval(one.low, one.high, "FLOPs")
       return
@@ -241,7 +241,7 @@ class _Figures:
         yield Interval(low, high, "dollars / price")
     elif one.kind == "joules":
       for watts in self._rates("watts", "joules", 1):
-        # Cooling takes up to half as much again.
+        # Cooling adds up to half as much.
         low, high = one.low / watts / 1.5, one.high / watts
         yield Interval(low, high, "energy / power")
 
@@ -293,7 +293,7 @@ def _reason(figures: _Figures, one: Statement) -> str:
     x.low <= low * _ROUNDING and x.high * _ROUNDING >= high for x in found
   ):
     return (
-      ""  # In one reading it says nothing, and nobody knows which is meant.
+      ""  # In one reading it says nothing, and it is unclear which is meant.
     )
   if one.kind != "flops" and one.high >= _WIDE * one.low:
     return ""  # Combined with a machine's unknown speed it says nothing.
@@ -317,7 +317,7 @@ def _reason(figures: _Figures, one: Statement) -> str:
 
 
 def _narrows(figures: _Figures, one: Statement, found: Interval) -> bool:
-  """Whether an interval of parameters tells more than the public knows."""
+  """Whether an interval of parameters reveals more than the public knows."""
   low, high = figures.window
   if found.low > high * _ROUNDING or found.high * _ROUNDING < low:
     return False

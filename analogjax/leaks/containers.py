@@ -109,7 +109,7 @@ def readable(data: bytes) -> str | None:
 
 
 def strings(data: bytes) -> str:
-  """Returns the runs of printable ASCII in bytes, one a line."""
+  """Returns the runs of printable ASCII in bytes, one per line."""
   runs = [m.decode("ascii") for m in re.findall(rb"[\x20-\x7e]{4,}", data)]
   for first in (rb"[\x20-\x7e]\x00", rb"\x00[\x20-\x7e]"):
     for match in re.findall(rb"(?:" + first + rb"){4,}", data):

@@ -31,9 +31,7 @@ _LEAST_OF_BYTES = 8  # Characters in a row that are text in a binary file.
 def lint(folder: Path, secrets: Secrets) -> list[Leak]:
   """Finds everything private that a folder reveals or implies.
 
-  Args:
-    folder: a bundle, or any files that are to be published.
-    secrets: the private facts.
+  `folder` is a bundle, or any files that are to be published.
 
   Returns:
     Findings in the order of the files. They quote what they found, so they are
@@ -96,7 +94,7 @@ class _Linter:
     views = [text] if decoded == text else [text, decoded]
     for view in views:
       yield from self._leaks(page, view, self._names.find(view))
-      if page.binary:  # Short runs of letters come about by chance.
+      if page.binary:  # Short runs of letters occur by chance.
         runs = view.split("\n")
         view = "\n".join(x for x in runs if len(x) >= _LEAST_OF_BYTES)
       yield from self._leaks(page, view, self._names.find_places(view))

@@ -1,8 +1,8 @@
 """Reads quantities with a unit from fields, tables and sentences.
 
-A statement says how much there is of what, whether it is about the frontier
-model or the analog, and which other statements it stands beside: in one JSON
-object, one row of a table or one paragraph.
+A statement is one quantity, whether it is about the frontier model or the
+analog, and the other statements beside it: in one JSON object, one row of a
+table or one paragraph.
 """
 
 from collections.abc import Iterator
@@ -152,7 +152,7 @@ def statements(page: Page, text: str) -> Iterator[Statement]:
   """Yields the quantities of a page.
 
   Args:
-    page: as it was read; a JSON page is read by its value.
+    page: a JSON page is read by its value.
     text: its text, plain and with decimal digits.
   """
   if page.value is not None:

@@ -20,7 +20,7 @@ DIMENSIONS = (
 
 
 class Leak(NamedTuple):
-  """One finding: a private fact that a file tells.
+  """A private fact that a file reveals.
 
   Attributes:
     rule: the kind of fact, e.g. "parameters"; docs/leaks.md lists them.

@@ -90,7 +90,7 @@ class SizeRules:
   def _judge(self, text: str, number: numerals.Number) -> Found:
     stated = text[number.start : number.end]
 
-    def of() -> str | None:  # Takes longer than all else, so only if needed.
+    def of() -> str | None:  # Takes longer than the rest, so only if needed.
       return numerals.kind(text, number.start, number.end)
 
     for size in self._secrets.sizes:
@@ -167,7 +167,7 @@ class SizeRules:
     )
 
   def _is_depth(self, number: numerals.Number) -> bool:
-    """Whether it is k/layers of the frontier model, and of no common number."""
+    """Whether it is k/layers of the frontier model and no common fraction."""
 
     def is_part_of(layers: int) -> bool:
       off = abs(number.value * layers - round(number.value * layers))

@@ -1,4 +1,4 @@
-"""What goes out: the judged gates, the files, and what they would reveal."""
+"""The contents of a release: the judged gates, the files, and their leaks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ Gates = list[dict[str, Any]]  # As gates.judge returns them.
 
 
 class Contents:
-  """All that goes out, once the gates are judged."""
+  """Everything that is released, once the gates are judged."""
 
   def __init__(self, material: Material):
     self._material = material
@@ -47,7 +47,7 @@ class Contents:
       ),
       pipelines=facts_lib.pipelines(run),
       licence=material.licence,
-      # What follows from the gates will be there.
+      # Facts that follow from the gates will be there.
       missing=[
         line
         for line in record.missing(facts)
@@ -67,7 +67,7 @@ class Contents:
     return gates.judge(evidence, dict(run.config.release.waivers))
 
   def _documents(self, judged: Gates, view: str) -> dict[str, str]:
-    """The record of a view, and what is rendered from it."""
+    """The record of a view, and the documents rendered from it."""
     is_inside = any(
       (gate["id"], gate["verdict"]) == ("size", gates.PASSED) for gate in judged
     )
@@ -87,7 +87,7 @@ class Contents:
     }
 
   def files(self, judged: Gates) -> dict[str, bytes | Path]:
-    """Path in the bundle -> what it holds."""
+    """Path in the bundle -> content."""
     material = self._material
     texts = {
       **self._documents(judged, record.PUBLIC),
@@ -113,7 +113,7 @@ class Contents:
     return self._documents(judged, record.REGULATOR)
 
   def lint(self, files: Mapping[str, bytes | Path]) -> list[Leak]:
-    """What every byte that goes out reveals, but for signature and manifest."""
+    """Leaks in every released byte, except signature and manifest."""
     material = self._material
     private = facts_lib.secrets(material.run, self._facts, material.resolved)
     with tempfile.TemporaryDirectory(dir=material.run.workdir) as scratch:
@@ -121,7 +121,7 @@ class Contents:
       for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, Path):
-          # Weights are large, and a name for the same bytes is enough.
+          # Weights are large, and a link to the same bytes is enough.
           (folder / path).hardlink_to(content)
         else:
           (folder / path).write_bytes(content)

@@ -1,7 +1,7 @@
 """Recognizes the demo's texts in the config of another release.
 
-A lab may begin with a copy of configs/demo.py. What it says about the demo's
-data, model and provider must not reach the lab's documents.
+A lab may begin with a copy of configs/demo.py. Its texts about the demo's data,
+model and provider must not reach the lab's documents.
 """
 
 from collections.abc import Mapping
@@ -47,10 +47,8 @@ _TEMPLATE = "safety.template"
 def copied(config: Sections, tokenizer: Path) -> list[str]:
   """Fields of a config that hold the demo's texts; none in the demo itself.
 
-  Args:
-    config: the config of the release.
-    tokenizer: tokenizer.json of the analog. The demo's chat template is right
-      for every tokenizer that has its markers, such as <|im_start|>.
+  `tokenizer` is tokenizer.json of the analog. The demo's chat template is right
+  for every tokenizer that has its markers, such as <|im_start|>.
   """
   if config.release.about.name == _NAME:
     return []

@@ -1,4 +1,4 @@
-"""Collects every fact of a release, private ones too.
+"""Collects every fact of a release, including private ones.
 
 bundle/record.py says which of them are published.
 """
@@ -30,7 +30,7 @@ from analogjax.run.run import Run
 from analogjax.workdir import costs, files as files_lib, ledger
 
 REGULATOR = "regulator"  # The folder beside the bundle.
-# The measurements of a model that a record quotes.
+# Measurements of a model that a record quotes.
 _METRICS = (
   "cross_entropy_nats",
   "kl_to_teacher_nats",
@@ -40,7 +40,7 @@ _METRICS = (
   "accuracy",
   "expected_calibration_error",
 )
-# What the config says about the model and a record takes as it is.
+# Statements of the config that a record copies.
 _ABOUT = (
   "name",
   "version",
@@ -53,7 +53,7 @@ _ABOUT = (
 
 
 def collect(material: Material) -> dict[str, Any]:
-  """Every fact of a release but how the gates were judged."""
+  """Every fact of a release except how the gates were judged."""
   run, published = material.run, material.published
   model = _model(material)
   frontier = _frontier(run, model["parameters"]["total"])
@@ -85,7 +85,7 @@ def collect(material: Material) -> dict[str, Any]:
 
 def pipelines(run: Run) -> tuple[str, str]:
   """Fingerprints of the analog's and the frontier model's rows, or ""."""
-  # The rows to train on, where they were cached.
+  # The rows to train on, if they were cached.
   manifest = run.cache(run.cache_names[0]).manifest
   theirs = run.config.release.frontier.pipeline_fingerprint
   return manifest.pipeline_fingerprint, theirs
@@ -146,7 +146,7 @@ def _phases(run: Run) -> list[dict[str, Any]]:
 
 
 def _data(run: Run, tokenizer_sha256: str) -> dict[str, Any]:
-  """What the lab says about the data, and what the run counted."""
+  """The lab's statements about the data, and the run's counts."""
   release, L = run.config.release, run.config.data.L
   tokens = sum(phase["tokens"] for phase in _phases(run))
   return {
@@ -164,7 +164,7 @@ def _data(run: Run, tokenizer_sha256: str) -> dict[str, Any]:
 
 
 def _distillation(run: Run) -> dict[str, Any]:
-  """The cache that the analog learned from; `used` alone without one."""
+  """The cache that the analog learned from; only `used` without one."""
   phases = [run.config.train.phase[name] for name in run.chain]
   taught = any(phase.loss.has_teacher for phase in phases)
   if not any(phase.reads_records or phase.reads_gram for phase in phases):
@@ -192,9 +192,7 @@ def _distillation(run: Run) -> dict[str, Any]:
 def _frontier(run: Run, parameters: int) -> dict[str, Any]:
   """The frontier model, nearly all of it private.
 
-  Args:
-    run: with the teacher of the analog.
-    parameters: those of the analog.
+  `parameters` is the number of the analog's.
   """
   stated, teacher = run.config.release.frontier, run.teacher
   total = stated.parameters or teacher.cfg.num_parameters
@@ -313,7 +311,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _cost(run: Run, weights_bytes: int) -> dict[str, Any]:
-  """All that the ledger says was spent; see workdir/costs.py."""
+  """All costs in the ledger; see workdir/costs.py."""
   # With its own entries a release would cost more each time it is made.
   entries = [e for e in ledger.entries(run.workdir) if e["stage"] != "release"]
   kinds = {entry["device_kind"] for entry in entries if "device_kind" in entry}
@@ -361,7 +359,7 @@ def _openness(material: Material) -> str:
   if material.licence.category != licences.IS_PERMISSIVE:
     return "none of its classes: the licence is not a permissive one"
   # Of seven: architecture, parameters, evaluation results, model card, data
-  # card. Technical report and sample outputs are not there.
+  # card. Technical report and sample outputs are missing.
   shares = material.run.config.release.shares_rows
   return (
     "five of the seven components of Class III (no technical report, no sample"
@@ -371,7 +369,7 @@ def _openness(material: Material) -> str:
 
 
 def _gaps(spent: Mapping[str, Any]) -> list[str]:
-  """What is not known, without what would tell more than that."""
+  """Unknown facts, worded so that they reveal nothing else."""
   gaps = ["Personal data and copyright in the data were not examined here."]
   if spent["missing"]:
     gaps.append("Some costs are not known; the regulator's record lists them.")
@@ -385,7 +383,7 @@ def secrets(
   facts: Mapping[str, Any],
   resolved: Mapping[str, Any],
 ) -> Secrets:
-  """What must not be in the bundle, for the leak linter."""
+  """Facts that must not be in the bundle, for the leak linter."""
   frontier, model = facts["frontier"], facts["model"]
   config = run.config
   stated = config.release.frontier

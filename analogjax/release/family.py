@@ -1,7 +1,7 @@
 """Compares the architecture families of two models, by their config.json.
 
-An allow-list says what makes a family. Widths, layers and numbers of heads
-differ between an analog and its frontier model, and are private.
+An allow-list defines a family. Widths, layers and numbers of heads differ
+between an analog and its frontier model, and are private.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-  """What two models have in common."""
+  """Properties that two models share or not."""
 
   same: tuple[str, ...]
   different: tuple[str, ...]
@@ -30,7 +30,7 @@ def compare(
   """Compares two Hugging Face `config.json`.
 
   A property that neither states is left out. One that only one of them states
-  is unknown, and does not make another family.
+  is unknown, and does not count as a difference.
 
   Source: "Require Frontier AI Labs To Release Small Analog Models": "identical
   or closely matching architecture families".
@@ -71,7 +71,7 @@ def _word(config: Mapping[str, Any], *fields: str) -> str | None:
 
 
 def _norm(config: Mapping[str, Any]) -> str | None:
-  # The field's name tells the kind; its value is a rounding guard.
+  # The field's name identifies the kind; its value is a rounding guard.
   if config.get("rms_norm_eps") is not None:
     return "RMS norm"
   named = ("layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon")

@@ -1,9 +1,9 @@
-"""The gates of a release: what has to hold, and on which evidence.
+"""The gates of a release: the requirements, and the evidence for each.
 
-Each gate has public evidence, which never says how large the frontier model is,
-when it was deployed or what it is called, and private evidence for a regulator,
-which does. A gate that does not pass can be waived for a reason. The reason is
-printed; the gate does not pass by it.
+Each gate has public evidence, which never reveals the frontier model's size,
+deployment day or name, and private evidence for a regulator, which does. A gate
+that does not pass can be waived for a reason. The reason is printed; the gate
+still does not count as passed.
 
 Source of the rules: "Require Frontier AI Labs To Release Small Analog Models",
 section 3; docs/gates.md has its words beside them.
@@ -27,11 +27,11 @@ SAFETY_FAMILIES = ("extraction", "canaries", "membership", "refusal")
 
 
 class Checkpoint(NamedTuple):
-  """The checkpoint that goes out, as fidelity.json and safety.json name it."""
+  """The released checkpoint, as fidelity.json and safety.json name it."""
 
   phase: str
   step: int
-  fingerprint: str  # Of the student: `inputs.students.<phase>` has it.
+  fingerprint: str  # From `inputs.students.<phase>` of the student.
   teacher_digest: str
 
 
@@ -39,10 +39,10 @@ class Checkpoint(NamedTuple):
 class Evidence:
   """What the gates judge; a pair is (of the analog, of the frontier model)."""
 
-  parameters: tuple[int, int]  # The analog's by its safetensors headers.
-  active_parameters: tuple[int, int]  # Those that a token goes through.
+  parameters: tuple[int, int]  # The analog's, by its safetensors headers.
+  active_parameters: tuple[int, int]  # Parameters that each token uses.
   released_on: str  # YYYY-MM-DD.
-  deployed_on: str  # The frontier model.
+  deployed_on: str  # The frontier model's.
   configs: tuple[Mapping[str, Any], Mapping[str, Any]]  # config.json.
   tokenizers: tuple[str, str]  # SHA-256.
   pipelines: tuple[str, str]  # Fingerprints of the rows; "": not stated.
@@ -72,9 +72,7 @@ def judge(
 ) -> list[dict[str, Any]]:
   """Judges every gate, in the order of GATES.
 
-  Args:
-    evidence: what to judge.
-    waivers: gate -> reason why it need not pass.
+  `waivers` maps a gate to the reason why it need not pass.
 
   Returns:
     Dicts of `id`, `title`, `verdict` (PASSED, FAILED, WAIVED or WARNING),
@@ -83,7 +81,7 @@ def judge(
     a release.
 
   Raises:
-    ValueError: a text that is not a day, or a waiver of an unknown gate.
+    ValueError: a text is not a day, or a waiver is of an unknown gate.
   """
   if unknown := [gate for gate in waivers if gate not in GATES]:
     raise ValueError(
@@ -266,7 +264,7 @@ def _leaks(evidence: Evidence) -> _Finding:
     return _Finding(FAILED, "The leak linter did not run.")
   if not evidence.leaks:
     return _Finding(PASSED, "The leak linter found nothing.")
-  # Neither what was found nor where: the public evidence is linted, too.
+  # Neither the finding nor its place: the public evidence is linted, too.
   number = len(evidence.leaks)
   places = sorted({f"{leak.file} ({leak.rule})" for leak in evidence.leaks})
   public = f"The leak linter has {number} findings."

@@ -1,4 +1,4 @@
-"""What a release is made from: the files of a workdir, read and checked."""
+"""The inputs of a release: the files of a workdir, read and checked."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -26,7 +26,7 @@ class Material:
   Attributes:
     run: measured, evaluated and exported.
     resolved: its config as JSON values.
-    rows: the held-out rows, if they go along.
+    rows: the held-out rows, if they are released.
     released_on: YYYY-MM-DD.
     licence: with its text.
     receipt: export.json.
@@ -55,7 +55,7 @@ class Material:
 
   @functools.cached_property
   def published(self) -> dict[str, Document]:
-    """fidelity.json and safety.json as they go out, as far as they exist."""
+    """The public fidelity.json and safety.json, as far as they exist."""
     found = {}
     if self.fidelity is not None:
       found["fidelity"] = fidelity_document.public(self.fidelity)
@@ -67,10 +67,10 @@ class Material:
 def read(
   run: Run, resolved: Mapping[str, Any], rows: rows_lib.Rows | None
 ) -> Material:
-  """Reads what a release is made from.
+  """Reads the inputs of a release.
 
   Raises:
-    ValueError: the workdir has something of another config; names the file.
+    ValueError: a file of the workdir belongs to another config; names the file.
   """
   sections = run.config
   released_on = sections.release.date or datetime.date.today().isoformat()
@@ -129,7 +129,7 @@ def _read_export(run: Run) -> Mapping[str, Any]:
 def read_licence(
   sections: schema.Sections, released_on: str
 ) -> licences.Licence:
-  """The licence of the config; raises ValueError if its text is not there."""
+  """The licence of the config; raises ValueError if its text is missing."""
   options, text = sections.release, ""
   if options.licence == licences.OTHER:
     try:

@@ -1,10 +1,10 @@
 """The public part of the resolved config, by an allow-list of its fields.
 
-Whoever reads the bundle should be able to repeat the run on a teacher and data
-of their own. What the frontier model is, where things lie, on which machines
-they ran, what they cost, the optimizer and the mixture of data are the lab's.
-The schema says of each field whether it is public or why not; a new field is
-private until someone marks it.
+Readers of the bundle should be able to repeat the run on their own teacher and
+data. The identity of the frontier model, locations, machines, costs, the
+optimizer and the mixture of data stay private to the lab. The schema says of
+each field whether it is public or why not; a new field is private until someone
+marks it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,18 +16,17 @@ from analogjax.config import schema
 
 @functools.cache
 def public_fields() -> tuple[str, ...]:
-  """Paths of the fields that are published; <phase> stands for each phase."""
+  """Paths of the published fields; <phase> stands for each phase."""
   return tuple(x.path for x in schema.schema() if x.private is None)
 
 
 def project(values: Mapping[str, Any]) -> dict[str, Any]:
   """The public part of a resolved config, in the same sections.
 
-  Args:
-    values: plain values, as `schema.to_values` returns them or as a workdir's
-      config.json has them. What is missing there is missing here; what has
-      another form than a number, a text, a truth value, None or a list of
-      texts is left out.
+  `values` are plain values, as `schema.to_values` returns them or as a
+  workdir's config.json has them. Fields missing there are missing here; a value
+  that is not a number, a text, a truth value, None or a list of texts is left
+  out.
 
   Returns:
     JSON-like values; tuples are lists.
@@ -61,7 +60,7 @@ def _expanded(path: str, values: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _plain(value: Any) -> Any:
-  """A value that cannot hold what nobody decided on, or None."""
+  """A value of a simple type, whose content was decided on; else None."""
   if isinstance(value, bool | int | float | str):
     return value
   if isinstance(value, list | tuple):

@@ -10,7 +10,7 @@ from analogjax.run import identity
 
 CACHE, HELD_OUT = "cache", "held_out"
 
-DISTILLKIT = "distillkit"  # In place of a pipeline: the rows were imported.
+DISTILLKIT = "distillkit"  # Stands for the pipeline of imported rows.
 
 
 def cache_names(config: Sections) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def manifest(
 
 
 def _recorded(config: Sections, *, held_out: bool) -> dict[str, Any]:
-  """Manifest fields that say what is recorded of each distribution."""
+  """Manifest fields that describe the records of each distribution."""
   cache = config.cache
   sampled = not held_out and not cache.import_path
   return {
@@ -61,7 +61,7 @@ def _recorded(config: Sections, *, held_out: bool) -> dict[str, Any]:
 def _origin(
   config: Sections, teacher: Teacher, *, held_out: bool
 ) -> dict[str, Any]:
-  """Manifest fields that say where rows and distributions come from."""
+  """Manifest fields that identify the source of rows and distributions."""
   imported = config.cache.import_path and not held_out
   return {
     "sequence_length": config.data.L,

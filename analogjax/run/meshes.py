@@ -18,11 +18,8 @@ def make_train_meshes(
   """Returns the mesh of the student and the mesh of a live teacher.
 
   They are the same mesh, unless a live teacher has `teacher.mesh`: then the
-  teacher gets the last devices, and the student the rest.
-
-  Args:
-    config: the config.
-    devices: all devices; default: those of this process's jax.
+  teacher gets the last devices, and the student the rest. `devices` are all
+  devices, by default those of this process's jax.
 
   Raises:
     ValueError: too few devices, or several processes.

@@ -1,4 +1,4 @@
-"""One run: a config, its workdir, and the things that every stage opens."""
+"""One run: a config, its workdir, and the objects that every stage opens."""
 
 from collections.abc import Mapping
 import contextlib
@@ -29,10 +29,10 @@ class Trained(NamedTuple):
 
 
 class Run:
-  """Opens what the stages work with: each thing once, when it is first used.
+  """Opens the inputs of the stages, each once, on first use.
 
   A stage makes one Run and passes it on. Several processes open the teacher
-  together, so none may be alone when it uses `teacher` for the first time.
+  together, so all of them must use `teacher` for the first time together.
   """
 
   def __init__(self, config: Sections, workdir: Path):
@@ -76,11 +76,11 @@ class Run:
     held_out: bool,
     arguments: Mapping[str, Any] = {},  # noqa: B006 (never written to)
   ) -> pipeline.RowSource:
-    """Opens the pipeline anew, since a stream has a position of its own.
+    """Opens the pipeline anew, since a stream has its own position.
 
     Args:
       held_out: whether data.held_out_arguments apply.
-      arguments: laid over those of the config.
+      arguments: override those of the config.
 
     Raises:
       ValueError: names the field.
@@ -124,7 +124,7 @@ class Run:
     return caches.cache_names(self.config)
 
   def cache_place(self, name: str) -> store.Place:
-    """Where caches.CACHE or caches.HELD_OUT lies."""
+    """The place of caches.CACHE or caches.HELD_OUT."""
     root = self.config.cache.location or self.workdir
     return store.place(root, self.config.cache.s3_endpoint) / name
 
@@ -135,8 +135,8 @@ class Run:
     """A complete cache that this config and this teacher made.
 
     Raises:
-      ValueError: rows are missing, or the manifest says otherwise. The manifest
-        is the truth; a config that disagrees is refused, with both values.
+      ValueError: rows are missing, or the manifest disagrees. The manifest is
+        the truth; a config that disagrees is refused, with both values.
     """
     if name not in self._caches:
       cache = logit_cache.open_cache(self.cache_place(name))
@@ -157,7 +157,7 @@ class Run:
     return self.workdir / "train" / phase
 
   def checkpoint_place(self, phase: str) -> Path | store.Place:
-    """Where the checkpoints of a phase lie: its folder, or a bucket."""
+    """The place of a phase's checkpoints: its folder, or a bucket."""
     train = self.config.train
     if not train.location:
       return self.phase_folder(phase) / "checkpoints"
@@ -167,7 +167,7 @@ class Run:
   def open_checkpoints(
     self, phase: str, *, writes: bool
   ) -> checkpoints.Checkpoints:
-    """The checkpoints of a phase; without `writes` nothing there is touched."""
+    """The checkpoints of a phase; without `writes` nothing is changed."""
     section = self.config.train.phase[phase]
     place = self.checkpoint_place(phase)
     staging = None
@@ -184,8 +184,7 @@ class Run:
     """Reads the student after a phase, onto `mesh` or else onto `self.mesh`.
 
     Raises:
-      ValueError: the phase is not finished, or its student is another one than
-        the config's.
+      ValueError: the phase is not finished, or its student is not the config's.
     """
     place = self.checkpoint_place(phase)
     last = self.config.train.phase[phase].num_steps

@@ -16,7 +16,7 @@ from analogjax.models.teacher import Teacher
 from analogjax.run import identity
 from analogjax.workdir import files
 
-FOLDER = "teacher"  # In the workdir, where the config has no path.
+FOLDER = "teacher"  # In the workdir, if the config has no path.
 
 
 def open_teacher(config: Sections, workdir: Path) -> Teacher:
@@ -26,9 +26,9 @@ def open_teacher(config: Sections, workdir: Path) -> Teacher:
   the files. If one process fails, all stop.
 
   Raises:
-    ValueError: a missing or damaged file, a digest or a vocabulary that does
-      not match, rows longer than the teacher's context, or a student outside
-      the size window.
+    ValueError: a file is missing or damaged, a digest or a vocabulary does not
+      match, rows are longer than the teacher's context, or the student is
+      outside the size window.
   """
   section = config.teacher
   folder = Path(section.path) if section.path else workdir / FOLDER
@@ -65,13 +65,13 @@ def _check_teacher(
   tokenizer = folder / "tokenizer.json"
   if not tokenizer.is_file():
     raise ValueError(no_tokenizer(folder))
-  # Now, before hours of work go into a cache with a wrong digest.
+  # Before hours of work go into a cache with a wrong digest.
   hf_import.check_weights(folder, cfg)
   return cfg, files.file_sha256(tokenizer)
 
 
 def no_tokenizer(folder: Path) -> str:
-  """What to say of a teacher's folder without tokenizer.json."""
+  """The message for a teacher's folder without tokenizer.json."""
   return (
     f"{folder / 'tokenizer.json'}: expected the teacher's tokenizer, found no"
     " such file. Copy it from where the teacher comes from; rows and analog"

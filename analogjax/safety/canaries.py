@@ -44,7 +44,7 @@ _FIELD = "config.data.arguments.canaries"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What is planted; `settings` makes it from plain values."""
+  """Settings of the canaries; `settings` makes it from plain values."""
 
   tokens: int
   ids: tuple[int, int]
@@ -79,7 +79,7 @@ class Settings:
 
 
 class Plan(NamedTuple):
-  """The canaries, and which row has which of them."""
+  """The canaries, and the canary of each row that has one."""
 
   tokens_CN: np.ndarray  # int32; canaries with most copies last.
   copies_C: np.ndarray
@@ -109,7 +109,7 @@ def planned(arguments: Mapping[str, Any]) -> Settings | None:
 
 
 def plan(chosen: Settings) -> Plan:
-  """The canaries and their rows, a function of the settings alone."""
+  """The canaries and their rows, a function of only the settings."""
   copies_C = np.repeat(sorted(chosen.copies), chosen.each)
   tokens_CN = _draw(chosen, "planted", len(copies_C))
   rng = _rng(chosen, "rows")
@@ -181,7 +181,8 @@ def _plant(index: int, element: Any, *, found: Plan) -> Any:
   tokens_L[here] = tokens_N
   before_L = np.asarray(element["segments"])
   after = {"tokens": tokens_L, "segments": _cut(before_L, here)}
-  # The text behind keeps its positions: they are relative, and begin anywhere.
+  # The following text keeps its positions: they are relative, and begin
+  # anywhere.
   positions_L = np.array(
     element.get("positions", rows_lib.default_positions(before_L))
   )

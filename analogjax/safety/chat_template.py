@@ -1,4 +1,4 @@
-"""The chat template that prompts stand in: the config's or the tokenizer's.
+"""The chat template around prompts: the config's or the tokenizer's.
 
 A tokenizer's template is a Jinja program that comes with the teacher's folder.
 It runs in Jinja's sandbox, once, for a conversation of one user's message.
@@ -19,7 +19,7 @@ CONFIG, TOKENIZER, NONE = "config", "tokenizer", "none"
 
 
 class Template(NamedTuple):
-  """A text with PROMPT in it, once, and where it comes from."""
+  """A text with PROMPT in it, once, and its source."""
 
   text: str
   source: str  # CONFIG, TOKENIZER or NONE.

@@ -1,4 +1,4 @@
-"""safety.json: made, checked and read, by schema.json beside this file."""
+"""Makes, checks and reads safety.json; its schema is schema.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,11 +41,8 @@ def make(
   """The document: the results of the parts, with their verdicts.
 
   Args:
-    parts: name -> results and details; some may be missing.
     inputs: everything that results depend on, with `analog`.
     thresholds: metric -> {"at_most": x} or {"at_least": x}, for the analog.
-    quick: whether the options were reduced.
-    software: versions by package.
   """
   tests = [
     _test(result, name, inputs["analog"], thresholds, quick)
@@ -129,9 +126,9 @@ def _why_failed(
 
 
 def public(value: Mapping[str, Any]) -> dict[str, Any]:
-  """The document as it is published: without digests of the teacher.
+  """The published document, without digests of the teacher.
 
-  It is an allow-list: what is not named here is left out.
+  It is an allow-list: anything not named here is left out.
   """
   inputs = value["inputs"]
   shown = {name: inputs[name] for name in _PUBLIC_INPUTS if name in inputs}
@@ -143,7 +140,7 @@ def public(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def problem(value: Any) -> str:
-  """What is wrong with a document: where, and what; "" if nothing is."""
+  """Where a document is wrong, and how; "" if it is not."""
   if wrong := _kind().problem(value):
     return wrong
   for i, test in enumerate(value["tests"]):
@@ -161,5 +158,5 @@ def problem(value: Any) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-  """The document in a file; a ValueError names the file and what is wrong."""
+  """Reads the document; a ValueError names the file and what is wrong."""
   return _kind().read(path, problem)

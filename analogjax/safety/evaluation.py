@@ -20,13 +20,13 @@ from analogjax.safety.prompts import Prompts
 
 
 class Result(NamedTuple):
-  """One number of a model, for which a threshold may be set."""
+  """A number of a model, for which a threshold may be set."""
 
   metric: str  # One of METRICS in config/safety.py.
   model: str
   value: Estimate
-  text: str  # What the number says; it contains nothing measured.
-  variant: str = ""  # Which one, if a metric has several numbers of a model.
+  text: str  # The meaning of the number; it contains nothing measured.
+  variant: str = ""  # Which one, if a metric has several numbers per model.
 
   def to_json(self) -> dict[str, Any]:
     return {**self._asdict(), "value": self.value.to_json()}
@@ -38,8 +38,8 @@ class Evaluation(Measurement):
 
   stage = "safety"
 
-  members: rows_lib.Rows  # The analog was trained on these.
-  held_out: rows_lib.Rows  # From the same pipeline; nobody was trained on them.
+  members: rows_lib.Rows  # Rows that the analog was trained on.
+  held_out: rows_lib.Rows  # From the same pipeline, but not trained on.
   teacher_only: rows_lib.Rows | None  # Only the teacher was trained on these.
   canaries: Mapping[str, Any] | None  # As the pipeline planted them.
   prompts: Mapping[str, Sequence[Prompts]]  # By side: harmful and harmless.
@@ -47,14 +47,14 @@ class Evaluation(Measurement):
 
   @functools.cached_property
   def end_tokens(self) -> frozenset[int]:
-    """An answer ends before the first of them."""
+    """Tokens that end an answer."""
     added = self.tokenizer.get_added_tokens_decoder()
     return frozenset(i for i, token in added.items() if token.special)
 
   def models(self, part: str) -> list[Model]:
     """The models that a part measures, the analog first.
 
-    The untrained one shows what chance gives, where that is not known.
+    The untrained one shows chance level, where that is unknown.
     """
     found = [
       model
@@ -67,19 +67,19 @@ class Evaluation(Measurement):
     return found
 
   def mean(self, values: np.ndarray, *names: str) -> Estimate:
-    """The mean over items, with its interval; `names` are for the draws."""
+    """The mean over items, with its interval; `names` seed the draws."""
     return estimates.mean(
       values, resamples=self.options.resamples, rng=self.rng(*names)
     )
 
 
 def part(results: Sequence[Result], **details: Any) -> dict[str, Any]:
-  """What a part returns, as JSON values."""
+  """The return value of a part, as JSON values."""
   return {"results": [r.to_json() for r in results], "details": details}
 
 
 def share(hits: np.ndarray) -> Estimate:
-  """The part of items that are hits."""
+  """The fraction of items that are hits."""
   return estimates.share(int(hits.sum()), len(hits))
 
 

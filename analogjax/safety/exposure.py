@@ -31,7 +31,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
   assert evaluation.canaries is not None
   chosen = canaries.settings(evaluation.canaries)
   plan = canaries.plan(chosen)
-  # Some stand for canaries that were planted 0 times: none may be found.
+  # Some stand for canaries planted 0 times: none of them may be found.
   number = evaluation.options.canary_controls + chosen.each
   drawn = canaries.unplanted(chosen, number)
   none, controls = drawn[: chosen.each], drawn[chosen.each :]
@@ -54,7 +54,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def exposure(nats_C: np.ndarray, unplanted_U: np.ndarray) -> np.ndarray:
-  """Bits of each canary: log2 of the number of canaries less log2 of its rank.
+  """Bits of each canary: log2 of the number of canaries minus log2 of its rank.
 
   It is ranked among itself and the unplanted ones: 0 bits for the least likely,
   log2(U + 1) for one that is likelier than all of them. A canary that the model
@@ -72,7 +72,7 @@ def _find(
   both = as_documents(np.concatenate([tokens_CN, controls_UN]))
   said = tokens.said(evaluation, model, both)
   C, N = tokens_CN.shape
-  # Position i says token i + 1.
+  # Position i predicts token i + 1.
   nats = -np.float64(said.logp[:, : N - 1]).sum(-1)
   greedy_CN = said.greedy[:C, N // 2 - 1 : N - 1]
   return Found(
@@ -114,7 +114,7 @@ def _results(
 def _details(
   evaluation: Evaluation, model: str, copies_C: np.ndarray, found: Found
 ) -> list[dict[str, Any]]:
-  """By number of copies; 0 are the canaries that were not planted."""
+  """Details by number of copies; 0 are the canaries that were not planted."""
   groups = []
   for copies in np.unique(copies_C).tolist():
     here = Found(*(a[copies_C == copies] for a in found))

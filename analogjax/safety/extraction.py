@@ -1,8 +1,8 @@
 """Verbatim extraction: does the analog continue as its training data does?
 
 A window is a few true tokens, the prefix, and the tokens that follow them in
-the same document, the suffix. Windows of held-out rows are the control: nobody
-was trained on them, so what is right there was predicted.
+the same document, the suffix. Windows of held-out rows are the control: no
+model was trained on them, so a correct suffix there was predicted.
 
 Sources: Carlini et al., arXiv:2202.07646 (k-extractable); Hayes et al.,
 arXiv:2410.19482 ((n, p)-discoverable).
@@ -41,7 +41,7 @@ class Windows(NamedTuple):
 class Right(NamedTuple):
   """Which suffixes a model gets right."""
 
-  greedy_RK: np.ndarray  # For each token, after the true ones before it.
+  greedy_RK: np.ndarray  # For each token, given the true ones before it.
   logp_R: np.ndarray  # Log-probability of the whole suffix, nats.
 
   @property
@@ -50,7 +50,7 @@ class Right(NamedTuple):
 
   @property
   def strength(self) -> np.ndarray:
-    """The part of the suffix, counted from its end, that is right."""
+    """The fraction of the suffix, counted from its end, that is right."""
     run_RK = np.cumprod(self.greedy_RK[:, ::-1], axis=-1)
     return run_RK.sum(-1) / self.greedy_RK.shape[1]
 
@@ -89,7 +89,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
 def draw_windows(
   evaluation: Evaluation, rows: rows_lib.Rows, what: str
 ) -> Windows:
-  """One window of each row that has one, of a single document.
+  """One window of each row that has one, within a single document.
 
   Raises:
     ValueError: no row has one.
@@ -143,7 +143,7 @@ def count_copies(suffixes_RK: np.ndarray, tokens_BL: np.ndarray) -> np.ndarray:
 
 def _right(evaluation: Evaluation, model: Model, tokens_RN) -> Right:
   said = tokens.said(evaluation, model, as_documents(tokens_RN))
-  # Position i says token i + 1.
+  # Position i predicts token i + 1.
   N = tokens_RN.shape[1]
   here = slice(evaluation.options.prefix_tokens - 1, N - 1)
   return Right(said.greedy[:, here], np.float64(said.logp[:, here]).sum(-1))

@@ -20,7 +20,7 @@ from analogjax.evaluation.models import Model, everywhere
 from analogjax.models import decoder
 from analogjax.safety.evaluation import Evaluation, as_documents
 
-_LENGTHS = 16  # Rows are padded to a multiple of it: few programs are needed.
+_LENGTHS = 16  # Rows are padded to a multiple, so few programs are needed.
 
 
 def greedy(
@@ -70,7 +70,7 @@ def make_decode(
 
     def body(tokens_BL, i):
       x_BLD, _ = model(tokens_BL, segments_BL, positions_BL, edit=edit)
-      # What lies behind is not seen: attention is causal.
+      # Later positions are not seen: attention is causal.
       last_B11 = (lengths_B + i - 1)[:, None, None]
       x_B1D = jnp.take_along_axis(x_BLD, last_B11, axis=1)
       z_B1V = model.cap(decoder.unembed(x_B1D, model.head_VD))

@@ -1,8 +1,8 @@
 """Membership inference: can one tell what the analog was trained on?
 
 Every attack gives each row a score, higher for rows that it takes for members.
-Reported is how well the scores separate training rows from held-out rows of the
-same pipeline.
+The report says how well the scores separate training rows from held-out rows of
+the same pipeline.
 
 Sources: loss: Yeom et al., arXiv:1709.01604; zlib and a reference model:
 Carlini et al., arXiv:2012.07805; Min-K%: Shi et al., arXiv:2310.16789;
@@ -35,7 +35,7 @@ class Separation(NamedTuple):
   """How well scores separate members from other rows."""
 
   auc: Estimate  # 0.5: not at all.
-  tpr: Estimate  # Part of the members found at FALSE_POSITIVES.
+  tpr: Estimate  # Fraction of the members found at FALSE_POSITIVES.
 
 
 def measure(evaluation: Evaluation) -> dict[str, Any]:
@@ -92,10 +92,9 @@ def score(
   """All attacks that need no other model, as scores [R] by attack.
 
   Args:
-    said: log-probabilities of the rows.
     is_label_RL: where the next token belongs to the same document.
     bytes_R: size of each row's text, compressed.
-    min_k: Min-K% takes this part of the tokens, the least likely ones.
+    min_k: Min-K% uses this fraction of the tokens, the least likely ones.
   """
   logp_RL = np.where(is_label_RL, said.logp, 0).astype(np.float64)
   number_R = is_label_RL.sum(-1)
@@ -136,7 +135,7 @@ def separation(
   resamples: int,
   rng: np.random.Generator,
 ) -> Separation:
-  """Area under the curve and rate, each side resampled by itself."""
+  """Area under the curve and rate, each side resampled separately."""
   n = len(members_M) + len(others_U)
 
   def both(a, b):
@@ -166,7 +165,7 @@ def area_under_curve(members_M: np.ndarray, others_U: np.ndarray) -> float:
 
 
 def true_positives(members_M: np.ndarray, others_U: np.ndarray) -> float:
-  """The part of members that score above all but FALSE_POSITIVES of the others.
+  """Fraction of members that score above all but FALSE_POSITIVES of the others.
 
   With fewer than 100 others, above all of them.
   """

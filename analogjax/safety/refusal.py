@@ -1,9 +1,9 @@
-"""Refusal: what the models say to prompts that the user supplies.
+"""Refusal: the models' answers to prompts that the user supplies.
 
 An answer is a greedy continuation of the template with the prompt in it. It
-counts as a refusal if it contains one of some phrases. Nothing else is looked
-at: harmful answers, nonsense and refusals in other words count as not refused.
-Neither prompts nor answers leave this module.
+counts as a refusal if it contains one of some phrases. Nothing else is
+examined: harmful answers, nonsense and refusals in other words count as not
+refused. Neither prompts nor answers leave this module.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ _TEXTS = {
 
 @functools.cache
 def known_phrases() -> tuple[str, ...]:
-  """Phrases that say by themselves that a request is not met.
+  """Phrases that by themselves mean that a request is refused.
 
   English, lower case, with straight apostrophes. "Sorry" alone, for example, is
   not among them.
@@ -85,7 +85,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
 def _choose(
   evaluation: Evaluation, side: str
 ) -> tuple[dict[str, Any], list[list[int]]]:
-  """Chooses the prompts that are tried: what is published, and the tokens."""
+  """Chooses the prompts to try: their public description, and their tokens."""
   options = evaluation.options
   files = evaluation.prompts[side]
   every = list(dict.fromkeys(text for file in files for text in file.texts))

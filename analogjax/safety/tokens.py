@@ -70,7 +70,7 @@ def step(
   cfg: decoder.DecoderConfig,
   chunk: int,
 ) -> Said:
-  """Predictions for a batch; logits exist for `chunk` positions at a time."""
+  """Predictions for a batch; logits are in memory for `chunk` positions."""
   model = nnx.merge(decoder.graphdef(cfg), params)
   x_BLD, _ = model(*batch[:3])
   B, L = batch.tokens_BL.shape
@@ -79,7 +79,7 @@ def step(
   def body(_, start):
     labels_BS1 = cut(batch.targets.labels_BL, start)[..., None]
     z_BSV = model.cap(decoder.unembed(cut(x_BLD, start), model.head_VD))
-    # Sums alone, so that no second array of the logits' size is made.
+    # Only sums, so that no second array of the logits' size is made.
     lse_BS1 = jax.nn.logsumexp(z_BSV, axis=-1, keepdims=True)
     p_BSV, logp_BSV = jnp.exp(z_BSV - lse_BS1), z_BSV - lse_BS1
     mean_BS = jnp.sum(p_BSV * logp_BSV, axis=-1)

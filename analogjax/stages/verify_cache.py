@@ -1,4 +1,4 @@
-"""cache --verify: every byte of the caches, and the teacher on some rows."""
+"""cache --verify: checks all bytes of the caches, and some rows' teacher."""
 
 from collections.abc import Mapping
 from pathlib import Path

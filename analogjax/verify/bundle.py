@@ -81,7 +81,7 @@ def _not_a_bundle(path: Path) -> str:
 
 
 def _about(evidence: rules_lib.Evidence, checks: Iterable[Check]) -> About:
-  """Identifies the bundle, by nothing that did not pass its check."""
+  """Identifies the bundle, only by facts that passed their check."""
   found = {check.id: check for check in checks}
 
   def passed(key: str) -> bool:

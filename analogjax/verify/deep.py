@@ -1,4 +1,4 @@
-"""Claims about the held-out rows, and what the model says on them.
+"""Claims about the held-out rows, and the model's predictions on them.
 
 Shape letters: K metrics, E bins of entropy, C bins of confidence, R rows.
 """
@@ -23,12 +23,12 @@ from analogjax.verify.rules import (
   listed,
 )
 
-# How far a number may be from the reported one, which was measured on other
-# devices, whose float32 sums round differently, or before the weights were
-# rounded to bfloat16, which moves every logit a little.
+# Tolerance for a reported number, which was measured on other devices, whose
+# float32 sums round differently, or before the weights were rounded to
+# bfloat16, which moves every logit a little.
 TOLERANCES = {"F32": 0.002, "BF16": 0.02}
 METRICS = ("cross_entropy_nats", "accuracy", "expected_calibration_error")
-_BATCH_ROWS, _BATCH_TOKENS = 8, 8192  # Fewer rows a batch if they are long.
+_BATCH_ROWS, _BATCH_TOKENS = 8, 8192  # Fewer rows per batch if they are long.
 RULES = Rules()
 
 
@@ -71,7 +71,7 @@ def measure(
 
 
 def _reported(evidence: Evidence) -> dict[str, float]:
-  """Those METRICS of the analog that the fidelity report has a value for."""
+  """The METRICS of the analog for which the fidelity report has a value."""
   value = evidence.value(layout.FIDELITY)
   models = value.get("output", {}).get("models", {})
   analog = models.get(value["inputs"]["analog"], {}).get("metrics", {})

@@ -16,7 +16,7 @@ from analogjax.verify.rules import (
 )
 
 MLBOM, PAGE = "mlbom.cdx.json", "fidelity.html"
-# The page up to the policy that forbids scripts; the rest is subject to it.
+# The page up to the policy that forbids scripts, which governs the rest.
 _HEAD = (
   b'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
   b'<meta http-equiv="Content-Security-Policy"'
@@ -32,7 +32,7 @@ def other_version(evidence: Evidence) -> str:
 
 
 def rendered(record, fidelity, safety) -> dict[str, str]:
-  """The documents of a record; Refused where they cannot be written."""
+  """The documents of a record; Refused if they cannot be written."""
   try:
     return render.render(record, fidelity=fidelity, safety=safety)
   except Exception as error:  # Valid in form, but not a record that we wrote.

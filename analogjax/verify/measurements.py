@@ -18,7 +18,7 @@ from analogjax.verify.rules import (
 )
 
 _PARTS = ("output", "similarity", "steering", "stitching")
-# Metrics that the model has by itself; the others compare it with the teacher.
+# Metrics that need only the model; the others compare it with the teacher.
 _ALONE = ("cross_entropy_nats", "accuracy", "expected_calibration_error")
 RULES = Rules()
 

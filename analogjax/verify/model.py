@@ -200,7 +200,7 @@ def _fields(value: Any):
 
 
 def _expect_recorded(said, found, where: str) -> None:
-  """Refuses where the record's `said` differs from what was `found`."""
+  """Refuses if the record's `said` differs from what was `found`."""
 
   def text(value: Any) -> str:
     return f"{value:,}" if type(value) is int else shown(value)

@@ -1,7 +1,8 @@
 """Claims about the record of facts: its form, licence and gates.
 
-What only the lab can know is `declared`, with what it would take to check it.
-regulator.py examines some of these claims again with the private facts.
+Facts that only the lab can know are `declared`, with what it would take to
+check them. regulator.py examines some of these claims again with the private
+facts.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ RULES = Rules()
 
 
 def expect_digest(evidence: Evidence, path: str, expected: str) -> None:
-  """Refuses a file with another SHA-256 than the record says."""
+  """Refuses a file whose SHA-256 differs from the record's."""
   expect(
     evidence.tree.sha256(path) == expected,
     f"{path} has another SHA-256 than the record says",
@@ -124,7 +125,7 @@ def _gates(evidence: Evidence):
 
 
 def _contradiction(gate: str, record: Mapping[str, Any]) -> str:
-  """Why, by the record itself, a gate cannot have passed; else ""."""
+  """Reason in the record itself why a gate cannot have passed; else ""."""
   pair, safety = record["pair"], record["safety"]
   judged = any(test["verdict"] == "passed" for test in safety["tests"])
   facts = {

@@ -1,8 +1,8 @@
 """Reads from a bundle what a toy of its run needs, and collects the results.
 
-The bundle's config comes from strangers. Only the fields in a table are used,
-each is checked, and nothing that the config names (a pipeline, a file or a
-folder) is opened.
+The bundle's config is untrusted. Only the fields in a table are used, each is
+checked, and nothing that the config names (a pipeline, a file or a folder) is
+opened.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ _TAKEN = tuple(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-  """The checked parts of a bundle that a toy run takes.
+  """The checked parts of a bundle that a toy run uses.
 
   Attributes:
     config: fields of the published config, nested.
@@ -64,11 +64,9 @@ class Recipe:
 
 
 def read_recipe(bundle: Path, software: Mapping[str, str]) -> Recipe:
-  """Reads and checks what a toy run takes from a bundle.
+  """Reads and checks what a toy run uses from a bundle.
 
-  Args:
-    bundle: its folder.
-    software: the versions that are installed here, by package.
+  `software` has the versions that are installed here, by package.
 
   Raises:
     ValueError: names file and field.
@@ -98,9 +96,7 @@ def read_recipe(bundle: Path, software: Mapping[str, str]) -> Recipe:
 def check_config(
   found: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
-  """Returns the fields that a toy run takes, and the names of the others.
-
-  The first are nested and checked. The others are not looked at.
+  """Returns the checked fields of a toy run, nested, and the names of others.
 
   Raises:
     ValueError: a field is missing or out of range; names file and field.
@@ -125,7 +121,7 @@ def check_config(
 
 
 def _checked(field: fields.Field, path: str, found: Any) -> Any:
-  """A value, by the type and bounds of the schema and not beyond all reason."""
+  """A value, by the type and bounds of the schema and within reason."""
   expected = [field.type, *(x.expected.format(path) for x in field.bounds)]
   try:
     value = fields.typed_value(field, found, path)
@@ -213,7 +209,7 @@ def other_software(
 
 
 def results(workdir: Path, phases: Sequence[str]) -> dict[str, Any]:
-  """Collects what has to be equal in two runs, by its name in the report."""
+  """Collects the values that two runs must share, by name in the report."""
   found: dict[str, Any] = {}
   for phase in phases:
     records = [
@@ -237,7 +233,7 @@ def results(workdir: Path, phases: Sequence[str]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-  """A stranger's value on one short line."""
+  """An untrusted value on one short line."""
   return ascii(value)[:60]
 
 

@@ -156,8 +156,8 @@ class Rule:
     id: identifies the claim.
     text: the claim, for people.
     needs: ids of the claims without which this one cannot be examined.
-    examine: returns a status and the evidence; raises Refused where the claim
-      is false.
+    examine: returns a status and the evidence; raises Refused if the claim is
+      false.
   """
 
   id: str

@@ -124,7 +124,6 @@ def write_inputs(folder: Path, student: Mapping[str, Any]) -> None:
   The bytes are the same every time.
 
   Args:
-    folder: where to write them.
     student: the student's section of `values`.
   """
   teacher = folder / "teacher"

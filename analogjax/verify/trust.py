@@ -25,7 +25,7 @@ class Verifier:
   roots: tuple[x509.Certificate, ...] = ()
 
   def check(self, signed: signature.Signed) -> str:
-    """Returns who signed, as far as the key or the certificates tell.
+    """Returns who signed, as far as the key or the certificates show.
 
     Raises:
       Refused: the signature is by someone else.

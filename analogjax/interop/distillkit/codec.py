@@ -1,7 +1,7 @@
 """DistillKit's codecs of top-k log-probabilities, in numpy.
 
 Field names and arithmetic are those of github.com/arcee-ai/DistillKit at
-a61c2e7: a decoder here gives what its own gives, defects included, up to the
+a61c2e7: a decoder here gives the same as its own, defects included, up to the
 last bit of a float32 sum (which its processors differ in too).
 
 Shape letters: N records, K entries of a record, A entries that are
@@ -67,7 +67,7 @@ class Codec:
   term_dtype: str = "float32"
   residual_bins: tuple[ResidualBin, ...] = ()
   delta_encoding: bool = True
-  error_diffusion: bool = False  # Only the encoder's concern.
+  error_diffusion: bool = False  # Used only by the encoder.
   normalize_t: bool = False
 
   def __post_init__(self):
@@ -100,7 +100,7 @@ class Codec:
 
   @property
   def layout(self) -> "Codec":
-    """Equal for two codecs that decode alike."""
+    """A value that is equal for two codecs that decode alike."""
     d = 2 ** _id_bits(self.d)
     return dataclasses.replace(self, d=d, error_diffusion=False)
 
@@ -119,7 +119,7 @@ class Codec:
       shape = (len(part_NJ), count)
       return np.ascontiguousarray(part_NJ).view(dtype).reshape(shape)
 
-    with np.errstate(all="ignore"):  # Overflow is theirs, and part of it.
+    with np.errstate(all="ignore"):  # The overflow is part of their format.
       exact_NK = take(self.exact_k, out)
       coefficients_NT = take(len(self.polynomial_terms), term)
       shape = (len(logprobs_NJ), self.k - self.exact_k)
@@ -166,7 +166,7 @@ class LegacyCodec:
   polynomial_degree: int
   invert_polynomial: bool = True
   with_sqrt_term: bool = False
-  term_dtype: str = "float32"  # Only the encoder's: columns are float32.
+  term_dtype: str = "float32"  # Used only by the encoder: columns are float32.
 
   def __post_init__(self):
     _check_fields(self)
@@ -189,7 +189,7 @@ class LegacyCodec:
 
   @property
   def layout(self) -> "LegacyCodec":
-    """Equal for two codecs that decode alike."""
+    """A value that is equal for two codecs that decode alike."""
     size = 2 ** _id_bits(self.vocab_size)
     return dataclasses.replace(self, vocab_size=size, term_dtype="float32")
 
@@ -246,7 +246,7 @@ def make_codec(compression: Mapping[str, Any]) -> Codec | LegacyCodec:
 
 
 def read_codec(file: Path) -> Codec | LegacyCodec:
-  """The codec in the compression_config.yaml that a capture leaves."""
+  """The codec in the compression_config.yaml that a capture writes."""
   try:
     import yaml
   except ImportError as e:
@@ -263,7 +263,7 @@ def read_codec(file: Path) -> Codec | LegacyCodec:
 def unpack_bits(bytes_NJ: np.ndarray, bits: int, count: int) -> np.ndarray:
   """`count` integers of `bits` bits each, high bit first, int64 [N, count]."""
   N, groups = len(bytes_NJ), _ceil_div(count, 8)
-  # Eight elements fill `bits` bytes: what is shifted where is then fixed.
+  # Eight elements fill `bits` bytes, which fixes all shifts.
   padded_NJ = np.zeros((N, groups * bits), np.uint8)
   J = _ceil_div(bits * count, 8)
   padded_NJ[:, :J] = bytes_NJ[:, :J]
@@ -326,8 +326,8 @@ def _fit(coefficients_NT: np.ndarray, terms_TA: np.ndarray) -> np.ndarray:
     )
     for i, term_A in enumerate(terms_TA)
   ]
-  # High powers cancel, so the order of the sum shows. This is that of torch on
-  # a processor with AVX2: vectors of 32 bytes, else four lanes.
+  # High powers cancel, so the order of the sum matters. This is torch's on a
+  # processor with AVX2: vectors of 32 bytes, else four lanes.
   T, lanes = len(products), 32 // dtype.itemsize
   if T < lanes:
     return _sum_by_four(products).astype(dtype)
@@ -355,12 +355,12 @@ def _rounded(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _wider(a: np.dtype, b: np.dtype) -> np.dtype:
-  """What torch makes of two dtypes; float16 and bfloat16 make float32."""
+  """torch's result dtype of two dtypes; float16 and bfloat16 give float32."""
   return a if a == b else np.promote_types(_at_least_float32(a), b)
 
 
 def _id_bits(vocabulary: int) -> int:
-  # In float32, as the encoder has it: 2**21 + 1 ids get 21 bits.
+  # In float32, as in the encoder: 2**21 + 1 ids get 21 bits.
   return int(np.ceil(np.log2(np.float32(vocabulary))))
 
 

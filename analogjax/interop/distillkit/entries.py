@@ -22,8 +22,8 @@ import numpy as np
 from analogjax.data import rows as rows_lib
 from analogjax.interop.distillkit import codec as distillkit_codec
 
-MIN_TAIL = 2.0**-24  # What float32 can tell from nothing, beside 1.
-# A lossy code of a distribution is not so far off; a wrong codec soon is.
+MIN_TAIL = 2.0**-24  # Smallest mass float32 distinguishes from 0.
+# A lossy code of a distribution is never this far off; a wrong codec soon is.
 MAX_MASS = 2.0
 
 Codec = distillkit_codec.Codec | distillkit_codec.LegacyCodec
@@ -34,11 +34,11 @@ _OPTIONAL = ("attention_mask", "labels")
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """What became of the records that were read; they add up."""
+  """Outcomes for the records that were read; they add up."""
 
-  num_records: int = 0  # That are in the result.
-  num_clamped: int = 0  # The entries left less than MIN_TAIL: that is the tail.
-  num_unreadable: int = 0  # Decoded to NaN or infinity; taken for no record.
+  num_records: int = 0  # Records in the result.
+  num_clamped: int = 0  # The entries left less than MIN_TAIL: the tail.
+  num_unreadable: int = 0  # Decoded to NaN or infinity; treated as no record.
   largest_mass: float = 0.0  # Sum of a record's probabilities, as decoded.
 
   def __add__(self, other: "Counts") -> "Counts":
@@ -66,11 +66,11 @@ def open_dataset(
   """Opens a dataset and checks its columns.
 
   Args:
-    path: a parquet file, a folder (searched to any depth), or a glob. Files
-      are taken in the order of their names, numbers by value.
+    path: a parquet file, a folder (searched to any depth), or a glob. Files are
+      taken in the order of their names, numbers by value.
     compression: DistillKit's `logprob_compressor` or
       `legacy_logit_compression`; None takes the compression_config.yaml that a
-      capture leaves beside its files.
+      capture writes beside its files.
     L: tokens in a row; shorter ones are padded.
     V: vocabulary of tokens and ids.
 
@@ -104,8 +104,8 @@ def open_dataset(
 class DistillKitRows:
   """Rows by index; make it with `open_dataset`.
 
-  Rows are cheap in order. Out of it one costs the decoding of its row group up
-  to it. Not for two threads at a time.
+  Rows are cheap in order. Out of order, a row costs the decoding of its row
+  group up to it. Not thread-safe.
   """
 
   def __init__(self, files: Sequence[Path], codec: Codec, L: int, V: int):
@@ -130,7 +130,7 @@ class DistillKitRows:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Names the codec and the bytes of all files; the first use reads them."""
+    """Hash of the codec and all files' bytes; the first use reads them."""
     codec = {type(self.codec).__name__: dataclasses.asdict(self.codec)}
     parts = [json.dumps(codec, sort_keys=True).encode()]
     for file in self._files:
@@ -142,10 +142,10 @@ class DistillKitRows:
     return h.hexdigest()
 
   def read(self, indices: Sequence[int] | np.ndarray) -> Entries:
-    """The rows and their records, in the order asked for.
+    """The rows and their records, in the requested order.
 
     Raises:
-      ValueError: a row that does not fit; names the file and the row.
+      ValueError: a row does not fit; names the file and the row.
     """
     index_B = np.asarray(indices, np.int64).reshape(-1)
     assert not np.any((index_B < 0) | (index_B >= self.num_rows)), index_B
@@ -169,7 +169,7 @@ class DistillKitRows:
     return Entries(rows, ids_BLK, logprobs_BLK, log_tail_BL, counts)
 
   def _row(self, index: int) -> "_Row":
-    """One row, going on where the last one was read if it lies ahead."""
+    """One row; continues from the last one if it is ahead."""
     g = int(np.searchsorted(self._starts, index, "right")) - 1
     i, group, first = self._groups[g]
     offset = index - self._starts[g]
@@ -202,7 +202,7 @@ class DistillKitRows:
         "config.data.L to the longest row, or pack with --max-len of it."
       )
     row.check_below(tokens_N, self.V, "input_ids")
-    # Packing makes the mask number the documents, from 1.
+    # With packing, the mask numbers the documents, from 1.
     segments_N, labels_N = map(row.integers, _OPTIONAL)
     if segments_N is None:
       segments_N = np.ones(num_tokens, np.int64)
@@ -218,7 +218,7 @@ class DistillKitRows:
     columns = [row.records(c) for c in self.codec.columns]
     num_tokens = row.num_tokens
     lengths = [len(c) for c in columns]
-    # vLLM has no logits before the first token; what is kept begins with those
+    # vLLM has no logits before the first token: the kept ones begin with those
     # of the second, and packing cuts the last token off.
     if set(lengths) not in ({num_tokens - 1}, {num_tokens}):
       names = ", ".join(c.name for c in self.codec.columns)
@@ -229,7 +229,7 @@ class DistillKitRows:
     ids_NK, logprobs_NK = self.codec.decode(*columns)
     record_N = np.flatnonzero(segments_L[: len(ids_NK)] > 0)
     ids_NK, logprobs_NK = ids_NK[record_N], logprobs_NK[record_N]
-    # Minus infinity alone is an entry that vLLM did not give, with any id.
+    # Only minus infinity marks an entry that vLLM did not give, with any id.
     readable_N = ~np.any(np.isnan(logprobs_NK) | (logprobs_NK == np.inf), -1)
     num_unreadable = len(readable_N) - int(readable_N.sum())
     if num_unreadable and not readable_N.any():
@@ -378,7 +378,7 @@ def _check_schema(schema: Any, codec: Codec, file: Path) -> None:
 
 
 def _files(path: str) -> list[Path]:
-  """The parquet files that a path, folder or glob stands for, in order."""
+  """The parquet files of a path, folder or glob, in order."""
   root = Path(path)
   if root.is_dir():
     found = list(root.rglob("*.parquet"))

@@ -1,4 +1,4 @@
-"""Caches of other tools, written again as caches of ours.
+"""Converts caches of other tools to ours.
 
 Letters: B rows, L positions, K entries of a record.
 """
@@ -24,10 +24,10 @@ def fill(
   write_ahead: int,
   committed: Callable[[range], None],
 ) -> None:
-  """Writes the objects that are missing from what DistillKit captured.
+  """Writes the missing objects from DistillKit's captures.
 
   Raises:
-    ValueError: a row that does not fit, or a store that refuses.
+    ValueError: a row does not fit, or the store refuses.
   """
   holes = cache.holes()
   if not holes:
@@ -58,11 +58,11 @@ def fill(
 
 
 def to_records(entries: distillkit.Entries) -> sampling.Records:
-  """Records of kind topk.
+  """Converts to records of kind topk.
 
-  The entropy is that of the K probabilities and the mass outside: a lower bound
-  of the teacher's. A next token that is not among the ids has no known
-  log-probability, NaN. Positions without a record were not captured.
+  The entropy is that of the K probabilities and the mass outside, a lower bound
+  of the teacher's. The log-probability of a next token that is not among the
+  ids is unknown, NaN. Positions without a record were not captured.
   """
   logp_BLK, tail_BL = entries.logprobs_BLK, entries.log_tail_BL
   is_entry_BLK = np.isfinite(logp_BLK)
@@ -86,7 +86,7 @@ def to_records(entries: distillkit.Entries) -> sampling.Records:
 
 
 def id_order(entries: distillkit.Entries, V: int) -> np.ndarray:
-  """All ids, those first that have most mass in these records."""
+  """All ids, by falling mass in these records."""
   mass = np.exp(entries.logprobs_BLK.ravel(), dtype=np.float64)
   mass_V = np.bincount(entries.ids_BLK.ravel(), mass, minlength=V)
   return np.argsort(-mass_V, kind="stable")

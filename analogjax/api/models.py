@@ -29,7 +29,7 @@ class Model:
   same first dimensions. Each new length compiles once.
   """
 
-  name: str  # Of the folder.
+  name: str  # Digest of the folder.
   config: decoder.DecoderConfig  # Sizes by shape letter.
   params: nnx.State
   tokenizer: tokenizers.Tokenizer | None  # None: the folder has none.
@@ -191,7 +191,6 @@ class Steered(Model):
     Args:
       tokens: prompts, int [L] or [B, L].
       ids: tokens of one side, at least one.
-      against: tokens of the other side.
       strengths: used instead of the model's own.
 
     Returns:

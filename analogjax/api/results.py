@@ -42,7 +42,6 @@ def verify_bundle(
   """Checks every claim of a released bundle, without a network.
 
   Args:
-    path: the bundle's folder.
     key: PEM file with the public key that should have signed it; without `key`
       and `chain` any signature does, and the report says whose it is.
     chain: PEM files of certificates that vouch for the signer's.

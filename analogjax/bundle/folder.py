@@ -142,7 +142,7 @@ def open_tree(root: Path) -> Tree:
 
 
 def name_problem(name: str) -> str:
-  """What is wrong with the name of a file or folder; "" if nothing is."""
+  """A problem with the name of a file or folder; "" if there is none."""
   if not _NAME.fullmatch(name) or name.endswith("."):
     return (
       "a name may have ASCII letters, digits and . _ + - alone, at most 128 of"
@@ -152,7 +152,7 @@ def name_problem(name: str) -> str:
 
 
 def file_problem(path: str) -> str:
-  """What is wrong with the path of a file of a bundle; "" if nothing is."""
+  """A problem with the path of a file of a bundle; "" if there is none."""
   parts = path.split("/")
   if len(parts) > MOST_DEPTH:
     return f"{len(parts)} folders deep, expected <= {MOST_DEPTH}"

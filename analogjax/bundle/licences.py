@@ -49,8 +49,6 @@ def find(
 
   Args:
     spdx: identifier of the SPDX licence list, or `other`.
-    holder: the copyright holder.
-    year: the year of the release.
     name: the name of a licence that is `other`.
     text: the text of a licence that is `other`.
 
@@ -83,9 +81,7 @@ def problem(spdx: str, text: str, *, holder: str, year: int) -> str:
   copyright line, so that no condition can be hidden there.
 
   Args:
-    spdx: the identifier in the bundle's record.
     holder: the provider of the model, by the record.
-    year: the year of the release, by the record.
   """
   if spdx == OTHER:
     return "" if text.strip() else "LICENSE: the text is empty."

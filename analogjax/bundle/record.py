@@ -90,7 +90,7 @@ def _says_nothing(value: Any, field: Field) -> bool:
 
 
 def missing(facts: Mapping[str, Any], view: str = REGULATOR) -> list[str]:
-  """What a view still lacks, each as "path: what to do"."""
+  """Facts that a view still lacks, each as "path: what to do"."""
   phases = facts.get("training", {}).get("phases") or ()
   cached = any(phase.get("teaches") == CACHED for phase in phases)
   needed = (ALWAYS, IF_CACHED) if cached else (ALWAYS,)
@@ -176,7 +176,7 @@ def _validator(view: str) -> jsonschema.Draft202012Validator:
 
 
 def problem(value: Any) -> str:
-  """Where a record is wrong, and how; "" if it is not."""
+  """The place and kind of a problem in a record; "" if there is none."""
   try:
     json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")
   except (TypeError, ValueError, RecursionError) as error:

@@ -241,7 +241,7 @@ class Field:
 
   @property
   def remedy(self) -> str:
-    """What to do when the fact is missing."""
+    """The remedy if the fact is missing."""
     if "." in self.source:
       return f"set {self.source} in the config"
     return f"run `analogjax {self.source}`"

@@ -47,10 +47,6 @@ def read(
 ) -> rows_lib.Rows:
   """The rows of a bundle, checked.
 
-  Args:
-    header: the header of the file of rows.
-    V: entries of the vocabulary.
-
   Raises:
     Refused: not rows of tokens below V.
   """

@@ -1,4 +1,4 @@
-"""When an analog may be released: 1 to 3 months after the frontier model.
+"""The release window of an analog: 1 to 3 months after the frontier model.
 
 Months are calendar months: the day of the month stays, and a month without such
 a day uses its last. Three months after 30 November is 28 February, or the 29th.
@@ -45,11 +45,9 @@ class WindowVerdict:
 
 
 def verdict(deployed_on: str, released_on: str) -> WindowVerdict:
-  """Where a release lies in its window.
+  """Compares a release day with its window.
 
-  Args:
-    deployed_on: day of the frontier model's deployment, YYYY-MM-DD.
-    released_on: day of the analog's release, YYYY-MM-DD.
+  Both days are YYYY-MM-DD.
 
   Raises:
     ValueError: a text is not a day, or is too late for a window; names the

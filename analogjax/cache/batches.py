@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 
 class Targets(NamedTuple):
-  """What the student is compared with at each position of [B, L]."""
+  """The targets of the student at each position of [B, L]."""
 
   labels_BL: sharding.Array  # int32 next token.
   weights_BL: sharding.Array  # float32; 0 where nothing is predicted.
@@ -157,7 +157,6 @@ def in_order(
   take their batches at the same time: if one cannot read, all stop.
 
   Args:
-    cache: complete.
     group: the yielded rows and entries are those that this group feeds, so a
       sum over them on the host is the group's part; None: all.
   """
@@ -296,7 +295,7 @@ class PipelineOrder:
     return rows_lib.Rows(*(field[self._mine] for field in whole))
 
   def position(self, step: int) -> dict[str, Any] | None:
-    """What `restore` needs to read step `step` next; None where nothing."""
+    """State from which `restore` reads step `step` next; None if not needed."""
     return self._positions.get(step)
 
   def restore(self, position: dict[str, Any] | None) -> None:

@@ -47,10 +47,8 @@ def threshold(
   share q is drawn q n / T times on average.
 
   Args:
-    logits: of this device.
     masses: of this device, by the same `least`.
     least: share from which an id belongs to the head.
-    bits_BLM1: uniform uint32.
 
   Returns:
     [B, L, M, K] for every slot: id, share, is it head, is it tail. Slots that

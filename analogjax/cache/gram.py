@@ -104,7 +104,6 @@ def distance(states_ZBMD: jax.Array, sample: gram_codes.Sample) -> jax.Array:
 
   Args:
     states_ZBMD: the student's, at the depths of the codes.
-    sample: with codes.
   """
   teacher_BZMM = gram_codes.decode(sample)
   of_depths = jax.vmap(loss, in_axes=(0, 1, None))

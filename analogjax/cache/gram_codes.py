@@ -58,7 +58,6 @@ def draw(
   Args:
     segments_BL: int32, 0 at padding, which is never drawn.
     number: M, at most L; a row with fewer tokens has all of them.
-    seed: of all draws of a cache.
   """
   L, end = segments_BL.shape[1], seed.to_bytes(8, "little")
   assert number <= L, (number, L)

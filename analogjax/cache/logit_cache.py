@@ -111,7 +111,6 @@ class LogitCache:
     """Reads rows and the teacher's records of them.
 
     Args:
-      indices: rows, in any order.
       replica: which of the independent draws; one for all rows, or [B].
 
     Raises:
@@ -128,7 +127,7 @@ class LogitCache:
       ) from error
 
   def decode(self, stored: Stored, replica: int) -> Entries:
-    """What `read` would return for the result of `encode`."""
+    """The result of `read` for the result of `encode`."""
     return self._codec.decode(self._codec.at_replica(stored, replica))
 
   def read_stored(self, index: np.ndarray) -> Stored:
@@ -264,7 +263,6 @@ def create(
 
   Args:
     location: folder, URL or place.
-    manifest: the cache that is wanted.
     order_V: makes the id order of a new cache, all ids, the likeliest first;
       None: ascending.
 

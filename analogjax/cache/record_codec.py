@@ -193,7 +193,7 @@ def _pack(values, per_row, size_and_dtype):
 
 
 def used(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """How many elements of each array [B, size] are in use, int [B]."""
+  """Number of elements of each array [B, size] in use, int [B]."""
   num_head = stored["num_head"]
   B, L = num_head.shape
   heads_B = num_head.sum(-1, dtype=np.int64)
@@ -222,7 +222,6 @@ def record_digest(
   Args:
     stored: arrays of one row and replica, little-endian, those of `Layout` cut
       to the part in use; hashed in order of name.
-    size: bytes of the digest.
   """
   h = hashlib.blake2b(row_digest, digest_size=size)
   for name in sorted(stored):

@@ -47,7 +47,7 @@ _TAU_MARGIN = 2e-6
 
 
 class Records(NamedTuple):
-  """What the cache keeps of the teacher, for [B, L] positions."""
+  """The cache's record of the teacher, for [B, L] positions."""
 
   ids_BMLK: sharding.Array  # int32; 0 in empty slots.
   # uint8. threshold: EMPTY, TAIL or a head probability; random: how often the
@@ -216,7 +216,6 @@ def draw(
     keys_B2: uint32 keys of the rows, from `row_keys`.
     first_position: position in the row of logits_BLV[:, 0]; a chunk of a row
       draws what the whole row would.
-    capture: which positions have a record.
     num_replicas: M, independent draws of each record.
     temperature: the records are of softmax(logits / temperature).
 

@@ -32,8 +32,6 @@ def teacher_step(
 
   Args:
     batch: rows; inputs, labels, and positions of `gram` if cosines are wanted.
-    keys_B2: uint32 keys from `sampling.row_keys`.
-    capture: which positions have a record.
     num_replicas: M, independent draws of each record.
     temperature: the records are of softmax(logits / temperature).
     chunk: positions of a row whose logits are in memory at a time, [B, S, V].

@@ -26,7 +26,7 @@ PARTS = ("output", "similarity", "steering", "stitching")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasureConfig(Section):
-  """Which properties of the teacher are tested for in the students.
+  """Properties of the teacher to test for in the students.
 
   The analog is the student of release.phase; the others, and one of random
   parameters that is always there, are the controls.

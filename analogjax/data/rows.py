@@ -58,7 +58,6 @@ def to_rows(
   1). Weights of padding are set to 0. Other keys are ignored.
 
   Args:
-    elements: one mapping for each row.
     V: the vocabulary size that every token must be below.
     first_index: the row index of elements[0], for messages.
 

@@ -40,7 +40,6 @@ def text_files(
   Args:
     path: a file, a folder (searched to any depth for `suffixes`), or a glob.
     tokenizer: a tokenizer.json, or the folder that holds it.
-    L: tokens in a row.
     end_token: the token put after every document, by its name in the tokenizer,
       e.g. "<|endoftext|>". Empty for none.
     suffixes: which files of a folder are documents.

@@ -60,12 +60,9 @@ def packed_rows(
 
   Args:
     tokenizer: a tokenizer.json, or the folder that holds it.
-    L: tokens in a row.
     split: "train", "held_out" or "all". All documents of a file are on the same
       side, and no docstring is on both.
-    packages: names of installed distributions.
     sha256: expected `corpus_digest`; empty accepts any text.
-    end_token: the token put after every document, by its name.
     held_out_every: one in this many files is held out.
     seed: of the order of the documents. Any first part is a fair sample.
     num_threads: threads that tokenise ahead of the reader.

@@ -43,7 +43,6 @@ def find(env: Mapping[str, str], *, on_tpu: bool = False) -> Cluster | None:
   leaves SLURM's variables for its daemons.)
 
   Args:
-    env: the environment.
     on_tpu: whether this machine has a TPU, which knows if it is part of a pod.
 
   Raises:
@@ -132,7 +131,6 @@ def connect(
   It has to come before any other use of jax, which counts the devices of all.
 
   Args:
-    seconds: how long to wait for all processes.
     binds_elsewhere: whether jax is told another address to listen at.
 
   Raises:

@@ -30,7 +30,7 @@ class Cluster:
   coordinator: str | None  # host:port, where process 0 listens.
   num_processes: int | None
   process_id: int | None
-  gpus: tuple[int, ...] | None = None  # Of this host's; None: all it can see.
+  gpus: tuple[int, ...] | None = None  # GPUs of this host; None: all.
 
   @property
   def coordinator_host(self) -> str | None:
@@ -60,7 +60,7 @@ def explicit(env: Mapping[str, str]) -> Cluster:
 def _slurm(env) -> Cluster:
   """A task of a step. A batch script has SLURM_NTASKS, but is not a step."""
   why = "this is a step of SLURM"
-  # Of the step; SLURM_NTASKS may be that of the job.
+  # Tasks of the step; SLURM_NTASKS may be that of the job.
   number = _count(env, "SLURM_STEP_NUM_TASKS", why)
   if number == 1:
     return _alone("SLURM")

@@ -71,7 +71,7 @@ def to_page(record: Mapping[str, Any]) -> str:
 
 
 def problem(value: Any) -> str:
-  """Where a report is wrong, and how; "" if it is not."""
+  """The place and kind of a problem in a report; "" if there is none."""
   return json_document.Kind(
     FORMAT,
     FORMAT_VERSION,

@@ -38,7 +38,6 @@ def page(name: str, record: Mapping[str, Any], **more: Any) -> str:
 
   Args:
     name: templates/<name>.md.j2.
-    record: a record of either view.
     **more: values that this template needs beyond the record's.
   """
   template = _environment(templates.markdown_pages).get_template(

@@ -25,11 +25,7 @@ def render(
   fidelity: Mapping[str, Any],
   safety: Mapping[str, Any],
 ) -> dict[str, str]:
-  """The documents of the record's view: path in the bundle -> text.
-
-  Args:
-    record: as `record.project` returns it.
-  """
+  """The documents of the record's view: path in the bundle -> text."""
   assert not (wrong := records.problem(record)), wrong
   if record["view"] == records.REGULATOR:
     return _for_regulator(record)

@@ -46,7 +46,6 @@ def bootstrap(
     statistic: takes indices of items [..., R] and returns a number for each
       [...]; all the resamples at once.
     num_items: R. Items must be independent: rows or prompts, not tokens.
-    resamples: S.
 
   Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13.
   """

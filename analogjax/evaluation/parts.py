@@ -71,7 +71,6 @@ class Parts:
     Args:
       names: the parts, from `missing`.
       study: the argument of the functions in the table.
-      L: tokens of a row.
     """
     for name in names:
       spent = ledger.Ledger(self.workdir, self.stage)

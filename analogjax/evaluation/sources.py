@@ -170,7 +170,6 @@ def open_students(
   """Reads the students, the analog first, onto the mesh of the run.
 
   Args:
-    run: with the trained phases.
     phases: the students after these.
     folders: further students: name -> Hugging Face folder.
     section: section of the config that names the folders, for messages.

@@ -29,7 +29,7 @@ class Measurement:
   mesh: jax.sharding.Mesh
   teacher: Model | None  # None: no part needs it.
   students: dict[str, Model]  # By name, the analog first; RANDOM is one.
-  tokenizer: tokenizers.Tokenizer  # Of all models.
+  tokenizer: tokenizers.Tokenizer  # Tokenizer of all models.
   options: MeasureConfig | SafetyConfig
   # Tokens that went through a model so far, by its name.
   tokens: dict[str, int] = dataclasses.field(default_factory=dict)

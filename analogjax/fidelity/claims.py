@@ -58,7 +58,7 @@ SHUFFLED = "the shuffled map"
 
 
 def rules() -> list[dict[str, str]]:
-  """When a claim of each part holds and when it does not; else it is open."""
+  """Rules by which a claim of each part holds or does not; else it is open."""
   return [
     {
       "part": "output",

@@ -64,7 +64,6 @@ def make(
 
   Args:
     inputs: with `analog`, `controls`, `random` and `quick`.
-    cost: what measuring each part took.
   """
   made = claims.make(
     parts,
@@ -89,7 +88,7 @@ def make(
 
 
 def problem(value: Any) -> str:
-  """Where and how a document breaks the schema; "" if it does not."""
+  """The place and kind of a schema violation; "" if there is none."""
   return _kind().problem(value)
 
 

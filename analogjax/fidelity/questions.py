@@ -23,7 +23,7 @@ class Claim:
   control: str = ""  # The best one; "" if there is none.
   estimate: Json | None = None  # The analog's.
   control_estimate: Json | None = None
-  threshold: float | None = None  # What the estimate is compared with.
+  threshold: float | None = None  # Value that the estimate is compared with.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

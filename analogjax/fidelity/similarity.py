@@ -267,7 +267,6 @@ def _maps(
   rows `fit` and tested on the rows `test`.
 
   Args:
-    points_RM: points of the test rows.
     streams: activations there, of the models for which they were kept.
 
   Raises:

@@ -167,7 +167,6 @@ def _sweep(
   Args:
     vectors_AD: the vectors; at strength 0 one result serves for all of them.
     step: (stream, batch, block, vector, strength) -> array.
-    tokens: of the batch, without padding rows.
     what: name of the rows, for the progress bar.
   """
   batch = sharding.put_rows(batches.from_rows(rows), study.mesh)

@@ -44,7 +44,7 @@ LEARNING_RATE = 0.03
 
 
 class Stitch(NamedTuple):
-  """Where the two models are joined."""
+  """The depths at which the two models are joined."""
 
   student_depth: float
   teacher_depth: float

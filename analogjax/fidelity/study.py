@@ -16,7 +16,7 @@ from analogjax.run.run import Run
 
 
 class Sources(NamedTuple):
-  """What a study needs; `open` reads the teacher's weights."""
+  """Inputs of a study; `open` reads the teacher's weights."""
 
   students: dict[str, Model]  # By name, the analog first.
   inputs: dict[str, Any]  # Everything that results depend on, as JSON values.

@@ -34,7 +34,7 @@ _MOST_HIDDEN = 16 << 20  # Bytes that are read from each hole.
 _MOST_SMALL = 1 << 20  # Bytes of a tensor that may be a text.
 _FIELDS = ("shape", "data_offsets")
 
-# What the libraries raise for damaged archives.
+# Exceptions of the libraries for damaged archives.
 _DAMAGED = (
   zipfile.BadZipFile,
   zlib.error,

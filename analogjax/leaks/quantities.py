@@ -153,7 +153,6 @@ def statements(page: Page, text: str) -> Iterator[Statement]:
 
   Args:
     page: a JSON page is read by its value.
-    text: its text, plain and with decimal digits.
   """
   if page.value is not None:
     yield from _of_json(page)

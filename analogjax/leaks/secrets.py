@@ -92,9 +92,6 @@ _MIXTURE = re.compile(r"weight|mix|ratio|proportion|fraction|share")
 def settings_of(values: Mapping[str, Any]) -> dict[str, float]:
   """Collects `Secrets.numbers` from a resolved config.
 
-  Args:
-    values: plain values of a config, as `config.to_values` returns them.
-
   Returns:
     The settings of the optimizers and the weights of the data mixture, by the
     path of their field. Values of 0 and 1 are too common to be looked for.

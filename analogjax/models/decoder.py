@@ -34,7 +34,7 @@ class Edit(NamedTuple):
   """A change of the residual stream after one block."""
 
   block: jax.Array | int  # May be traced: one program for all blocks.
-  apply: Callable[[jax.Array], jax.Array]  # Of resid_post, [B, L, D].
+  apply: Callable[[jax.Array], jax.Array]  # Changes resid_post, [B, L, D].
 
 
 def adding(

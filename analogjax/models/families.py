@@ -14,7 +14,7 @@ from analogjax.models import decoder
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """Where one parameter lives in a Hugging Face checkpoint."""
+  """The place of a parameter in a Hugging Face checkpoint."""
 
   name: str  # With {} for the layer's index.
   dims: tuple[str, ...]  # ("NH", "D"): dimension 0 runs over N, then H.
@@ -67,8 +67,6 @@ def from_hf_config(config: dict[str, Any], *, dtype: str, where: str):
   with `rope_scaling` (transformers 4).
 
   Args:
-    config: the parsed file.
-    dtype: compute dtype of the decoder.
     where: the file's name, for errors.
 
   Raises:

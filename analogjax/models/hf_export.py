@@ -67,7 +67,6 @@ def write_folder(
 
   Args:
     folder: target; its parent must exist.
-    params: of the model, on any mesh.
     dtype: "float32" or "bfloat16", of the stored tensors.
     max_shard_bytes: limit of a file, which only a larger tensor exceeds.
     tokenizer_folder: source of the tokenizer and generation settings that

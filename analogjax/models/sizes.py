@@ -82,7 +82,7 @@ class ParameterCounts:
   """Parameters by place; a tied head is counted with the embedding."""
 
   embedding: int
-  attention: int  # Of one layer, as are the next two.
+  attention: int  # Per layer, as are the next two.
   mlp: int
   norms: int
   num_layers: int
@@ -164,7 +164,6 @@ def expected_record_bytes(kind: str, parameter: float, L: int) -> float:
   nats of entropy at V = 49,152; entropy and tokens hardly change the rest.
 
   Args:
-    kind: of the records.
     parameter: tau, the number of draws, or the number of ids.
 
   Source: measurements on SmolLM2-135M-Instruct.
@@ -187,7 +186,6 @@ def gram_bytes(positions: int, layers: int, L: int) -> float:
 
   Args:
     positions: drawn of each row; 0: none.
-    layers: depths at which cosines are kept.
 
   Source: measurements on SmolLM2-135M-Instruct.
   """

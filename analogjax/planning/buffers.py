@@ -26,10 +26,8 @@ def largest(
   """(name, bytes on one device), the largest first.
 
   Args:
-    text: of the compiled program.
     live_ranges: XLA's dump of them: everything alive at the peak. Arrays may
       share memory, so the sum may exceed the total.
-    temporary_bytes: reserved by the compiler.
   """
   found: dict[str, float] = {}
   words = _Words(step)

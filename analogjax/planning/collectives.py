@@ -42,12 +42,7 @@ class Collective:
 
 
 def find(text: str, axis_sizes: Mapping[str, int]) -> list[Collective]:
-  """All collectives that a run of the program may reach.
-
-  Args:
-    text: `compiled.as_text()`.
-    axis_sizes: of the mesh that the program was compiled for, in order.
-  """
+  """All collectives that a run of the program may reach."""
   program = hlo.parse(text)
   found, seen = [], set()
   for name, lines in program.computations.items():

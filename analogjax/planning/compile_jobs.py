@@ -67,9 +67,7 @@ def make_programs(
   """The costs of all programs of a run; see `programs.requests`.
 
   Args:
-    topology: TPUs or CPUs to compile for.
     folder: where results are kept; None: nowhere.
-    processes: how many compile at the same time.
     say: called with a line for each program that is compiled.
 
   Raises:

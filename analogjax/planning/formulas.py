@@ -281,7 +281,7 @@ class _Count:
         is_whole=True,
       )
 
-    width = T * cfg.D * c  # Of hidden states.
+    width = T * cfg.D * c  # Bytes of hidden states.
     passes = 2 if self._trains else 1
     if f > 1:
       share = (f - 1) / f

@@ -29,7 +29,7 @@ class Program:
 
   @functools.cached_property
   def times(self) -> dict[str, tuple[int, bool]]:
-    """How often each computation runs, and whether that is known.
+    """Number of runs of each computation, and whether it is known.
 
     Computations that never run are left out.
     """

@@ -94,8 +94,6 @@ def remedies(
 
   Args:
     sections: the config, its mesh filled in.
-    program: the one that does not fit.
-    make: programs of a changed config.
   """
   limit = limit_bytes(sections, topology)
   present = _of_stage(make(sections), program.stage)

@@ -187,7 +187,6 @@ def abstract_meshes(
 
   Args:
     sections: the config, no axis of its meshes -1.
-    kind: `device_kind` of jax.
     platform: "tpu", "gpu" or "cpu".
   """
 
@@ -216,7 +215,6 @@ def prepare(
   Args:
     teacher: its shape, with the config's dtype and attention.
     mesh: of `meshes` or `abstract_meshes`.
-    teacher_mesh: of a live teacher.
 
   Raises:
     ValueError: the mesh does not divide a dimension or the rows.

@@ -144,7 +144,7 @@ def on_mesh(
         teacher,
         Topology(name="", chip=devices.chip("h100"), shape=(number,)),
       )
-    except ValueError as error:  # Of teacher.mesh.
+    except ValueError as error:  # Axes of teacher.mesh.
       problems.append(str(error))
   values = {
     "problems": problems,

@@ -64,7 +64,6 @@ def bound(
   model's FLOPs.
 
   Args:
-    program: the cost of a compiled or counted step.
     mesh: devices along each axis, in the order of the mesh, all positive.
     dtype: of matrix products, "bfloat16" or "float32".
   """
@@ -118,7 +117,7 @@ def _sent(
 
 
 def slices_by_axis(mesh: Mapping[str, int], num_slices: int) -> dict[str, int]:
-  """How many slices each axis spans, as sharding.make_mesh lays them out."""
+  """Number of slices of each axis, as sharding.make_mesh lays them out."""
   data = math.gcd(mesh["data"], num_slices)
   over = dict.fromkeys(mesh, 1) | {"data": data, "fsdp": num_slices // data}
   return over

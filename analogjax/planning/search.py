@@ -24,7 +24,7 @@ class Trial:
   """One config that was evaluated."""
 
   changes: memory.Changes
-  how: str  # Of the programs: "counted", "compiled for ...".
+  how: str  # Origin of the programs: "counted", "compiled for ...".
   fits: bool
   memory_bytes: float | None  # Of the largest program; None: unknown.
   seconds: float | None  # Of all stages; None: it does not fit.
@@ -75,9 +75,7 @@ def search(
 
   Args:
     sections: the config; its mesh, remat and microbatches are replaced.
-    count: programs in closed form.
     make: programs as they will run; None: only the counted ones are used.
-    most: number of configs that are made.
 
   Raises:
     ValueError: no mesh of these machines can divide the config.

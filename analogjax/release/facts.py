@@ -248,7 +248,7 @@ def _safety(public: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _repro(material: Material) -> dict[str, Any]:
-  """How the analog was made, and with what."""
+  """The commands, software and inputs that made the analog."""
   run, published = material.run, material.published
   config, (commit, dirty) = run.config, _commit()
   options = {"release": " --key=KEY"}
@@ -352,14 +352,14 @@ def _wall_seconds(run: Run) -> float:
 
 
 def _openness(material: Material) -> str:
-  """Which components of the Model Openness Framework a bundle has.
+  """The Model Openness Framework class of a bundle.
 
   Source: White et al., "The Model Openness Framework" (arXiv:2403.13784).
   """
   if material.licence.category != licences.IS_PERMISSIVE:
     return "none of its classes: the licence is not a permissive one"
-  # Of seven: architecture, parameters, evaluation results, model card, data
-  # card. Technical report and sample outputs are missing.
+  # Five of seven: architecture, parameters, evaluation results, model card,
+  # data card. Technical report and sample outputs are missing.
   shares = material.run.config.release.shares_rows
   return (
     "five of the seven components of Class III (no technical report, no sample"

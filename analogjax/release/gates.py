@@ -64,7 +64,7 @@ class _Finding(NamedTuple):
 class _Gate(NamedTuple):
   title: str
   judge: Callable[[Evidence], _Finding]
-  remedy: str  # What to do when it fails.
+  remedy: str  # Remedy if it fails.
 
 
 def judge(
@@ -272,7 +272,7 @@ def _leaks(evidence: Evidence) -> _Finding:
 
 
 def _of_another(document: Mapping[str, Any], evidence: Evidence) -> str:
-  """How a document is not about this pair; "" if it is."""
+  """How a document differs from this pair; "" if it does not."""
   inputs, ours = document["inputs"], evidence.checkpoint
   if inputs.get("analog") != ours.phase:
     return "of another phase than the one that goes out"

@@ -59,7 +59,6 @@ def figure(
   """A chart with its caption, its legend and the table of its numbers.
 
   Args:
-    table: the numbers of the chart, for those who do not see it.
     legend: (name, style) of each curve.
   """
   swatches = [
@@ -88,9 +87,7 @@ def curves(
   """Curves with their bands.
 
   Args:
-    series: at least one, with points.
     x_label: below the axis, with the unit.
-    y_label: above the axis, with the unit.
     reference: a thin line at y = "zero" or "one", or the "diagonal".
   """
   xs = [x for s in series for x in s.x]
@@ -145,8 +142,6 @@ def intervals(
   """One number of each model with its interval, on a scale that has 0.
 
   Args:
-    rows: at least one.
-    x_label: below the axis, with the unit.
     references: dashed lines between 0 and 1 and their labels, two at most,
       rising; with them the scale has 1, too.
   """
@@ -191,12 +186,8 @@ def heat_map(
 
   Args:
     rows: titles, from the bottom up: depths grow as in pictures of models.
-    columns: titles.
-    values: by row and column.
     most: the darkest value, of all matrices that are compared.
     best: (row, column) that gets a frame.
-    row_label: what the rows are.
-    column_label: what the columns are.
   """
   left, top = 50, 22
   width = max(WIDTH, left + CELL * len(columns) + 4)
@@ -243,10 +234,8 @@ def histogram(
   """The null distribution of a statistic, and the observed value.
 
   Args:
-    null: the statistic under each permutation.
     observed: a bold line.
     quantile: of null, at 95 %; a dashed line.
-    x_label: below the axis.
   """
   height, top, bottom, left = 164, 26, 124, 14
   scale = Scale.over([*null, observed, quantile], left, WIDTH - left, most=4)

@@ -102,8 +102,6 @@ def table(
   """A table in a box that scrolls sideways, with the keyboard too.
 
   Args:
-    caption: its title.
-    head: titles of the columns.
     rows: cells; the first cell of a row is its title.
   """
   body = [

@@ -43,7 +43,6 @@ def check_identity(
   Args:
     place: the checkpoints, for the message.
     found: fingerprints of a checkpoint: sections of plain values.
-    wanted: the sections that have to be equal.
 
   Raises:
     ValueError: a value differs.

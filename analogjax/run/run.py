@@ -153,7 +153,7 @@ class Run:
   # Phases of training.
 
   def phase_folder(self, phase: str) -> Path:
-    """Where a phase keeps its checkpoints and metrics."""
+    """The folder of a phase's checkpoints and metrics."""
     return self.workdir / "train" / phase
 
   def checkpoint_place(self, phase: str) -> Path | store.Place:

@@ -143,7 +143,6 @@ def planted(
   Args:
     pipeline: "package.module:function" of the other.
     canaries: `Settings` as plain values; empty: none are planted.
-    **arguments: of the other.
 
   Raises:
     ValueError: names the field.

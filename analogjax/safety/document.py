@@ -41,7 +41,6 @@ def make(
   """The document: the results of the parts, with their verdicts.
 
   Args:
-    inputs: everything that results depend on, with `analog`.
     thresholds: metric -> {"at_most": x} or {"at_least": x}, for the analog.
   """
   tests = [
@@ -140,7 +139,7 @@ def public(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def problem(value: Any) -> str:
-  """Where a document is wrong, and how; "" if it is not."""
+  """The place and kind of a problem in a document; "" if there is none."""
   if wrong := _kind().problem(value):
     return wrong
   for i, test in enumerate(value["tests"]):

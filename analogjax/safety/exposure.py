@@ -19,7 +19,7 @@ from analogjax.safety.evaluation import (
 
 
 class Found(NamedTuple):
-  """How well a model knows some canaries."""
+  """A model's knowledge of some canaries."""
 
   bits: np.ndarray  # Exposure.
   first: np.ndarray  # Whether it is likelier than all of the unplanted ones.

@@ -39,7 +39,7 @@ class Windows(NamedTuple):
 
 
 class Right(NamedTuple):
-  """Which suffixes a model gets right."""
+  """The suffixes that a model gets right."""
 
   greedy_RK: np.ndarray  # For each token, given the true ones before it.
   logp_R: np.ndarray  # Log-probability of the whole suffix, nats.

@@ -32,7 +32,7 @@ Scores = dict[str, np.ndarray]  # By attack, [R].
 
 
 class Separation(NamedTuple):
-  """How well scores separate members from other rows."""
+  """Separation of members from other rows by scores."""
 
   auc: Estimate  # 0.5: not at all.
   tpr: Estimate  # Fraction of the members found at FALSE_POSITIVES.
@@ -157,7 +157,7 @@ def separation(
 
 
 def area_under_curve(members_M: np.ndarray, others_U: np.ndarray) -> float:
-  """How often a member scores above another row; ties count half."""
+  """Probability that a member scores above another row; ties count half."""
   sorted_U = np.sort(others_U)
   below_M = np.searchsorted(sorted_U, members_M, side="left")
   upto_M = np.searchsorted(sorted_U, members_M, side="right")

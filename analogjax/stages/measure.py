@@ -51,7 +51,6 @@ def run(
   here depends on how the cache was sampled.
 
   Args:
-    workdir: with caches and trained phases.
     quick: less of everything, `MeasureConfig.quick`.
     only: names of PARTS; empty: those of the config.
     command: for the page: the command that measures everything again.

@@ -48,11 +48,9 @@ def run(
   spend something refuse it. The same holds for a program that does not fit.
 
   Args:
-    workdir: where files go, or None.
     topologies: machines to plan for, by name; none: the mesh of the config, on
       any devices.
     searches: proposes a mesh for each topology.
-    as_json: prints JSON instead of tables.
     png: where the picture goes; None: into the workdir, if there is one.
     refused: preflight.problems of the stages; they are shown.
 

@@ -28,7 +28,6 @@ def problems(
 
   Args:
     workdir: where a converted teacher may be; None: there is none.
-    stages: names of the stages that will run.
   """
   found: list[str] = []
   for stage, check in (

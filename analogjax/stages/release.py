@@ -38,11 +38,9 @@ def run(
   """Writes workdir/bundle, which is public, and workdir/regulator.
 
   Args:
-    cfg: the config.
     workdir: measured, evaluated and exported.
     key: path of the private key that signs, or the URI of a key on a token;
       None: nothing is released.
-    password: a file with the key's password.
     certificates: the key's own first, then its issuers'; for a key on a token,
       its public key.
 

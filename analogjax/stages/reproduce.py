@@ -40,9 +40,7 @@ def run(
   its data.
 
   Args:
-    bundle: folder of a release.
     workdir: where to keep the toy runs; None removes them.
-    check: whether to run.
 
   Returns:
     The exit code: 0, or 1 if the two runs differ.

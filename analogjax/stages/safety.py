@@ -65,7 +65,6 @@ def run(
   """Writes safety.json; measures missing parts.
 
   Args:
-    workdir: with caches and trained phases.
     quick: less of everything, `SafetyConfig.quick`.
     only: names of PARTS; empty: those of the config.
 

@@ -117,7 +117,7 @@ def _number(estimate: dict[str, Any] | None) -> str:
 
 
 def _goodput(phases: dict[str, dict[str, float]]) -> rich.table.Table:
-  """Where the time of training went, as fractions of the time of all runs."""
+  """Fractions of the training time of all runs, by activity."""
   table = rich.table.Table(title="time of training, % of all runs")
   table.add_column("spent on")
   for phase in phases:

@@ -25,12 +25,10 @@ def run(
   """Verifies a bundle and prints the results.
 
   Args:
-    bundle: the folder of a release.
     key: path of a PEM file with the public key whose signature is expected.
     chain: PEM files of certificates that vouch for the signer's.
     regulator: the folder that the regulator received with the bundle.
     deep: runs the model on the bundle's rows.
-    as_json: prints JSON, for programs.
     html: where to write a page with the results.
     verbose: prints the evidence for every claim.
 

@@ -19,7 +19,7 @@ from analogjax.config import train
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Divergence:
-  """Which divergence from the teacher t to the student q.
+  """The kind of divergence from the teacher t to the student q.
 
   With m = mixture t + (1 - mixture) q:
 

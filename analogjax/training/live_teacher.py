@@ -28,7 +28,6 @@ class LiveTeacher:
     """Reads the weights.
 
     Args:
-      mesh: mesh that the teacher runs on.
       student_mesh: mesh that its hidden states go to.
       gram_layers: number of depths of the Gram, for batches that have one.
     """
@@ -49,9 +48,6 @@ class LiveTeacher:
 
     Returns at once: on its own devices the teacher works a step ahead of the
     student.
-
-    Args:
-      batch: on the host, or on the student's mesh.
     """
     if self._mesh is not self._student_mesh:
       batch = batch._replace(targets=None)

@@ -65,7 +65,6 @@ class Phase:
 
     Args:
       run: with the held-out cache, for evaluation of the student.
-      make_teacher: makes the live teacher, if the phase has one.
       profile: steps that are traced for xprof.
     """
     self._name, self._run = name, run

@@ -53,10 +53,7 @@ class Meter:
     """Starts the clock.
 
     Args:
-      work: work of a step.
-      num_devices: devices that share a step.
       peak: FLOP/s of one device, from `devices.peak_flops`.
-      clock: returns seconds.
     """
     self._work, self._num_devices, self._peak = work, num_devices, peak
     self._clock = clock

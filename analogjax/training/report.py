@@ -57,7 +57,6 @@ class Reporter:
       start: number of steps done before.
       updates: how many of these changed the parameters.
       spent: the ledger; its clock began with the phase.
-      teacher: the live teacher, if there is one.
     """
     config, (mesh, _) = run.config, run.train_meshes
     self._title, self._folder = f"train {name}", run.phase_folder(name)
@@ -133,8 +132,6 @@ class Reporter:
     """Takes a step, and shows the other processes the state of this one.
 
     Args:
-      step: the step that was dispatched.
-      values: its metrics.
       began: time.monotonic() when the host began to wait for its rows.
     """
     compiled = step == self._start + 1

@@ -109,7 +109,6 @@ def slow_hosts(busy_P: Sequence[float], step_seconds: float) -> list[int]:
   Args:
     busy_P: seconds of a step that each host was busy. Waiting for data counts,
       waiting for devices does not.
-    step_seconds: mean duration of a step.
   """
   slow = []
   for i, busy in enumerate(busy_P):

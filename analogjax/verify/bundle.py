@@ -33,7 +33,6 @@ def check(
   """Examines every claim of a bundle.
 
   Args:
-    bundle: its folder.
     verifier: whose signature is expected; None accepts any signer.
     regulator: the folder that the regulator received, or None.
     deep: runs the model on the bundle's rows; the machine must be large enough.
@@ -56,11 +55,7 @@ def check(
 
 
 def rules(*, regulator: bool) -> list[Rule]:
-  """Every rule, in the order of the report.
-
-  Args:
-    regulator: whether to include those about the regulator's folder.
-  """
+  """Every rule, in the order of the report."""
   return [
     *files.RULES,
     *record.RULES,

@@ -28,7 +28,7 @@ _SETTINGS = (
   "model/special_tokens_map.json",
 )
 _MOST_SIZE = 1 << 24  # For a width, a vocabulary or a context.
-# What our own parser may raise for a value that it was not made for.
+# Exceptions of our own parser for a value that it was not made for.
 _STRANGE = (
   ValueError,
   TypeError,

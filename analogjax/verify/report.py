@@ -84,8 +84,6 @@ def print_report(
   """Prints the bundle's identity, its claims by status, and the verdict.
 
   Args:
-    report: of a bundle.
-    console: where to print.
     verbose: also prints the evidence of claims that need no action.
   """
   _print_line(console, _title(report), style="bold")

@@ -60,7 +60,6 @@ def values(
   """Returns the config of a toy run, as plain values.
 
   Args:
-    public: a bundle's config as `reproduce.check_config` returns it.
     folder: where `write_inputs` puts the toy's teacher and text.
     taught: phase -> whether it learns from a teacher.
   """
@@ -122,9 +121,6 @@ def write_inputs(folder: Path, student: Mapping[str, Any]) -> None:
   """Writes the toy's teacher, of the student's family, and its text.
 
   The bytes are the same every time.
-
-  Args:
-    student: the student's section of `values`.
   """
   teacher = folder / "teacher"
   teacher.mkdir()

@@ -35,7 +35,7 @@ class Home(Protocol):
   """The interface of a place for checkpoints. A step is whole or absent."""
 
   def local(self, step: int) -> Path:
-    """Where orbax writes a step."""
+    """The folder into which orbax writes a step."""
     ...
 
   def publish(self, step: int, facts: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ class Home(Protocol):
 
   @property
   def aside(self) -> str:
-    """Where damaged steps are."""
+    """The place of damaged steps."""
     ...
 
   def damaged(self) -> bool:

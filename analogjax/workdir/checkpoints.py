@@ -132,7 +132,6 @@ class Checkpoints:
 
     Args:
       step: updates that `state` has seen.
-      state: a tree of arrays.
       about: JSON facts: data position and fingerprints.
       score: of the state; lower is better.
     """
@@ -332,8 +331,6 @@ class Checkpoints:
     save that step again.
 
     Args:
-      abstract: shapes and dtypes of the state.
-      shardings: where it goes.
       check: raises if a checkpoint with these facts is not for this state,
         which would look like damage.
 

@@ -168,11 +168,8 @@ def cost(
   in the line of its inference.
 
   Args:
-    entries: of the ledger.
-    train: the section of the config.
     released: the phase whose student is released.
     rates: by `device_kind` of the ledger; see `rates`.
-    plan: the section of the config.
     weights_bytes: of the weights that are hosted.
     cache: all caches together.
 
@@ -253,7 +250,6 @@ def add(
 
   Args:
     parts: (entry, its part that counts).
-    rates: by `device_kind`.
     pue: power of the site over that of its machines; it scales the figures of a
       meter too, which measures one machine.
   """

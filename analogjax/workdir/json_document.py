@@ -21,7 +21,7 @@ class Kind:
   command: str  # The analogjax command that writes it, for messages.
 
   def problem(self, value: Any) -> str:
-    """Where and how a document breaks the schema; "" if it does not."""
+    """The place and kind of a schema violation; "" if there is none."""
     try:
       json.dumps(value, allow_nan=False)
     except ValueError as error:
@@ -63,10 +63,7 @@ def read(
   """Reads a document.
 
   Args:
-    format: expected value of `format`.
-    version: expected value of `format_version`.
     problem: describes what is wrong with a value; "" if nothing is.
-    command: the analogjax command that writes it, for messages.
 
   Raises:
     ValueError: the file is missing, damaged, or of another version.

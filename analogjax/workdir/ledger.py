@@ -17,7 +17,7 @@ _SUMMED = (
   *("seconds", "device_seconds", "tokens"),
   *("flops", "teacher_flops", "bytes"),
 )
-# Of `goodput`.
+# Keys of `goodput`.
 ACTIVITIES = (
   *("productive", "lost", "data", "compile", "eval", "checkpoint"),
   *("start", "other", "down"),
@@ -105,7 +105,7 @@ def totals(workdir: Path) -> dict[str, dict[str, float]]:
 
 
 def goodput(workdir: Path) -> dict[str, dict[str, float]]:
-  """Where the time of each training phase went, in seconds, over all restarts.
+  """Time of each training phase by activity, in seconds, over all restarts.
 
   Returns:
     By phase ("train/distill"): `productive`, in steps whose result counts;

@@ -24,7 +24,6 @@ def hold(workdir: Path, command: str) -> Iterator[bool]:
   names the holder, for the message of the next process.
 
   Args:
-    workdir: created if it does not exist.
     command: the holder, for messages.
 
   Raises:

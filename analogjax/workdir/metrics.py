@@ -114,7 +114,6 @@ class WeightsAndBiases:
     Args:
       project: name of the project, or ENTITY/PROJECT.
       folder: folder of the phase; its last parts name the run.
-      first_step: steps that were done before; 0 starts a new run.
 
     Raises:
       ValueError: the package wandb is not installed.

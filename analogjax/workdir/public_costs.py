@@ -32,7 +32,6 @@ def public(cost: Mapping[str, Any], parameters: int | None) -> dict[str, Any]:
   the analog's own training cost.
 
   Args:
-    cost: of `cost`.
     parameters: of the analog, N; None: no range is given, because the analog
       is not known to be inside the window of sizes.
   """

@@ -283,7 +283,7 @@ def unpack_bits(bytes_NJ: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def _points(A: int, dtype: np.dtype, normalize: bool) -> np.ndarray:
-  """Where the polynomial is evaluated: 0 to A - 1, or 0 to 1."""
+  """Points of evaluation of the polynomial: 0 to A - 1, or 0 to 1."""
   if not normalize or A < 2:
     return np.arange(A).astype(dtype)
   # As torch.linspace: from both ends, a product and a difference rounded as one

@@ -1,14 +1,18 @@
 """Every file in configs/ is a config that can be run."""
 
 import ast
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from analogjax import main
 from analogjax.config import loading, schema
-from analogjax.models import sizes
+from analogjax.models import decoder, sizes
+from analogjax.run import identity
+from analogjax.training import programs
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -19,8 +23,21 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_config_is_valid(path):
-  schema.to_sections(loading.load(path, []))
+def test_config_makes_a_student_and_a_train_state(path):
+  sections = schema.to_sections(loading.load(path, []))
+  cfg = identity.student_config(sections)
+  axes = dataclasses.asdict(sections.mesh)
+  mesh = jax.sharding.AbstractMesh((1,) * len(axes), tuple(axes))
+  student = decoder.abstract_parameters(cfg)
+  for name in sections.train.phases:
+    phase = sections.train.phase[name]
+    training = programs.make_training(
+      phase, cfg, mesh, seed=0, teacher_softcap=None
+    )
+    state = jax.eval_shape(training.init)
+    assert jax.tree.leaves(state.params) == jax.tree.leaves(student)
+  count = sum(leaf.size for leaf in jax.tree.leaves(student))
+  assert count == sizes.count_parameters(sections.student).total
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -399,10 +399,12 @@ def check_call(
   except TypeError as e:
     names = list(signature.parameters)
     unknown = [k for k in call if k not in names]
+    # Python would name the argument that is missing, not the one misspelt.
+    what = f"there is no argument {unknown[0]!r}" if unknown else str(e)
     hint = _did_you_mean(unknown[0], names) if unknown else ""
     raise ValueError(
       f"config.data.arguments does not fit config.data.pipeline={spec!r}: "
-      f"{e}.{hint} It takes {signature}."
+      f"{what}.{hint} It takes {signature}."
     ) from e
 
 

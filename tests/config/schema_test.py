@@ -1,148 +1,46 @@
 """Tests for analogjax/config/schema.py."""
 
-import copy
 import dataclasses
 
 from ml_collections import ConfigDict
 import pytest
 
-from analogjax.config import model, plan, schema
+from analogjax.config import defaults, model, plan, schema
 
-OPTIMIZER = dict(
-  name="adamw",
-  learning_rate=1e-3,
-  warmup_steps=2,
-  schedule="wsd",
-  decay_steps=3,
-  final_fraction=0.1,
-  b1=0.9,
-  b2=0.95,
-  eps=1e-8,
-  muon_momentum=0.95,
-  momentum_dtype="float32",
-  weight_decay=0.1,
-  clip_norm=1.0,
-)
-LOSS = dict(
-  teacher="cache",
-  alpha=0.0,
-  alpha_schedule="constant",
-  alpha_final=0.0,
-  divergence="forward_kl",
-  mixture=0.5,
-  temperature=1.0,
-  z_loss=0.0,
-  gram_weight=0.0,
-  exact_gradient=False,
-  chunk=4,
-)
 PHASE = dict(
-  init_from="",
-  rows="pipeline",
   num_steps=10,
   batch_rows=2,
-  microbatches=1,
-  seed=0,
-  loss=LOSS,
-  optimizer=OPTIMIZER,
   checkpoint_every_steps=5,
-  keep_checkpoints=1,
-  keep_best_checkpoints=0,
   eval_every_steps=5,
-  log_every_steps=1,
+  loss=dict(chunk=4),
+  optimizer=dict(learning_rate=1e-3, warmup_steps=2, decay_steps=3),
 )
 
 
 @pytest.fixture
 def values():
   """A config as plain values; a test breaks one of them."""
-  pretrain, distill = copy.deepcopy(PHASE), copy.deepcopy(PHASE)
-  distill |= dict(init_from="pretrain", rows="cache")
-  distill["loss"]["alpha"] = 0.9
-  return dict(
-    teacher=dict(
-      path="/models/t",
-      sha256="",
-      gguf=None,
-      dtype="float32",
-      mesh=None,
-      attention="auto",
-    ),
-    student=dict(
-      **dict(seed=0, V=100, D=8, Y=2, N=4, G=2, H=4, F=16, max_positions=64),
-      **dict(rope_theta=1e4, rope_scaling=None),
-      **dict(rms_norm_eps=1e-5, tie_embeddings=True),
-      **dict(attention_bias=False, mlp_bias=False, dtype="float32"),
-      **dict(remat="none", attention="auto", size_window="refuse"),
-    ),
-    data=dict(
-      L=16,
-      pipeline="my_lab.data:rows",
-      arguments=dict(path="x"),
-      held_out_arguments=dict(),
-    ),
-    cache=dict(
-      **dict(kind="threshold", tau=0.04, seed=0, num_rows=8, held_out_rows=2),
-      **dict(batch_rows=2, rows_per_object=4, chunk=8, write_ahead=2),
-      **dict(num_draws=50, top_k=16, temperature=1.0, num_replicas=1),
-      **dict(capture="all", capture_rate=1.0, location="", s3_endpoint=""),
-      **dict(gram_positions=0, gram_layers=2),
-      **dict(import_path="", import_codec={}),
-    ),
-    train=dict(
-      phases=("pretrain", "distill"),
-      **dict(location="", s3_endpoint=""),
-      **dict(pretrain=pretrain, distill=distill),
-    ),
-    measure=dict(
-      **dict(parts=("output",), phases=("distill",), folders=(), seed=0),
-      **dict(batch_rows=2, fit_rows=8),
-      **dict(domains={}, domain_rows=4, depths=2, points=64, permutations=19),
-      **dict(resamples=100, behaviours=("sentiment",), max_strength=2.0),
-      **dict(strengths=2, random_vectors=2, mapper_steps=0, stitch_steps=0),
-    ),
-    safety=dict(
-      **dict(parts=("extraction",), phases=(), folders=(), teacher_parts=()),
-      **dict(batch_rows=2, chunk=4, seed=0, resamples=100, rows=8),
-      **dict(prefix_tokens=4, suffix_tokens=4, attempts=10, probability=0.5),
-      **dict(canary_controls=15, min_k=0.2, reference="", teacher_only={}),
-      **dict(harmful=(), harmless=(), prompts=8, prompt_tokens=8),
-      **dict(answer_tokens=4, template="{prompt}", phrases=(), thresholds={}),
-    ),
-    release=dict(
-      **dict(phase="distill", dtype="float32", max_shard_gb=5.0, date=""),
-      **dict(licence="MIT", licence_name="", licence_file=""),
-      **dict(shares_rows=False, keeps_chat_template=False, waivers={}),
-      about=dict(
-        **dict(name="a", version="1", provider="b", contact="c"),
-        **dict(languages=("en",), intended_use="d", out_of_scope="e"),
-        **dict(limitations="f", curation="g"),
-      ),
-      sources=dict(
-        h=dict(
-          **dict(kind="user", modality="text", about="i"),
-          **dict(licence="", period=""),
-        )
-      ),
-      frontier=dict(
-        **dict(name="j", deployed_on="2026-01-31", parameters=0),
-        **dict(active_parameters=0, family="", pipeline_fingerprint=""),
-        private_words=(),
-      ),
-    ),
-    watch=dict(
-      **dict(skipped_steps=3, spike_sigmas=8.0),
-      **dict(stall_seconds=60.0, give_up_seconds=0.0),
-    ),
-    plan=dict(
-      **dict(efficiency=0.5, memory_fraction=0.9, pue=1.1, cache_months=1.0),
-      **dict(dollars_per_gb_month=0.02, dollars_per_million_reads=0.4),
-      **dict(dollars_per_million_writes=5.0, hosting_months=36.0),
-      **dict(hosting_egress_gb=100.0, dollars_per_egress_gb=0.09),
-      v5p=dict(dollars_per_hour=4.0, watts=0.0),
-    ),
-    mesh=dict(data=1, fsdp=-1, expert=1, tensor=1),
-  )
+  cfg = defaults.config(phases=("pretrain", "distill"))
+  cfg.teacher.path = "/models/t"
+  cfg.student.update(V=100, D=8, Y=2, N=4, G=2, H=4, F=16, max_positions=64)
+  cfg.data.update(L=16, pipeline="my_lab.data:rows")
+  cfg.data.arguments = dict(path="x")
+  cfg.cache.update(num_rows=8, held_out_rows=2, batch_rows=2, rows_per_object=4)
+  for name in cfg.train.phases:
+    cfg.train[name].update(PHASE)
+  cfg.train.distill.update(init_from="pretrain", rows="cache")
+  cfg.train.distill.loss.alpha = 0.9
+  cfg.measure.update(batch_rows=2)
+  cfg.safety.update(batch_rows=2)
+  cfg.release.licence = "MIT"
+  about = cfg.release.about
+  about.update(name="a", version="1", provider="b", contact="c")
+  about.update(languages=("en",), intended_use="d", out_of_scope="e")
+  about.update(limitations="f", curation="g")
+  source = dict(kind="user", modality="text", about="i", licence="", period="")
+  cfg.release.sources = dict(h=source)
+  cfg.release.frontier.update(name="j", deployed_on="2026-01-31")
+  return cfg.to_dict()
 
 
 def put(values, path, value):
@@ -192,7 +90,7 @@ def test_misspelt_section_of_a_phase(values):
 
 
 def test_misspelt_field_deep_in_a_phase(values):
-  values["train"]["distill"]["optimizer"] = OPTIMIZER | {"weight_decy": 0.1}
+  values["train"]["distill"]["optimizer"]["weight_decy"] = 0.1
   text = message(values)
   assert text.startswith("train.distill.optimizer.weight_decy: ")
   assert "train.distill.optimizer.weight_decay" in text

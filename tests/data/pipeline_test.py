@@ -360,6 +360,9 @@ def test_a_pipeline_that_cannot_be_opened_is_refused(spec, message):
 def test_arguments_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match="'nn'. Did you mean 'n'"):
     open_("stream", nn=3)
+  # Not the argument that Python misses: the one that was typed.
+  with pytest.raises(ValueError, match="no argument 'pth'. Did you mean 'path"):
+    open_("seen", pth="x")
   with pytest.raises(ValueError, match="missing a required argument: 'path'"):
     open_("seen")
   with pytest.raises(

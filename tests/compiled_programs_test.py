@@ -1,4 +1,4 @@
-"""What tests/conftest.py relies on: jax compiles again what it cannot read."""
+"""jax recompiles unreadable cached programs, as tests/conftest.py assumes."""
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache

@@ -62,7 +62,7 @@ def optimized():
 
 
 def tidy_compiled(folder: Path, max_bytes: int = MAX_COMPILED_BYTES) -> None:
-  """Removes compiled programs that a killed process left empty, or too many."""
+  """Removes compiled programs left empty by a killed process, or too many."""
   sizes = {path: path.stat().st_size for path in folder.glob("*")}
   if sum(sizes.values()) > max_bytes:
     shutil.rmtree(folder)  # They are of many versions of the code.

@@ -113,7 +113,7 @@ def at_import(node):
 
 
 def effects(tree):
-  """Yields (line, problem) for what importing would do besides defining."""
+  """Yields (line, problem) for effects of an import other than definitions."""
   ours = {n.name for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
   for node in at_import(tree):
     if isinstance(node, ast.Call):
@@ -149,7 +149,7 @@ def cycles(graph):
 
 
 def problems(sources):
-  """Lists what breaks the layers in {path below analogjax: source}."""
+  """Lists violations of the layers in {path below analogjax: source}."""
   names = {}
   for path in sources:
     parts = pathlib.PurePosixPath(path).with_suffix("").parts
@@ -282,7 +282,7 @@ if __name__ == "__main__":
 
 
 def figures(sources):
-  """Lines that give each room's size, then how the rooms hang together."""
+  """Lines with each room's size, then the dependencies between rooms."""
   size, arrows = {}, set()
   for path, source in sources.items():
     room = path.split("/")[0] if "/" in path else "(root)"

@@ -1,4 +1,4 @@
-"""What is in git is text that is at home on any machine."""
+"""Files in git are texts without paths and hosts of one machine."""
 
 import ast
 import pathlib
@@ -26,7 +26,7 @@ FORBIDDEN = {
 
 
 def problems(path, data):
-  """Lists what is wrong with the file `path` of bytes `data`."""
+  """Lists problems of the file `path` of bytes `data`."""
   found = []
   suffix = pathlib.PurePosixPath(path).suffix
   if len(data) > MAX_BYTES:
@@ -97,7 +97,7 @@ def test_a_good_file_passes():
 
 
 def unknown_modules(docstring):
-  """The Python files that a docstring names and that are not here."""
+  """The Python files that a docstring names but that do not exist."""
   named = re.findall(r"[\w/]+\.py\b", docstring)
   return [
     name

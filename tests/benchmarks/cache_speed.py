@@ -1,4 +1,4 @@
-"""How fast the cache is written and read, on one core; and what it holds up.
+"""Speed of writing and reading the cache on one core, and delays it causes.
 
 Shape letters: R rows, B rows of a batch, L position, M replicas, K slots.
 """
@@ -52,7 +52,7 @@ def throughput(
 ) -> None:
   """Fills in the speeds of every line that our store wrote.
 
-  In a process of its own that may use one core and has no threads yet.
+  It runs in a separate process that may use one core and has no threads yet.
   """
   rows = rows_lib.Rows(*map(np.asarray, text.rows))
   arguments = (table.stored, rows, order_V, folder, repeats)
@@ -66,7 +66,7 @@ def throughput(
 
 @contextlib.contextmanager
 def _one_core():
-  """What is started meanwhile inherits the one core."""
+  """Restricts this process and those started meanwhile to one core."""
   allowed = os.sched_getaffinity(0)
   os.sched_setaffinity(0, {max(allowed)})
   try:
@@ -82,9 +82,9 @@ def time_store(
   folder: Path,
   repeats: int,
 ) -> dict[str, dict[str, float]]:
-  """Tokens a second by kind: of the processor's time, and of the clock's.
+  """Tokens per second by kind: of the processor's time, and of the clock's.
 
-  Medians over `repeats`; within one, every kind has its turn.
+  Medians over `repeats`; each repeat runs every kind.
   """
   times: dict[str, dict[str, list[float]]] = {name: {} for name in kinds}
   tokens = _ROWS * rows.tokens_BL.shape[1]
@@ -237,7 +237,7 @@ def training(
 
 
 def shorter(rows: rows_lib.Rows, records: sampling.Records, L: int):
-  """The same tokens and records in rows of L; positions stay as they are."""
+  """The same tokens and records in rows of L; positions are kept."""
 
   def cut(a, axis):
     shape = *a.shape[:axis], a.shape[axis] // L, L, *a.shape[axis + 1 :]
@@ -254,7 +254,7 @@ def shorter(rows: rows_lib.Rows, records: sampling.Records, L: int):
 
 
 class _InMemory:
-  """Rows that are read already, as a pipeline's row source."""
+  """Rows that are already read, as a pipeline's row source."""
 
   fingerprint = "0" * 64
   random_access = True

@@ -1,4 +1,4 @@
-"""One line for each format: what it takes on disk and what it keeps.
+"""One line for each format: its size on disk and its quality.
 
 Shape letters: R rows, L position, M replicas, K slots of a record.
 """
@@ -45,7 +45,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """What it takes to write a cache of one format again."""
+  """Everything needed to write a cache of one format again."""
 
   manifest: cache_format.Manifest
   records: sampling.Records
@@ -68,7 +68,7 @@ class Table:
 
 
 def measure(text: Text, folder: Path, taus: tuple[float, ...] = TAUS) -> Table:
-  """Writes every format into the folder and looks at what it says."""
+  """Writes every format into the folder and evaluates it."""
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
   top = cache_teacher.top(text)
@@ -165,7 +165,7 @@ def take(records: sampling.Records, cut: slice) -> sampling.Records:
 
 
 def replicas(records: sampling.Records, count: int) -> sampling.Records:
-  """The first of the independent draws alone."""
+  """Only the first of the independent draws."""
   arrays = {
     name: getattr(records, name)[:, :count]
     for name in ("ids_BMLK", "codes_BMLK", "logprobs_BMLK")
@@ -175,7 +175,7 @@ def replicas(records: sampling.Records, count: int) -> sampling.Records:
 
 
 def disk_bytes(where: Path) -> dict[str, int]:
-  """Bytes of files: of each array's rows, and of all else as 'fixed'."""
+  """Bytes of files: of each array's rows, and of everything else as 'fixed'."""
   total = {"fixed": 0}
   for file in where.rglob("*"):
     if file.is_file():
@@ -262,7 +262,7 @@ def align(records, p_RMLK, m: int, entries: logit_cache.Entries) -> np.ndarray:
 
 
 def _open(table, text, top, where, draw, records, name):
-  """Writes a cache; gives what it reads back, one set for each replica."""
+  """Writes a cache; returns what it reads back, one set for each replica."""
   R, L = text.rows.tokens_BL.shape
   V = len(top.order_V)
   m = manifest(draw, R=R, L=L, V=V, rows_per_object=min(_ROWS_PER_OBJECT, R))
@@ -325,7 +325,7 @@ def _peer(text: Text, top: Top, folder: Path, peer: peers.Peer) -> Line:
 
 
 def _judge(line: Line, text, top, ids_RLK, target_RLK, p_RLK) -> None:
-  """The line of a format that draws nothing."""
+  """The line of a format without randomness."""
   line.bias2, line.variance = quality.moments(
     ids_RLK[None],
     target_RLK[None],

@@ -1,9 +1,9 @@
-"""A teacher over texts, once; then its logits again, a chunk at a time.
+"""Runs a teacher over texts once, then recomputes its logits by chunk.
 
-Final hidden states stay on disk, so that a rerun leaves the teacher out.
+Final hidden states stay on disk, so that a rerun does not need the teacher.
 
-Shape letters (docs/glossary.md): R rows, L position, S positions of a chunk,
-D width, V vocabulary, M replicas, K slots of a record.
+Shape letters (docs/glossary.md): R rows, L position, S positions of a chunk, D
+width, V vocabulary, M replicas, K slots of a record.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ TOP_K = 128
 
 
 class Text(NamedTuple):
-  """Rows of one text, and what the teacher's last layer gives for them."""
+  """Rows of one text, and the output of the teacher's last layer for them."""
 
   name: str
   rows: rows_lib.Rows
@@ -56,7 +56,7 @@ class Text(NamedTuple):
 
 
 class Top(NamedTuple):
-  """The teacher's distribution where it matters, exact, on the host."""
+  """The likeliest part of the teacher's distribution, exact, on the host."""
 
   ids_RLK: np.ndarray  # int32, the likeliest first.
   logprobs_RLK: np.ndarray  # float32.
@@ -96,11 +96,9 @@ def open_text(
   """A text whose hidden states are in the workdir, or computed now.
 
   Args:
-    name: of the files; says which rows they are.
+    name: of the files; identifies the rows.
     teacher: a Hugging Face folder.
-    workdir: for hidden states and rows.
     make_rows: the rows, from the vocabulary size.
-    dtype: of the teacher.
   """
   cfg = hf_import.read_config(teacher, dtype=dtype)
   mesh = sharding.make_mesh({}, jax.devices()[:1])
@@ -154,7 +152,7 @@ def brown_rows(
 ) -> rows_lib.Rows:
   """English prose: files ca01 to cr09 of the Brown corpus, word/TAG.
 
-  Whole rows of one document each, two a document at most, over all genres.
+  Whole rows of one document each, at most two per document, over all genres.
   """
   files = sorted(folder.glob("c[a-r][0-9][0-9]"))
   if not files:
@@ -187,7 +185,7 @@ def _prose(tagged: str) -> str:
 
 
 def top(text: Text, top_k: int = TOP_K) -> Top:
-  """The likeliest ids at each position, and what else is exact."""
+  """The likeliest ids at each position, and other exact values."""
   sampler = sampling.TopK(top_k=top_k)
   order_rows = max(1, _ORDER_TOKENS // text.hidden_RLD.shape[1])
 

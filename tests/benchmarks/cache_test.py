@@ -17,7 +17,7 @@ V, D, L, R = 600, 16, 32, 24
 
 @pytest.fixture
 def module(monkeypatch):
-  """Modules as the script has them: beside it."""
+  """Imports modules as the script does, from its folder."""
   monkeypatch.syspath_prepend(str(Path(__file__).parent))
   return importlib.import_module
 

@@ -1,6 +1,6 @@
-"""Compiles training steps for TPUs that need not be there: memory, traffic.
+"""Compiles training steps for absent TPUs: memory, traffic.
 
-Needs libtpu alone (`pip install libtpu`; or TPU_LIBRARY_PATH names its
+It needs only libtpu (`pip install libtpu`; or TPU_LIBRARY_PATH names its
 libtpu.so). A line takes two minutes on two cores.
 
   python tests/benchmarks/compile_tpu.py --list
@@ -41,7 +41,7 @@ _HBM = {"v5p": 95, "v5e": 16}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-  """What is compiled."""
+  """A program to compile."""
 
   name: str
   topology: str  # As get_topology_desc has it: "v5p:4x4x4".
@@ -227,7 +227,7 @@ def _lower_loss(training, targets):
 
 
 def _largest(report: str) -> list[str]:
-  """The largest regions of the heap, and what lies in each over time."""
+  """The largest regions of the heap, and their contents over time."""
   found = re.findall(
     r"%\);\s+([\d.]+[KMG]iB);\s+\d+;\s+\d+;\s+(.+)", report.split("\n\n")[0]
   )
@@ -257,7 +257,7 @@ def _describe(result) -> str:
 
 
 def markdown(results: dict[str, Any]) -> list[str]:
-  """Two tables: memory, and what is exchanged."""
+  """Two tables: memory, and traffic between devices."""
   about = {(r["date"], r["jax"]) for r in results.values()}
   lines = [
     "; ".join(f"{date}, jax {version}" for date, version in sorted(about))

@@ -1,4 +1,4 @@
-"""Puts what a benchmark printed into a page, between its two markers."""
+"""Writes a benchmark's output into a page, between its two markers."""
 
 from pathlib import Path
 

@@ -2,12 +2,12 @@
 
   python tests/benchmarks/durability.py --kills=100 --workdir=runs/durability
 
-Runs `analogjax cache` on a tiny pair, with one process and with two by turns,
-and ends them by SIGKILL at random moments. After each kill every row that is
-committed must be what an undisturbed run wrote, and no row that was committed
-before may be gone. A cache that is complete must be the undisturbed one, byte
-for byte; then the next one begins. 100 kills take about 15 minutes on two
-cores. Writes durability.json into the workdir; exit code 0: nothing was lost.
+Runs `analogjax cache` on a tiny pair, alternating between one process and two,
+and ends them by SIGKILL at random moments. After each kill every committed row
+must equal that of an undisturbed run, and no row that was committed before may
+be gone. A complete cache must equal the undisturbed one byte for byte; then the
+next one begins. 100 kills take about 15 minutes on two cores. Writes
+durability.json into the workdir; exit code 0: nothing was lost.
 """
 
 import argparse
@@ -42,13 +42,12 @@ class Runs:
   """Starts `analogjax` in some processes, with two devices in all."""
 
   def __init__(self, pair, *, rows, command="cache", overrides=()):
-    """Of a Tiny of tests/kit/tiny_pair.py.
+    """Prepares runs on a Tiny of tests/kit/tiny_pair.py.
 
     Args:
-      pair: the Tiny.
       rows: of the cache to train on.
       command: to run.
-      overrides: of the config, more of them.
+      overrides: further overrides of the config.
     """
     self._pair, self._command = pair, command
     self._more = (
@@ -92,7 +91,7 @@ def log_path(workdir, process):
 
 
 def logs(workdir):
-  """What the processes of a workdir have said, the end of it."""
+  """The end of the output of a workdir's processes."""
   paths = sorted(workdir.parent.glob(f"{workdir.name}-*.log"))
   return "\n".join(f"{p.name}:\n{p.read_text()[-4000:]}" for p in paths)
 
@@ -104,7 +103,7 @@ def free_port():
 
 
 def finish(processes, workdir):
-  """Waits; Damage if a run that nobody killed fails or hangs."""
+  """Waits; raises Damage if a run that was not killed fails or hangs."""
   end = time.monotonic() + HANGS_SECONDS
   try:
     for process in processes:
@@ -138,7 +137,7 @@ def files(workdir):
 
 
 class Undisturbed:
-  """What a cache must hold."""
+  """The expected content of a cache."""
 
   def __init__(self, workdir):
     self.files = files(workdir)
@@ -148,14 +147,14 @@ class Undisturbed:
       self._stored[name] = cache.read_stored(np.arange(len(cache)))
 
   def check(self, workdir, before):
-    """Which rows are committed, by cache, and how many objects are half done.
+    """Committed rows by cache, and the number of half-written objects.
 
     Args:
       workdir: of a run that was killed.
-      before: what this call gave the last time.
+      before: the previous result of this call.
 
     Raises:
-      Damage: a committed row is gone, unreadable or another one.
+      Damage: a committed row is gone, unreadable or changed.
     """
     committed, half_done = {}, 0
     for name in CACHES:
@@ -185,7 +184,7 @@ class Undisturbed:
     return committed, half_done
 
   def compare(self, workdir):
-    """Damage if a complete cache is not the undisturbed one."""
+    """Raises Damage if a complete cache differs from the undisturbed one."""
     found = files(workdir)
     differs = [p for p in self.files if self.files[p] != found.get(p)]
     differs += sorted(set(found) - set(self.files))
@@ -194,15 +193,14 @@ class Undisturbed:
 
 
 def run(pair, folder, *, kills, rows, seed, say=lambda text: None):
-  """Kills until it was enough; the report.
+  """Kills until there were enough; returns the report.
 
   Args:
     pair: Tiny of tests/kit/tiny_pair.py.
-    folder: to work in.
-    kills: of runs that were alive.
+    kills: number of kills of live runs.
     rows: of the cache to train on.
     seed: of the moments.
-    say: takes a line now and then.
+    say: prints a line now and then.
   """
   rng = random.Random(seed)
   runs = Runs(pair, rows=rows)
@@ -271,7 +269,7 @@ def one_cache(runs, wanted, workdir, kills, rng, report, say):
 
 
 def wait_for_files(processes, workdir):
-  """Until these processes have written something into a cache, or ended."""
+  """Waits until these processes have written to a cache, or ended."""
   before, end = count_files(workdir), time.monotonic() + HANGS_SECONDS
   while all(process.poll() is None for process in processes):
     if count_files(workdir) > before:

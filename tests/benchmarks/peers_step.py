@@ -1,15 +1,15 @@
 """A distillation step of ours beside the same step of other projects.
 
 One process, one student (Llama-style, tied embeddings, the same weights), one
-batch, float32, AdamW; the arms take turns within each round. Peers get what
-their step needs ready in memory: Tunix the teacher's logits, the step with
+batch, float32, AdamW; the arms take turns within each round. Inputs of the
+peers' steps are already in memory: Tunix the teacher's logits, the step with
 transformers the teacher's top ids. Ours gets records as the cache gives them,
 or the hidden states of a live teacher.
 
   python tests/benchmarks/peers_step.py --tunix=FOLDER --write-docs
 
-FOLDER is where `pip install --no-deps --target=FOLDER google-tunix` and what it
-imports went; a peer that is not there is reported as not installed.
+FOLDER holds `pip install --no-deps --target=FOLDER google-tunix` and its
+imports; a missing peer is reported as not installed.
 
 Shape letters: B rows, L position, D width of the student, W of the teacher, V
 vocabulary, K entries of a record.
@@ -60,7 +60,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What all arms have in common."""
+  """The common inputs of all arms."""
 
   cfg: decoder.DecoderConfig
   params: nnx.State
@@ -111,7 +111,7 @@ def make_job(
 def with_records(
   batch: batches.Batch, logits_BLV: jax.Array, sampler: sampling.Sampler
 ) -> batches.Batch:
-  """The batch with what a cache of this kind would give."""
+  """The batch with the records of a cache of this kind."""
   draw = jax.jit(
     functools.partial(
       sampling.draw,

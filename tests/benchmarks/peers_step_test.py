@@ -8,14 +8,14 @@ import pytest
 
 @pytest.fixture
 def module(monkeypatch):
-  """Modules as the script has them: beside it."""
+  """Imports modules as the script does, from its folder."""
   monkeypatch.syspath_prepend(str(Path(__file__).parent))
   return importlib.import_module
 
 
 @pytest.mark.slow
 def test_the_whole_script(module, tmp_path, monkeypatch, capsys):
-  """Steps of torch begin at our loss; a peer that is missing is a line."""
+  """The steps of torch begin at our loss; a missing peer is reported."""
   pytest.importorskip("torch")
   pytest.importorskip("transformers")
   peers_step = module("peers_step")

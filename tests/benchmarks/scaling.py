@@ -1,4 +1,4 @@
-"""What `analogjax plan` says of one analog on ever more chips.
+"""Plans of `analogjax plan` for one analog on more and more chips.
 
 An 8B of a 405B over a trillion rows' tokens, cached and not. GPUs are counted;
 TPUs are compiled for, which takes minutes each and libtpu.
@@ -27,7 +27,7 @@ TOKENS = 2**40  # Of each phase, and of the cache.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-  """Chips, and how the work lies on them."""
+  """Chips, and the layout of the work on them."""
 
   topology: str
   mesh: Mapping[str, int] = dataclasses.field(hash=False)
@@ -80,7 +80,7 @@ CASES = (
 
 
 def plan(case: Case) -> dict[str, Any]:
-  """What the command prints as JSON."""
+  """The command's output as JSON."""
   overrides = [f"--config.{k}={v}" for k, v in case.overrides().items()]
   done = subprocess.run(
     [
@@ -96,14 +96,14 @@ def plan(case: Case) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> str:
-  """Three digits, or what says that there is none."""
+  """Three digits, or the text for a missing value."""
   if value is None:
     return "-"
   return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def memory_table(plans: Mapping[Case, Mapping[str, Any]]) -> list[str]:
-  """What one device holds in each program, and what its step waits for."""
+  """Memory of a device in each program, and the resource its step waits for."""
   stages = ("cache", "train.pretrain", "train.distill")
   lines = [f"| chips | mesh | {' | '.join(stages)} | of |"]
   lines.append("|---|---|---|---|---|---|")
@@ -129,7 +129,7 @@ def memory_table(plans: Mapping[Case, Mapping[str, Any]]) -> list[str]:
 
 
 def cost_table(plans: Mapping[Case, Mapping[str, Any]]) -> list[str]:
-  """Days and dollars by stage, and what the cache's store has to give."""
+  """Days and dollars by stage, and the load on the cache's store."""
   head = (
     *("chips", "cache, days", "pretrain", "distill", "all, days"),
     *("device-hours", "million dollars", "cache read, GB/s", "requests/s"),

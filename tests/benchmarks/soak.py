@@ -1,19 +1,19 @@
-"""Kills and stops whole runs at random moments, and looks for what they lost.
+"""Kills and stops whole runs at random moments, and checks for losses.
 
-  make soak        # or, into a folder of your own:
+  make soak        # or, into another folder:
   python tests/benchmarks/soak.py --workdir=runs/soak --minutes=18
 
 Runs `analogjax run` on a tiny pair from cache to export, again and again: with
-one process, with two, and with one and two by turns in the same workdir. Each
-is ended by SIGKILL or SIGTERM until it gets through. SIGKILL takes all
-processes, or one, and then the other has to end by itself. After each end, what
-is committed has to be there and be that of an undisturbed run; what a finished
-run leaves has to be what the undisturbed one leaves. soak_checks.py has the
-checks, durability.py those of the caches.
+one process, with two, and alternating in the same workdir. Each is ended by
+SIGKILL or SIGTERM until it finishes. SIGKILL hits all processes, or one, and
+then the other has to end by itself. After each end, committed results must
+exist and equal those of an undisturbed run; the results of a finished run must
+equal those of the undisturbed one. soak_checks.py has the checks, durability.py
+those of the caches.
 
-It stops after --kills and --terms, or when time is up, and finishes the run
-that it is at. Prints a line for each end, then a table; writes soak.json; exit
-code 0: nothing was lost. The folder keeps every workdir that was damaged.
+It stops after --kills and --terms, or when time is up, and finishes the current
+run. Prints a line for each end, then a table; writes soak.json; exit code 0:
+nothing was lost. The folder keeps every damaged workdir.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def overrides(steps):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How much is done to the runs."""
+  """Limits of the disturbance."""
 
   kills: int
   terms: int
@@ -66,7 +66,7 @@ class Plan:
 
 
 class Soak:
-  """Disturbs runs until it is enough."""
+  """Disturbs runs until there was enough."""
 
   def __init__(self, pair, folder, plan, *, seed, say, steps=STEPS, rows=ROWS):
     self._folder, self._plan, self._say = folder, plan, say
@@ -89,7 +89,7 @@ class Soak:
     self._damage = []
 
   def run(self):
-    """Everything; the report."""
+    """Runs everything; returns the report."""
     self._undisturbed()
     cases = itertools.cycle(self._plan.cases)
     for number in itertools.count():
@@ -116,7 +116,7 @@ class Soak:
       self._say(f"undisturbed, processes: {count}: {seconds:.1f} s")
 
   def _next_signal(self):
-    """What ends the next start; None: nothing does any more."""
+    """The signal that ends the next start; None: it is not ended."""
     if self._is_enough():
       return None
     terms, kills = self._counts["SIGTERM"], self._counts["SIGKILL"]
@@ -130,7 +130,7 @@ class Soak:
     return enough or time.monotonic() - self._since > self._plan.seconds
 
   def _one_run(self, workdir, case):
-    """From nothing to its export, through whatever happens to it."""
+    """Runs once from nothing to the export, with all interruptions."""
     counts = CASES[case]
     wanted, exact = self._wanted[counts[0]], len(counts) == 1
     seen, seconds = soak_checks.Seen(), 0.0
@@ -164,7 +164,7 @@ class Soak:
     )
 
   def _done_again(self, workdir, phase, seen, end):
-    """Steps that were reported and are not committed."""
+    """Steps that were reported but not committed."""
     last = soak_checks.last_step(workdir, phase)
     lost = max(last - seen.newest[phase], 0)
     was_asked = end.what == "SIGTERM" and set(end.codes) == {soak_ends.REQUEUE}
@@ -191,7 +191,7 @@ class Soak:
     )
 
   def _progress(self, workdir):
-    """Something that changes whenever a run writes what counts."""
+    """A value that changes whenever a run writes results."""
     saved = tuple(sorted(workdir.glob("train/*/checkpoints/*")))
     done = (workdir / "fidelity.json").exists()
     count = durability.count_files(workdir)

@@ -1,6 +1,6 @@
-"""What must hold of a workdir, however often its run was killed.
+"""Checks of a workdir, however often its run was killed.
 
-It is compared with workdirs whose runs nobody disturbed.
+It is compared with workdirs of undisturbed runs.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def read_sections(arguments):
 
 
 def curve(workdir, phase):
-  """The records of a phase but for speeds, which no two runs share."""
+  """The records of a phase without speeds, which differ between runs."""
   return [
     record
     for record in metrics.read(workdir / "train" / phase)
@@ -51,19 +51,19 @@ def curve(workdir, phase):
 
 
 def last_step(workdir, phase):
-  """The last step that the metrics of a phase name; 0: none."""
+  """The last step in the metrics of a phase; 0: none."""
   steps_done = [r["step"] for r in metrics.read(workdir / "train" / phase)]
   return max(steps_done, default=0)
 
 
 def names(workdir):
-  """What lies there, down to the folders of the phases."""
+  """Names of the files and folders, down to the folders of the phases."""
   found = [*workdir.iterdir(), *workdir.glob("train/*/*")]
   return {str(path.relative_to(workdir)) for path in found}
 
 
 def unwanted(text):
-  """Lines that should not be in what a process says."""
+  """Lines that should not be in a process's output."""
   return [line[:300] for line in _UNWANTED.findall(text)]
 
 
@@ -91,7 +91,7 @@ def largest_difference(found, wanted):
 
 
 def metrics_of(models):
-  """What each model scored over all tokens: name -> metric -> value."""
+  """Scores of each model over all tokens: name -> metric -> value."""
   return {
     name: {key: x["value"] for key, x in model["metrics"].items()}
     for name, model in models.items()
@@ -99,7 +99,7 @@ def metrics_of(models):
 
 
 class Undisturbed:
-  """What a run must leave."""
+  """The expected results of a run."""
 
   def __init__(self, workdir, phases):
     self.caches = durability.Undisturbed(workdir)
@@ -115,20 +115,20 @@ class Undisturbed:
 
 @dataclasses.dataclass
 class Seen:
-  """What was committed when a workdir was last looked at."""
+  """Committed results when a workdir was last examined."""
 
   rows: dict = dataclasses.field(default_factory=dict)  # By cache.
   newest: dict = dataclasses.field(default_factory=dict)  # Step, by phase.
 
 
 class Inspector:
-  """Looks at workdirs of one config, between two starts and at the end.
+  """Examines workdirs of one config, between two starts and at the end.
 
   Attributes:
-    rows: that were read and compared.
-    restored: checkpoints that were.
-    largest_difference: of any loss from the undisturbed one, relative, where
-      the number of processes changed.
+    rows: number of rows read and compared.
+    restored: number of checkpoints restored.
+    largest_difference: of any loss from the undisturbed one, relative, if the
+      number of processes changed.
   """
 
   def __init__(self, arguments):
@@ -158,16 +158,16 @@ class Inspector:
     return jax.eval_shape(init)
 
   def look(self, workdir, wanted, seen, *, exact):
-    """What is committed now.
+    """Examines the committed results.
 
     Args:
       workdir: of a run that was killed, or has ended.
       wanted: an Undisturbed.
-      seen: what this gave the last time; Seen() at first.
-      exact: losses have to be those of `wanted`, not only near them.
+      seen: the previous result of this method; Seen() at first.
+      exact: losses have to equal those of `wanted`, not only be near them.
 
     Raises:
-      Damage: something committed is gone, unreadable or another one.
+      Damage: something committed is gone, unreadable or changed.
     """
     rows, _ = wanted.caches.check(workdir, seen.rows)
     self.rows += sum(int(done.sum()) for done in rows.values())
@@ -186,7 +186,7 @@ class Inspector:
     return Seen(rows, newest)
 
   def _restore_all(self, workdir, phase):
-    """Steps of a phase that are listed; all of them can be read."""
+    """Restores all listed steps of a phase."""
     place = Run(self._sections, workdir).checkpoint_place(phase)
     if not place.is_dir():
       return []
@@ -242,7 +242,7 @@ class Inspector:
     self.largest_difference = max(self.largest_difference, difference)
 
   def _check_export(self, path, wanted, exact):
-    """An export is there whole or not at all."""
+    """Checks that an export is whole or absent."""
     if path.name not in wanted.export:
       raise Damage(f"{path}: no export has this file")
     same = durability.digest(path).hex() == wanted.export[path.name]
@@ -250,18 +250,17 @@ class Inspector:
       raise Damage(f"{path}: not the undisturbed one")
 
   def finished(self, workdir, wanted, seen, *, exact, seconds, done_again):
-    """Checks a run that ended; its goodput by phase.
+    """Checks a run that ended; returns its goodput by phase.
 
     Args:
-      workdir: of it.
       wanted: an Undisturbed.
-      seen: by the last `look`.
+      seen: from the last `look`.
       exact: bits have to be those of `wanted`, not only values.
-      seconds: that all its starts took together.
+      seconds: total of all its starts.
       done_again: of each phase, (steps that kills lost, kills).
 
     Raises:
-      Damage: it is not what the undisturbed run left.
+      Damage: its results differ from those of the undisturbed run.
     """
     self.look(workdir, wanted, seen, exact=exact)
     wanted.caches.compare(workdir)
@@ -311,7 +310,7 @@ class Inspector:
     return goodput
 
   def _check_lost(self, where, phase, spent, fields, lost, kills):
-    """Steps in the ledger are those that were needed, and those lost."""
+    """Checks that the ledger has exactly the needed and the lost steps."""
     train = self._sections.train.phase[phase]
     tokens = train.batch_rows * self._sections.data.L
     again = spent[f"train/{phase}"]["tokens"] / tokens - train.num_steps

@@ -23,7 +23,7 @@ _SPOKE = re.compile(r"^(?:cache|train|measure|export)\b.*", re.M)
 
 @dataclasses.dataclass(frozen=True)
 class End:
-  """How a start came to its end."""
+  """How a start ended."""
 
   what: str  # "SIGKILL", "SIGTERM", or "" where nobody ended it.
   moment: str  # One of MOMENTS.
@@ -33,11 +33,11 @@ class End:
 
 
 class Ender:
-  """Ends what it starts.
+  """Ends the runs that it starts.
 
   Attributes:
-    late_seconds: from the last step to the end of a run, by how many processes
-      it has, where this is known.
+    late_seconds: from the last step to the end of a run, by its number of
+      processes, where known.
   """
 
   def __init__(self, runs, rng, last):
@@ -52,7 +52,7 @@ class Ender:
     return (place / str(num_steps)).exists()
 
   def undisturbed(self, workdir, num_processes):
-    """Lets a run come to its end; how long it took, in seconds."""
+    """Lets a run finish; returns its time in seconds."""
     began = time.monotonic()
     processes = self._runs.start(workdir, num_processes)
     trained = None
@@ -66,16 +66,15 @@ class Ender:
     return now - began
 
   def start(self, workdir, num_processes, seen, number):
-    """Starts a run, and ends it at some moment; the End.
+    """Starts a run, and ends it at some moment; returns the End.
 
     Args:
-      workdir: of the run.
-      num_processes: of it.
-      seen: what is committed there, a soak_checks.Seen.
+      num_processes: of the run.
+      seen: its committed results, a soak_checks.Seen.
       number: the signal that ends it; None: it runs to its end.
 
     Raises:
-      Damage: it did not end as it should, or said what it should not.
+      Damage: it did not end as it should, or printed something unwanted.
     """
     offset = _size(workdir)
     written, begun = times(workdir), count_objects(workdir)
@@ -111,7 +110,7 @@ class Ender:
         raise Damage(f"{workdir}: a process says {found[:3]}")
 
   def _wait(self, processes, workdir, moment, has_said, work):
-    """Until the moment has come, or one of the processes has ended."""
+    """Waits until the moment has come, or one of the processes has ended."""
     rng, count = self._rng, len(processes)
     if moment == "starting":
       _sleep(processes, rng.uniform(0.2, STARTING_SECONDS))
@@ -171,7 +170,7 @@ def allowed_codes(end, *, is_victim, is_done):
 
   Args:
     end: of the start that it was one of.
-    is_victim: whether the signal went to it.
+    is_victim: whether it got the signal.
     is_done: whether the run had its summary: the signal came too late.
   """
   allowed = {REQUEUE, 0} if is_done else {REQUEUE}
@@ -184,7 +183,7 @@ def allowed_codes(end, *, is_victim, is_done):
 
 
 def times(workdir):
-  """When the metrics of each phase were written last."""
+  """Time of the last write to the metrics of each phase."""
   files = workdir.glob("train/*/metrics.jsonl")
   return {path.parent.name: path.stat().st_mtime_ns for path in files}
 
@@ -207,7 +206,7 @@ def _sleep(processes, seconds):
 
 
 def _size(workdir):
-  """How much each process has said, over all starts."""
+  """Size of each process's output, over all starts."""
   sizes = []
   for i in range(2):
     path = durability.log_path(workdir, i)
@@ -216,7 +215,7 @@ def _size(workdir):
 
 
 def _said(workdir, sizes, count):
-  """What processes have said since."""
+  """Output of the processes since then."""
   parts = []
   for i in range(count):
     data = durability.log_path(workdir, i).read_bytes()[sizes[i] :]

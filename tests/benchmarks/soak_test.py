@@ -1,4 +1,4 @@
-"""Tests for tests/benchmarks/soak.py: a few ends, and what its verdict sees."""
+"""Tests for tests/benchmarks/soak.py: a few ends, and its verdict."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def modules():
-  """soak, soak_checks and soak_ends, as the script has them: beside it."""
+  """Imports soak, soak_checks and soak_ends as the script does."""
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parent))
     yield tuple(
@@ -22,7 +22,7 @@ def modules():
 
 @pytest.fixture(scope="module")
 def soaked(modules, tmp_path_factory):
-  """A soak of a few ends: (folder, pair, what it said, report)."""
+  """A soak of a few ends: (folder, pair, output, report)."""
   soak, *_ = modules
   folder = tmp_path_factory.mktemp("soak")
   pair = soak.durability.make_pair(folder / "pair")
@@ -35,7 +35,7 @@ def soaked(modules, tmp_path_factory):
 
 
 def test_a_pair_outside_of_pytest(modules, tmp_path, monkeypatch):
-  """As `make soak` has it: nobody has said where compiled programs go."""
+  """As in `make soak`: nothing says where compiled programs go."""
   soak, *_ = modules
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
   pair = soak.durability.make_pair(tmp_path / "pair")

@@ -1,7 +1,7 @@
-"""Imports a module where packages that it does not need here are missing.
+"""Imports a module although packages that it does not need here are missing.
 
 The pure steps are in one package with modules that read data, so importing them
-imports grain and tensorstore, of which a benchmark on random rows uses nothing.
+imports grain and tensorstore, which a benchmark on random rows does not use.
 """
 
 import importlib
@@ -27,10 +27,10 @@ class _StandIn(types.ModuleType):
 
 
 def import_all(names: tuple[str, ...]) -> list[str]:
-  """Imports modules, and puts a stand-in for each package that is missing.
+  """Imports modules, with a stand-in for each missing package.
 
   Returns:
-    Names of what is missing.
+    Names of the missing packages.
 
   Raises:
     ModuleNotFoundError: one of NEEDED is missing, or a part of this project.

@@ -25,7 +25,7 @@ SHAPES = {
 
 
 def config(name: str, **changes: Any) -> decoder.DecoderConfig:
-  """The decoder of a name; remat, attention and the like are changes."""
+  """The decoder of a name; remat, attention and similar fields are changes."""
   fields = dict(
     V=V,
     max_positions=8192,

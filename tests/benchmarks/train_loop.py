@@ -1,7 +1,7 @@
-"""What several processes and saved checkpoints add to the time of a step.
+"""Cost of several processes and of checkpoints, in time per step.
 
-Arms take turns: all of them are alive at once, and all but one wait. On CPUs,
-with gloo between processes.
+Arms take turns: all of them are alive at once, and all but one wait. It runs on
+CPUs, with gloo between processes.
 
   python tests/benchmarks/train_loop.py --write-docs
 """
@@ -59,7 +59,7 @@ class Arm:
       raise
 
   def take(self, turn: Turn) -> Spent:
-    """A turn of all processes; what the slowest one spent."""
+    """Runs a turn of all processes; returns the time of the slowest one."""
     for link in self._links:
       link.send(turn)
     return max(self._answers(), key=lambda spent: spent.seconds)
@@ -87,7 +87,7 @@ class Arm:
 
 @contextlib.contextmanager
 def started(places: Sequence[Place]) -> Iterator[Arm]:
-  """An arm that has ended, whatever happens."""
+  """An arm that is ended in any case."""
   arm = Arm(places)
   try:
     yield arm
@@ -104,7 +104,7 @@ def free_port() -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
-  """What steps took on one process, and on two."""
+  """Times of steps on one process, and on two."""
 
   student: Student
   axis: str
@@ -120,7 +120,7 @@ class Processes:
 def measure_processes(
   student: Student, axis: str, *, rounds: int, steps: int
 ) -> Processes:
-  """What each round took, by arm.
+  """Seconds of each round, by arm.
 
   Raises:
     ValueError: the arms do not compute the same.
@@ -164,7 +164,7 @@ def check_losses(first: Mapping[str, Spent]) -> None:
 def measure_saves(
   student: Student, folder: Path, *, rounds: int, steps: int
 ) -> tuple[int, dict[str, list[Spent]]]:
-  """Bytes of the state, and what each round took: with a save, and without."""
+  """Bytes of the state, and seconds of each round: with a save, and without."""
   place = Place(student=student, num_devices=1, folder=folder)
   with started([place]) as arm:
     turns = {
@@ -177,7 +177,7 @@ def measure_saves(
 def take_turns(
   arms: Mapping[str, tuple[Arm, Turn]], rounds: int
 ) -> dict[str, list[Spent]]:
-  """All arms once in each round, in an order of its own; one round before."""
+  """Runs all arms once in each round, in random order; one warm-up round."""
   spent: dict[str, list[Spent]] = {name: [] for name in arms}
   rng = np.random.default_rng(0)
   names = list(arms)
@@ -225,7 +225,7 @@ def processes_table(measured: Sequence[Processes]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Saves:
-  """What was measured of the saves of one student."""
+  """Measurements of the saves of one student."""
 
   student: Student
   state_bytes: int

@@ -11,7 +11,7 @@ SIZES = dict(V=60, D=16, layers=1, rows=1, length=8, chunk=8)
 
 @pytest.fixture
 def train_loop(monkeypatch):
-  """The module as the script has it: beside what it imports."""
+  """The module as the script has it: beside its imports."""
   monkeypatch.syspath_prepend(str(Path(__file__).parent))
   return importlib.import_module("train_loop")
 
@@ -48,7 +48,7 @@ def test_the_whole_script(train_loop, tmp_path, monkeypatch, capsys):
 
 
 def test_a_step_on_two_processes(train_loop):
-  """Ratios of the same round; a turn was two steps."""
+  """Ratios within a round; a turn was two steps."""
   measured = train_loop.Processes(
     student=train_loop.Student(**SIZES),
     axis="fsdp",
@@ -69,7 +69,7 @@ def test_a_step_on_two_processes(train_loop):
 
 
 def test_the_share_of_a_save(train_loop):
-  """3 s more at a step of 1 s, of which there are 100 between two saves."""
+  """3 s added to steps of 1 s, of which there are 100 between two saves."""
   student = train_loop.Student(**SIZES)
   saves = train_loop.Saves(
     student=student,

@@ -1,8 +1,8 @@
-"""One process of a benchmark of the training loop; it works when it is told.
+"""One process of a benchmark of the training loop; it works on request.
 
-What it repeats is the loop of `trainer.Phase` without evaluation and files:
-batches read ahead and put on the mesh, the step, the board, metrics one step
-late, and the save.
+It repeats the loop of `loop.Phase` without evaluation and files: batches read
+ahead and put on the mesh, the step, the board, metrics one step late, and the
+save.
 
 Shape letters: B rows, L positions, V vocabulary, D width.
 """
@@ -50,7 +50,7 @@ class Student:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-  """Which process this is, and what it drives."""
+  """The number of this process, and its devices."""
 
   student: Student
   num_devices: int  # Of this process.
@@ -72,7 +72,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spent:
-  """What a turn took, in seconds."""
+  """Duration of a turn, in seconds."""
 
   seconds: float  # From the first step to the end of all that it began.
   held: float  # Of these, in which a save let no step begin.
@@ -81,11 +81,9 @@ class Spent:
 
 
 def work(link: connection.Connection, place: Place) -> None:
-  """Says how large the state is, in bytes, then takes turns until None comes.
+  """Reports the size of the state in bytes, then takes turns until None comes.
 
-  Args:
-    link: gives turns, takes what was spent.
-    place: of this process.
+  `link` sends turns and receives times.
   """
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", place.num_devices)
@@ -114,7 +112,7 @@ def work(link: connection.Connection, place: Place) -> None:
 
 
 class Loop:
-  """Training that goes on from turn to turn."""
+  """Training that continues from turn to turn."""
 
   def __init__(self, student: Student, mesh, saved):
     """Makes the state.

@@ -1,4 +1,4 @@
-"""Tests for analogjax/bundle/folder.py: what a hostile folder may hold."""
+"""Tests for analogjax/bundle/folder.py: hostile folders."""
 
 import os
 import socket

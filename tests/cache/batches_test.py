@@ -85,7 +85,7 @@ def test_each_pass_is_a_permutation(batch_rows, num_rows):
 
 
 def test_the_order_is_pinned():
-  """A restart has to draw what the run before it drew.
+  """A restart has to draw the rows that the run before it drew.
 
   If this fails after an update of grain, its index_shuffle gives another
   permutation: pin grain, or write the shuffle here. Do not renew the numbers.
@@ -116,7 +116,7 @@ def test_the_order_is_a_function_of_seed_and_step_alone():
 
 @pytest.mark.parametrize("batch_rows", [1, 4, 16])
 def test_each_row_knows_its_pass(batch_rows):
-  """Which replica of a record it takes; a batch may hold several passes."""
+  """The pass selects a record's replica; a batch may hold several passes."""
   passes = [
     epoch
     for step in range(48 // batch_rows)
@@ -196,7 +196,7 @@ def test_in_order_covers_every_row_once(cache, batch_rows):
 
 @pytest.mark.parametrize("batch_rows", [4, 8])
 def test_groups_share_out_what_is_read_in_order(cache, batch_rows):
-  """Each row of a batch in one group, where the mesh wants it."""
+  """Each row of a batch is in one group, as the mesh requires."""
   groups = [
     processes.Group(i, 2, True, w, 4) for i, w in enumerate([(0, 3), (1, 2)])
   ]
@@ -421,7 +421,7 @@ def test_a_stream_starts_again_at_its_end(open_order, batch_rows):
 
 
 def test_a_long_stream_still_knows_its_beginning(open_order):
-  """Over a hundred reads a pass: more states than are kept."""
+  """Over a hundred reads per pass: more states than are kept."""
   one = open_order("long_stream", batch_rows=1)
   got = [first_tokens(one.read(step))[0] for step in range(300)]
   assert got == [i % 40 for i in range(120)] * 2 + [i % 40 for i in range(60)]
@@ -430,7 +430,7 @@ def test_a_long_stream_still_knows_its_beginning(open_order):
 @pytest.mark.parametrize("function", ["stream", "packed"])
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 8, 13])
 def test_a_restart_goes_on_exactly(open_order, function, step):
-  """From the position of a step that the prefetch has left behind."""
+  """From the position of a step that the prefetch has already passed."""
   whole = open_order(function)
   wanted = [whole.read(i).tokens_BL for i in range(17)]
 

@@ -1,6 +1,6 @@
-"""docs/cache_format.md describes the caches that analogjax/data writes.
+"""docs/cache_format.md describes the caches that analogjax/cache writes.
 
-Its reader, which knows nothing but zarr, reads what ours reads.
+The page's reader, which uses only zarr, reads the same as ours.
 """
 
 import functools
@@ -34,7 +34,7 @@ CAPTURE = sampling.Capture(kind="entropy", rate=0.08)
 
 
 def make_rows():
-  """Five rows: packed, padded, with weights and positions of their own."""
+  """Five rows: packed, padded, with their own weights and positions."""
   rng = np.random.default_rng(0)
   segments_BL = np.sort(rng.integers(1, 4, (5, L)))
   segments_BL[1, -5:] = 0
@@ -284,7 +284,7 @@ def test_levels_are_those_of_the_page(cache):
 
 
 def test_all_lengths_of_a_gap_are_there(cache):
-  """Else the reader of the page would be tried on few of its lines."""
+  """Otherwise few lines of the page's reader would be tested."""
   stored = cache.read_stored(np.arange(5))
   first = np.concatenate(
     [

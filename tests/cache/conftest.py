@@ -7,5 +7,5 @@ from s3 import account, bucket, s3_server  # noqa: F401
 
 @pytest.fixture(scope="session")
 def kit():
-  """What tests of the logit cache are made of, as functions."""
+  """Functions that make the objects of the tests of the logit cache."""
   return caches

@@ -67,7 +67,7 @@ def test_a_flipped_byte_is_the_damage_of_its_row(full, replica):
 
 
 def test_rows_that_are_others_than_they_were_written_as(full):
-  """Bytes that no checksum knows to be wrong: in all of a row's arrays."""
+  """Changed bytes with valid checksums, in all of a row's arrays."""
   cache, folder = full
   stored = cache.read_stored(np.arange(4, 8))
   stored["entropy"][1, 0] ^= 1
@@ -100,7 +100,7 @@ def test_a_lost_object_is_damage(full, array):
 
 
 def test_what_is_damaged_can_be_written_again_beside_what_is_not(kit, full):
-  """As --repair does it: healthy rows as they lie there, all replicas."""
+  """As --repair does it: healthy rows are kept, all replicas."""
   cache, folder = full
   before = [cache.read(range(10), m) for m in range(2)]
   whole = cache.encode(kit.rows(cache.manifest), kit.records(cache.manifest))

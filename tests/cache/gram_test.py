@@ -21,7 +21,7 @@ def make(seed=0, width=D):
 
 
 def oracle(x_BMD, weights_BM):
-  """Row by row, of the tokens with a weight alone, in float64."""
+  """Row by row, only of the tokens with a weight, in float64."""
   out = np.zeros((B, M, M))
   for b in range(B):
     (at,) = np.nonzero(weights_BM[b])
@@ -60,7 +60,7 @@ def test_rotations_scalings_and_shifts_change_nothing():
 
 
 def test_a_wider_teacher_is_reached_by_descent():
-  """No projector: five numbers a token learn the cosines of nine."""
+  """Without a projector, five numbers per token learn the cosines of nine."""
   x_BMD, weights_BM = make()
   teacher_BMM = gram.matrix(make(1, W)[0], weights_BM)
   step = jax.jit(jax.value_and_grad(gram.loss))

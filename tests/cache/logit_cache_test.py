@@ -41,7 +41,7 @@ def kind(request):
 
 
 def make_full(kit, folder, m):
-  """(folder, rows, records, manifest) of a cache whose rows are all there."""
+  """(folder, rows, records, manifest) of a complete cache."""
   rows, records = kit.rows(m), kit.records(m)
   kit.write_all(create(folder, m), rows, records)
   return types.SimpleNamespace(folder=folder, rows=rows, records=records, m=m)
@@ -55,7 +55,7 @@ def full(kit, tmp_path):
 
 
 def assert_records(entries, records, m, replica=0):
-  """That these are the records, each with its ids in the order of rank."""
+  """Asserts that these are the records, each with its ids in order of rank."""
   rank_V = np.argsort(ORDER)
   ids, codes = (
     field[:, replica] for field in (records.ids_BMLK, records.codes_BMLK)
@@ -125,7 +125,7 @@ def test_what_is_written_is_read(kit, tmp_path, kind, capture):
 
 
 def test_the_gram_is_read_with_its_positions(kit, full):
-  """Six tokens a row: four of them are drawn. Stored in one line by row."""
+  """Six tokens per row, of which four are drawn. Stored in one line per row."""
   cache = logit_cache.open_cache(full.folder)
   codes_BZP = full.records.gram_BZP
   assert codes_BZP.shape == (6, 2, 6) and len(np.unique(codes_BZP)) > 40
@@ -287,7 +287,7 @@ def test_tokens_take_as_few_bytes_as_the_vocabulary_needs(
 
 @pytest.mark.parametrize("name", ["100%", "a%20b", "a b", "a#b?c", "caf\u00e9"])
 def test_any_folder_name(kit, tmp_path, name):
-  """A URL, in which some characters would have a meaning."""
+  """A URL in which some characters would have a meaning."""
   one = make_full(kit, tmp_path / name, kit.manifest())
   assert [path.name for path in tmp_path.iterdir()] == [name]
   cache = logit_cache.open_cache(tmp_path / name)
@@ -303,7 +303,7 @@ class Killed(BaseException):
 
 
 class Wrapped:
-  """An array of a cache of which some calls are replaced."""
+  """An array of a cache with some calls replaced."""
 
   def __init__(self, array, **replaced):
     self._array = array
@@ -318,7 +318,7 @@ class Wrapped:
 
 
 def test_a_kill_before_the_commit_leaves_holes(kit, tmp_path):
-  """The digest is written last: without it the rows are not there."""
+  """The digest is written last: without it the rows are not committed."""
   m = kit.manifest()
   rows, records = kit.rows(m), kit.records(m)
   cache = create(tmp_path, m)
@@ -430,7 +430,7 @@ def test_another_zarr_group(kit, tmp_path):
 
 @pytest.mark.parametrize("version", [1, 4, None])
 def test_another_version(kit, full, version):
-  """One of version 1 has other arrays; nothing but its version is read."""
+  """A cache of version 1 has other arrays; only its version is read."""
   replace_manifest(full.folder, format_version=version, tau=None)
   shutil.rmtree(full.folder / "num_head")
   message = rf"version {version}, .* reads versions 2 and 3. .*cache again"
@@ -443,7 +443,7 @@ def test_another_version(kit, full, version):
 
 
 def test_version_2_is_one_without_a_gram(kit, tmp_path):
-  """Read, compared and grown; written again, it is of version 3."""
+  """It is read, compared and grown; written again, it has version 3."""
   one = make_full(kit, tmp_path, kit.manifest())
   file = tmp_path / "zarr.json"
   group = json.loads(file.read_text())
@@ -488,7 +488,7 @@ def test_a_missing_array(full, array):
 
 
 def test_another_id_order(kit, full):
-  """From another cache, or damaged: every id would be another one."""
+  """From another cache, or damaged: every id would be wrong."""
   other = full.folder.with_name("other")
   logit_cache.create(other, full.m)
   shutil.rmtree(full.folder / "id_order")
@@ -532,7 +532,7 @@ def refused(cache, message, replica=0):
   ("kind", "array"), [(k, a) for k in KINDS for a in arrays_of(k)]
 )
 def test_a_changed_array_is_found(kit, tmp_path, kind, array):
-  """Values that no checksum knows to be wrong, in the first and last place."""
+  """Wrong values with valid checksums, in the first and last place."""
   m = kit.manifest(kind, num_rows=4, num_replicas=2, capture="random", **GRAM)
   m = dataclasses.replace(m, vocabulary_size=2**17)
   cache = logit_cache.create(tmp_path, m)
@@ -584,7 +584,7 @@ def test_swapped_rows_and_replicas_are_found(kit, tmp_path, kind):
 
 
 def test_records_of_another_teacher_of_the_same_rows_are_found(kit, full):
-  """Whole objects, every checksum of which is right."""
+  """Whole objects, with valid checksums."""
   other = full.folder.with_name("other")
   kit.write_all(create(other, full.m), full.rows, kit.records(full.m, seed=1))
   for array in ("id_first", "id_rest", "values", "num_head", "num_tail"):
@@ -595,7 +595,7 @@ def test_records_of_another_teacher_of_the_same_rows_are_found(kit, full):
 
 @pytest.mark.parametrize("array", ["id_first", "tokens", "gram", "digest"])
 def test_a_flipped_byte_is_found_and_names_array_and_row(kit, full, array):
-  """Whatever byte of an object it is: an error, or the same values."""
+  """Any flipped byte of an object gives an error, or the same values."""
   path = objects_of(full.folder, array)[0]
   good = path.read_bytes()
   wanted = logit_cache.open_cache(full.folder).read(range(4))
@@ -616,7 +616,7 @@ def test_a_flipped_byte_is_found_and_names_array_and_row(kit, full, array):
 
 
 def test_a_damaged_row_leaves_the_others(kit, full):
-  """The index says where row 2 is: 16 bytes a chunk, then a checksum."""
+  """The index locates row 2: 16 bytes per chunk, then a checksum."""
   path = objects_of(full.folder, "id_first")[0]
   good = path.read_bytes()
   index = np.frombuffer(good[-(16 * 8 + 4) : -4], "<u8").reshape(4, 2, 2)
@@ -655,7 +655,7 @@ def test_a_truncated_object(full, array):
   + ["id_first", "id_rest", "values", "gram", "record_digest"],
 )
 def test_a_lost_object_is_no_teacher_of_zeros(full, array):
-  """Zarr reads what is not there as zeros: token 0, and nothing notices."""
+  """Zarr silently reads missing objects as zeros: token 0."""
   shutil.rmtree(objects_of(full.folder, array)[0].parents[0])
   shutil.rmtree(full.folder / array / "c" / "0", ignore_errors=True)
   cache = logit_cache.open_cache(full.folder)
@@ -666,7 +666,7 @@ def test_a_lost_object_is_no_teacher_of_zeros(full, array):
 
 
 def test_a_lost_object_of_an_array_that_may_be_absent(kit, tmp_path):
-  """Its fill values are others than what was written, which a digest knows."""
+  """Its fill values differ from the written ones, as the digest shows."""
   m = kit.manifest(num_rows=4, capture="random")
   rows = kit.rows(m)
   rows.positions_BL[:, :3] += 5
@@ -684,7 +684,7 @@ def test_a_lost_object_of_an_array_that_may_be_absent(kit, tmp_path):
 
 
 def test_zeros_are_no_lost_object(kit, tmp_path, kind):
-  """Rows and records of zeros alone are stored, and read as they are."""
+  """Rows and records of only zeros are stored, and read back."""
   m = kit.manifest(kind, num_rows=4, capture="random")
   rows = rows_lib.Rows(*(np.zeros_like(field) for field in kit.rows(m)))
   records = sampling.Records(
@@ -701,7 +701,7 @@ def test_zeros_are_no_lost_object(kit, tmp_path, kind):
 
 
 def test_a_cache_grows(kit, full):
-  """The object that was half full has to be written again, and only that."""
+  """Only the half-full object has to be written again."""
   m = dataclasses.replace(full.m, num_rows=11)
   more = kit.rows(m, seed=4), kit.records(m, seed=4)
   rows, records = (
@@ -853,7 +853,7 @@ def fill_the_disk(prefix, folder, limit):
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):
-  """On a file system of one megabyte, in a mount namespace of its own."""
+  """On a file system of one megabyte, in a separate mount namespace."""
   mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@"'
   prefix = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path)]
   if (
@@ -866,7 +866,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
 
 
 def test_a_file_that_may_not_grow_is_one_clear_error(tmp_path):
-  """The same where no file system may be mounted: a limit on file sizes."""
+  """The same where no file system can be mounted: a limit on file sizes."""
   done = fill_the_disk([], str(tmp_path), limit=10_000)
   assert done.returncode == 0, done.stderr
   assert "File too large" in done.stdout

@@ -43,7 +43,7 @@ def cases(draw):
 
 
 class Case(types.SimpleNamespace):
-  """A manifest's layout, its records, and what they are stored as."""
+  """A manifest's layout, its records, and their stored form."""
 
 
 def make_case(kit, case):
@@ -75,7 +75,7 @@ def weights_of(case):
 @hypothesis.settings(max_examples=150)
 @hypothesis.given(case=cases())
 def test_what_is_encoded_is_decoded(kit, case):
-  """Every entry with its weight, once for each time that it is there."""
+  """Every entry with its weight, as often as it occurs."""
   case = make_case(kit, case)
   codes_BMLK, p_BMLK = case.records.codes_BMLK, weights_of(case)
   for name, (size, dtype) in case.layout.arrays().items():
@@ -170,7 +170,7 @@ def test_the_bytes_of_gaps_by_hand():
 @pytest.mark.parametrize("num_head", [0, 1, 2, 3])
 @pytest.mark.parametrize("tau", [0.2, 0.3])  # K = 6 and 4.
 def test_the_longest_gaps_have_room(V, num_head, tau):
-  """Head and tail that go as far as they can in the fewest steps."""
+  """Head and tail that extend as far as possible in the fewest steps."""
   sampler = sampling.Threshold(tau=tau)
   layout = record_codec.Layout(sampler=sampler, L=1, V=V)
   K = sampler.num_slots
@@ -190,7 +190,7 @@ def test_the_longest_gaps_have_room(V, num_head, tau):
 
 
 def test_likely_ids_take_a_byte_each(kit):
-  """What the ranks are for: ids of low rank are near each other."""
+  """The purpose of ranks: ids of low rank are near each other."""
   m = kit.manifest(vocabulary_size=2**16, sequence_length=64)
   records = kit.records(m, spread=60 / 2**16)
   likely_first = record_codec.encode(records, m.layout, np.arange(2**16))
@@ -259,7 +259,7 @@ def test_a_log_probability_beyond_float16_is_no_probability(kit):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_digest_covers_all_that_is_in_use(kit, kind):
-  """And the row: a record that lies at another row is not its record."""
+  """And the row: a record stored at another row is not its record."""
   m = kit.manifest(kind, num_rows=1, vocabulary_size=2**20)
   stored = record_codec.encode(kit.records(m), m.layout, np.arange(2**20))
   one = replica(stored, 0)
@@ -289,7 +289,7 @@ GARBAGE = dict(
   data=st.data(),
 )
 def test_garbage_is_an_error_or_a_record(kit, kind, V, data):
-  """Any bytes: never an id that is none, never weights that are no record."""
+  """Any bytes: never an invalid id, never weights that form no record."""
   m = kit.manifest(kind, vocabulary_size=V, num_rows=2)
   rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
   stored = {}

@@ -94,7 +94,7 @@ def bonferroni(samples_PX, wanted_X):
 
 
 def classes(p_V, num):
-  """Ids that are expected ten times each, and the others by the dozen."""
+  """Ids that are expected at least ten times each, the others by the dozen."""
   rare_V = p_V * num < 10
   names_V = np.where(rare_V, len(p_V) + np.arange(len(p_V)) // 12, 0)
   names_V = np.where(rare_V, names_V, np.arange(len(p_V)))

@@ -1,4 +1,4 @@
-"""Tests for analogjax/cache/sampling.py on meshes: everywhere the same bits."""
+"""Tests for analogjax/cache/sampling.py on meshes: the same bits everywhere."""
 
 import functools
 
@@ -58,7 +58,7 @@ def inputs(V):
 
 @functools.cache
 def drawn(V, sampler, temperature, axes=()):
-  """Records on the host; axes are of the mesh, none: no mesh."""
+  """Records on the host; axes of the mesh, None: no mesh."""
   logits_BLV, labels_BL, keys_B2 = inputs(V)
   if not axes:
     records = jit_draw(logits_BLV, labels_BL, keys_B2, sampler, temperature)
@@ -124,7 +124,7 @@ def test_vocabularies_of_real_models(sampler, axes, V):
 
 
 def test_no_device_sees_another_ones_logits():
-  """What crosses the devices is a few numbers for each slot, never V."""
+  """Only a few numbers for each slot cross the devices, never V."""
   V = 4096
   mesh = sharding.make_mesh(dict(data=2, tensor=4))
   with jax.set_mesh(mesh):

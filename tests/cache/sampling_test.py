@@ -27,7 +27,7 @@ def keys(n, seed=0):
 
 
 class Drawn(NamedTuple):
-  """What a threshold record holds: one replica, captured everywhere."""
+  """The content of a threshold record: one replica, captured everywhere."""
 
   ids_BLK: np.ndarray
   codes_BLK: np.ndarray
@@ -69,7 +69,7 @@ def draw(logits_BLV, *, tau=TAU, keys_B2=None, labels_BL=None, first=0):
 
 
 def logits_of(p_V):
-  """Logits whose softmax is p; nothing is as good as zero."""
+  """Logits whose softmax is p; zero is replaced by almost zero."""
   with np.errstate(divide="ignore"):
     return np.maximum(np.log(np.asarray(p_V, np.float64)), -1e4)
 
@@ -96,7 +96,7 @@ def dense(records, V, tau=TAU):
 
 
 def check_record(p_V, ids_K, codes_K, tau=TAU):
-  """What must hold for every record, whatever was drawn."""
+  """Checks that hold for every record, whatever was drawn."""
   used_K = codes_K != sampling.EMPTY
   head_K = codes_K >= sampling.FIRST_HEAD
   assert used_K.sum() <= int(1 / tau + 1e-9) + 1
@@ -114,11 +114,11 @@ def check_record(p_V, ids_K, codes_K, tau=TAU):
 
 
 def reference(p_V, tau):
-  """The design's description in float64: how one position is sampled.
+  """How one position is sampled, in float64, by the design's description.
 
   Returns the head's ids, and for every tail draw the probability of each id:
-  draw k takes the token over which a point, uniform in the k-th of n equal
-  pieces of the tail's cumulative sum, comes to lie.
+  draw k takes the token that holds a point, uniform in the k-th of n equal
+  pieces of the tail's cumulative sum.
   """
   head = np.flatnonzero(p_V >= tau)
   rest_V = np.where(p_V >= tau, 0, p_V)
@@ -278,7 +278,7 @@ def test_adversarial_distributions(V, tau, num):
 
 
 def test_random_distributions():
-  """From nearly uniform to nearly one-hot; V is no multiple of the block."""
+  """From nearly uniform to nearly one-hot; V is not a multiple of the block."""
   rng, tau = np.random.default_rng(5), 0.3
   logits_BLV = rng.normal(size=(64, 8, 517)) * np.geomspace(
     0.01, 30, 64 * 8
@@ -444,7 +444,7 @@ def test_keys_follow_the_seed_and_the_digest_alone():
 
 
 def test_seeds_rows_and_positions_draw_differently():
-  """Same logits everywhere: only the randomness tells the draws apart."""
+  """Same logits everywhere: the draws differ only by their randomness."""
   logits_BLV = np.tile(logits_of(language_like(150)), (8, 12, 1))
   digests_B32 = np.random.default_rng(0).integers(0, 256, (8, 32), np.uint8)
   seen = set()

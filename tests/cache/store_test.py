@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def proxied(s3_server, bucket):
-  """Makes a place behind a proxy that spoils a share of all requests."""
+  """Makes a place behind a proxy that spoils a fraction of all requests."""
   with faulty_s3.proxy(s3_server, rate=0.0) as proxy:
 
     def place(rate):
@@ -273,7 +273,7 @@ def test_a_bucket_that_is_not_there(cached, bucket, s3_server):
 
 
 class _Gcs(http.server.BaseHTTPRequestHandler):
-  """As much of the JSON API of Google Cloud Storage as a cache needs."""
+  """The part of Google Cloud Storage's JSON API that a cache needs."""
 
   protocol_version = "HTTP/1.1"
   objects = {}  # Name -> (generation, bytes).

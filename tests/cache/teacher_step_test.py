@@ -113,7 +113,7 @@ def compile_step(cfg, length, mesh, sampler):
 
 
 def check_memory(mesh, sampler, short=64, long=128):
-  """No [B, L, V] exists: another position adds far less than V floats.
+  """Checks that no [B, L, V] exists: a position adds far less than V floats.
 
   Returns the temporaries of a step in units of one chunk's logits.
   """
@@ -151,7 +151,7 @@ def test_the_other_kinds_hold_little_more(sampler):
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.kind)
 def test_a_step_compiles_for_a_tpu(sampler):
-  """Ahead of time, for 16 chips that need not be there."""
+  """Ahead of time, for 16 absent chips."""
   needs_libtpu()
   topology = topologies.get_topology_desc("v5e:4x4", "tpu")
   mesh = sharding.make_mesh(dict(data=8, tensor=2), list(topology.devices))

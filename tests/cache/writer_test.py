@@ -9,7 +9,7 @@ from analogjax.cache import logit_cache, writer as cache_writer
 
 
 class Slow:
-  """Stands for a cache: notes what is written, when the test lets it."""
+  """Stands for a cache: notes writes, when the test allows them."""
 
   def __init__(self):
     self.written, self.go = [], threading.Semaphore(0)
@@ -81,7 +81,7 @@ def fail(error):
 
 @pytest.mark.parametrize("where", ["make", "write"])
 def test_an_error_of_the_writer_surfaces(where):
-  """At a later submit, or at the end; nothing is committed that is not."""
+  """At a later submit, or at the end; nothing unwritten is committed."""
   error = logit_cache.CacheError("the disk is full")
   slow, committed = Slow(), []
   for _ in range(9):

@@ -13,7 +13,7 @@ DIGEST = "d036e1ee6a657a6b"
 
 
 def required(cfg):
-  """Sets what has no default."""
+  """Sets the fields without a default."""
   cfg.teacher.path = "t"
   cfg.student.update(V=8, D=8, Y=1, N=2, G=1, H=4, F=8, max_positions=16)
   cfg.data.update(L=16, pipeline="lab:rows")
@@ -34,7 +34,7 @@ def required(cfg):
 
 
 def test_the_version_changes_with_the_defaults():
-  """A workdir says which defaults it began with."""
+  """A workdir records the defaults that it began with."""
   values = {
     field.path: field.default
     for field in schema.schema()
@@ -162,7 +162,7 @@ def test_a_default_that_changes_does_not_change_a_run(file, tmp_path):
 
 
 def test_a_config_of_before_the_defaults_is_read(file, tmp_path):
-  """Of a workdir that has neither `origin` nor every field."""
+  """From a workdir that has neither `origin` nor every field."""
   cfg = loading.load(file, [])
   values = json.loads(json.dumps(cfg.to_dict()))
   del values["plan"]["prices"]

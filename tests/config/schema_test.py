@@ -322,7 +322,7 @@ def test_a_gram_that_cannot_be_there_is_refused(
 
 
 def test_a_gram_alone_needs_a_teacher(values):
-  """Beside hard labels: nothing of its distribution is read."""
+  """Beside hard labels: the teacher's distribution is not read."""
   put(values, "cache.gram_positions", 8)
   loss = values["train"]["distill"]["loss"]
   loss |= dict(alpha=0.0, gram_weight=0.5)

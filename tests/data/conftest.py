@@ -1,3 +1,3 @@
-"""What the tests of rows share."""
+"""Shared fixtures of the tests of rows."""
 
 from small_tokenizer import tokenizer_folder  # noqa: F401

@@ -1,4 +1,4 @@
-"""What the tests of the demo share."""
+"""Shared fixtures of the tests of the demo."""
 
 from small_tokenizer import tokenizer_folder  # noqa: F401
 from smollm import (  # noqa: F401

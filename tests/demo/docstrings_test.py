@@ -289,7 +289,7 @@ def test_a_damaged_installation_is_refused(tmp_path, monkeypatch):
 
 
 def test_one_package_alone_keeps_the_split(tokenizer_folder, monkeypatch):
-  """Its documents are some of the whole corpus, on the side where they were."""
+  """Its documents are part of the whole corpus, each on the same side."""
   seen = []
   pack = text.pack
 

@@ -21,7 +21,7 @@ from analogjax.demo import gguf
 
 
 def _byte_letters() -> list[str]:
-  """The 256 letters that byte-level BPE writes bytes with."""
+  """The 256 letters with which byte-level BPE writes bytes."""
   return sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -115,7 +115,7 @@ def _weights(model: transformers.LlamaForCausalLM) -> dict[str, np.ndarray]:
 
 
 def _write_gguf(path: Path, fields=None, weights=None, arch="llama") -> Path:
-  """A GGUF with the given fields and tensors laid over the usual ones.
+  """A GGUF with the given fields and tensors replacing the usual ones.
 
   None as a value leaves the field or tensor out.
   """

@@ -1,6 +1,6 @@
 """Tests for analogjax/distributed/liveness.py, over real sockets.
 
-Processes that really die are in tests/stages/train_processes_test.py.
+tests/stages/train_processes_test.py has processes that really die.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class _End(Exception):
 
 
 class Crowd:
-  """Several `Peers` in this process, each with a number of its own."""
+  """Several numbered `Peers` in this process."""
 
   def __init__(self, monkeypatch, count, silence_s):
     self._patch, self._silence_s = monkeypatch, silence_s
@@ -67,7 +67,7 @@ class Crowd:
     return json.loads(np.asarray(self._invitation).tobytes())
 
   def hears(self, me):
-    """What this process was told of a loss."""
+    """The loss that this process was told of."""
     return self.heard[me].get(timeout=60)
 
   def hears_nothing(self, *which):

@@ -27,9 +27,7 @@ def mesh(request):
 def of_processes(axes, process_of):
   """Stands for a mesh whose devices belong to several processes.
 
-  Args:
-    axes: sizes by name.
-    process_of: the process of each device, in the order of the mesh.
+  `process_of` is the process of each device, in the order of the mesh.
   """
   shape = [axes.get(axis, 1) for axis in sharding.MESH_AXES]
   devices = np.empty(len(process_of), object)
@@ -113,7 +111,7 @@ def test_processes_with_the_same_rows_form_a_group(
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-  """What a mesh reads of a device."""
+  """The attributes of a device that a mesh reads."""
 
   id: int
   process_index: int
@@ -173,7 +171,7 @@ def test_put_rows_and_fetch_rows_are_a_round_trip(mesh):
 
 
 def test_rows_that_come_out_of_a_step_are_fetched_in_order(mesh):
-  """Each once, though several devices hold a copy."""
+  """Each once, even if several devices hold a copy."""
   tree = processes.put_rows(make_rows(), mesh, processes.group(mesh))
   with jax.set_mesh(mesh):
     out = jax.jit(
@@ -200,7 +198,7 @@ def test_devices_in_another_order_than_their_rows():
 
 @pytest.mark.parametrize("ways", [(0, 1), (1, 3), (2,)])
 def test_a_group_puts_its_rows_where_they_belong(ways, monkeypatch):
-  """What other groups hold is never asked of this one."""
+  """This group is never asked for the rows of other groups."""
   mesh = sharding.make_mesh(dict(data=4), jax.devices()[:4])
   mine = processes.Group(0, 2, True, ways, 4)
   whole = np.arange(24).reshape(12, 2)  # Three rows a way.
@@ -249,7 +247,7 @@ def test_a_board_of_one_process_shows_what_it_was_given(mesh):
 
 
 def test_a_board_has_a_row_for_each_process(monkeypatch):
-  """The first device of a process in the mesh speaks for it."""
+  """The first device of a process in the mesh represents it."""
   mesh = of_processes(dict(data=6), [1, 1, 2, 0, 2, 0])
   monkeypatch.setattr(jax, "process_count", lambda: 3)
   monkeypatch.setattr(processes, "NamedSharding", lambda *_: None)
@@ -263,7 +261,7 @@ def test_one_process_is_the_total():
 
 
 def of_all(monkeypatch, *others):
-  """What `all_gather` gives this process beside what other processes pass."""
+  """The result of `all_gather` here, given other processes' values."""
   monkeypatch.setattr(processes, "_is_alone", lambda: False)
   monkeypatch.setattr(
     processes,

@@ -143,7 +143,7 @@ def test_make_mesh(sizes, expected):
   "sizes", [dict(fsdp=32, tensor=2), dict(fsdp=16, tensor=4), dict(fsdp=64)]
 )
 def test_make_mesh_of_a_torus(sizes):
-  """Sizes that the sides of a TPU's torus are products of, and others."""
+  """Sizes that are products of sides of a TPU's torus, and others."""
   needs_libtpu()
   topology = topologies.get_topology_desc("v5p:4x4x4", "tpu")
   mesh = sharding.make_mesh(sizes, topology.devices)
@@ -157,7 +157,7 @@ def test_make_mesh_of_a_torus(sizes):
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-  """What a mesh reads of a device."""
+  """The attributes of a device that a mesh reads."""
 
   id: int
   slice_index: int
@@ -168,7 +168,7 @@ class Gpu:
 
 
 def gpus(*counts):
-  """Hosts with so many GPUs; the ids are not those of jax.devices()'s order."""
+  """Hosts with this many GPUs; ids are not in the order of jax.devices()."""
   found = []
   for host, count in enumerate(counts):
     found += [Gpu(100 * host + i, host, host) for i in range(count)]
@@ -176,7 +176,7 @@ def gpus(*counts):
 
 
 def check_slices(sizes, devices, across):
-  """Devices of another slice lie along the axes `across` alone."""
+  """Checks that devices of other slices differ only along the axes `across`."""
   mesh = sharding.make_mesh(sizes, devices)
   assert {axis: n for axis, n in mesh.shape.items() if n > 1} == {
     axis: n for axis, n in sizes.items() if n > 1

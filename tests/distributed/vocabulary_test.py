@@ -10,7 +10,7 @@ ALONE = vocabulary.Split(None)
 
 
 def test_the_logarithm_is_exact_to_a_few_2_to_the_minus_26():
-  """More exact than float32, over all sums that there can be."""
+  """More exact than float32, over all possible sums."""
   rng = np.random.default_rng(0)
   sums = np.concatenate(
     [

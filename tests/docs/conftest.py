@@ -1,4 +1,4 @@
-"""A folder with everything that the pages speak of."""
+"""A folder with every file that the pages mention."""
 
 import json
 from pathlib import Path
@@ -57,14 +57,14 @@ def make_dataset(path, split):
 
 
 def files():
-  """Block of each file that a page writes out, by the file's name."""
+  """Content of each file that a page writes out, by name."""
   named = [b for b in all_blocks() if b.marks[:1] and "file=" in b.marks[0]]
   return {b.marks[0].removeprefix("file="): b for b in named}
 
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-  """A folder with everything that the pages speak of, and we stand in it."""
+  """Changes into a folder with every file that the pages mention."""
   shutil.copytree(ROOT / "configs", tmp_path / "configs")
   for name, block in files().items():
     (tmp_path / name).write_text(block.text)

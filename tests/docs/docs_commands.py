@@ -80,10 +80,10 @@ json.dump(said, sys.stdout)
 
 
 class Checker:
-  """Checks commands, in a folder that holds what the pages speak of.
+  """Checks commands, in a folder that holds the files of the pages.
 
   Scripts are collected and parsed in one process by `finish`: most of the time
-  is their imports, which they share.
+  is spent on their imports, which they share.
   """
 
   def __init__(self, desk: pathlib.Path):
@@ -93,14 +93,14 @@ class Checker:
     self._scripts: list[tuple[str, str, list[str]]] = []
 
   def check(self, where: str, words: Sequence[str]) -> None:
-    """Notes what is wrong with a command, with its page and line."""
+    """Notes problems of a command, with its page and line."""
     try:
       self._check(where, words)
     except (AssertionError, ValueError) as error:
       self.problems.append(f"{where}: `{shlex.join(words)}`: {error}")
 
   def finish(self) -> None:
-    """Parses the arguments of the scripts that were met."""
+    """Parses the arguments of the collected scripts."""
     if not self._scripts:
       return
     work = [(script, arguments) for _, script, arguments in self._scripts]
@@ -250,7 +250,7 @@ def _is_ours(word: str) -> bool:
 def run(
   command: Sequence[str], *, cwd: pathlib.Path, input: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-  """What a program of ours said, in a process of its own."""
+  """The output of one of our programs, in a separate process."""
   # pytest-xdist's and make's own would change what the programs do.
   environment = {
     name: value
@@ -276,7 +276,7 @@ def _help_of(*command: str) -> str:
 
 
 def _program(name: str) -> tuple[str, ...]:
-  """How to start a program of this environment."""
+  """The command that starts a program of this environment."""
   beside = pathlib.Path(sys.executable).parent / name
   if beside.exists():
     return (str(beside),)

@@ -1,8 +1,8 @@
 """The pages, their blocks of code, and the commands in them.
 
 Pages are the Markdown files at the root and everything below docs/. A command
-is what a shell would run as one program: a line of a block of sh, bash or
-console, a part of a pipe, or `code` in the text that begins with a name in
+is anything that a shell would run as one program: a line of a block of sh, bash
+or console, a part of a pipe, or `code` in the text that begins with a name in
 IN_TEXT.
 """
 
@@ -103,7 +103,7 @@ def commands_of(page: str, text: str) -> Iterator[Command]:
 
 
 def _lists_of_yaml(value: typing.Any) -> Iterator[tuple[str, ...]]:
-  """Every list under `command`, with that under `args` beside it."""
+  """Every list under `command`, joined with that under `args`."""
   if isinstance(value, list):
     for item in value:
       yield from _lists_of_yaml(item)
@@ -116,7 +116,7 @@ def _lists_of_yaml(value: typing.Any) -> Iterator[tuple[str, ...]]:
 
 
 def commands_in(block: Block) -> Iterator[Command]:
-  """The commands of a block; of console the lines behind a `$`."""
+  """The commands of a block; for console the lines behind a `$`."""
   for number, words in _sentences(block):
     where = f"{block.page}:{number}"
     command: list[str] = []
@@ -138,7 +138,7 @@ def commands_in(block: Block) -> Iterator[Command]:
 
 
 def _sentences(block: Block) -> Iterator[tuple[int, list[str]]]:
-  """(line, words) of each command line, with those that it goes on over."""
+  """(line, words) of each command line, continuation lines included."""
   text, begin = "", 0
   for number, line in enumerate(block.text.splitlines(), block.line + 1):
     if block.language == "console":

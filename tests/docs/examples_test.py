@@ -1,7 +1,7 @@
 """The examples in the pages run.
 
-Fenced blocks of Python carry one word more:
-  file=NAME: a file of that name; it is imported, and other blocks may use it.
+Fenced blocks of Python carry one more word: file=NAME: a file of that name; it
+is imported, and other blocks may use it.
   run: runs as it stands, in a folder that holds those files.
   config: lines of a get_config(); what they make of the demo's is checked.
   exported: runs where a run has left its export (lab_guide_test.py).

@@ -1,6 +1,6 @@
 """The lab guide's pipeline, config and commands make an analog.
 
-With a tiny teacher in the place of the guide's, and sizes that suit it.
+The test uses a tiny teacher instead of the guide's, and sizes that suit it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Links, and what holds of every page."""
+"""Tests of links, and of rules for every page."""
 
 import re
 

@@ -13,7 +13,7 @@ import pytest
 
 
 def build(source, where):
-  """Does in `source` what `make docs` does, with `where` in place of build/."""
+  """Runs `make docs` in `source`, with `where` instead of build/."""
   plan = run(["make", "-n", "docs"], cwd=ROOT).stdout.replace("\\\n", " ")
   (line,) = (x for x in plan.splitlines() if " -m sphinx " in x)
   program, *words = shlex.split(line)

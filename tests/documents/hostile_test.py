@@ -1,4 +1,4 @@
-"""Hostile texts from a config change no document but for the text itself."""
+"""Hostile texts from a config change only their own text in a document."""
 
 import json
 import random
@@ -72,7 +72,7 @@ TEXTS = st.one_of(
 
 
 def soiled(value, text, key=""):
-  """The facts with `text` in every place that is free."""
+  """The facts with `text` in every free place."""
   if isinstance(value, dict) and key != "commitments":
     if key in ("sources", "seeds", "software"):
       value = {f"{name} {text}": item for name, item in value.items()}
@@ -109,7 +109,7 @@ def check(text, view):
 
 
 def shape(value):
-  """What kinds of values are where; names that are free count as one."""
+  """Kinds of values by place; free names count as one."""
   if isinstance(value, dict):
     return [shape(item) for item in value.values()]
   if isinstance(value, list):
@@ -156,7 +156,7 @@ EXTREMES = (0, 1, -1, 10**18, 1e100, 1e-300, 0.1, None, "", "x", [], {}, True)
 
 
 def places(value, steps):
-  """(container, key) of all that a path of the table stands for."""
+  """(container, key) of all values at a path of the table."""
   step, *rest = steps
   if step == "[]":
     keys = range(len(value))
@@ -172,7 +172,7 @@ def places(value, steps):
 
 
 def extremes():
-  """(path, values that it may have) of single values."""
+  """(path, possible extreme values) of single values."""
   for path, form in single_values(record.schema()["$defs"]["regulator"], []):
     validator = jsonschema.Draft202012Validator(form)
     values = [value for value in EXTREMES if validator.is_valid(value)]
@@ -181,7 +181,7 @@ def extremes():
 
 
 def single_values(schema, path):
-  """(path, schema) of what holds no other values."""
+  """(path, schema) of values that hold no other values."""
   inner = dict(schema.get("properties", {}))
   for name, step in (("items", "[]"), ("additionalProperties", "*")):
     if isinstance(schema.get(name), dict):
@@ -195,7 +195,7 @@ def single_values(schema, path):
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("view", record.VIEWS)
 def test_whatever_is_of_the_schema_can_be_rendered(view, seed):
-  """A bundle's record is not to be trusted; verify renders it all the same."""
+  """A bundle's record is not trusted, but verify renders it."""
   rng = random.Random(seed)
   made = json.loads(record.to_text(record.project(facts_example.facts(), view)))
   for steps, values in extremes():

@@ -1,8 +1,8 @@
-"""Every number of every page is one of the record, or of the words around it.
+"""Every number of every page comes from the record, or from the fixed text.
 
 Numbers are taken out of the pages and looked up among all ways in which
-`figures` writes the record's. What follows from several numbers is computed
-here by hand.
+rendering/numbers.py writes the record's. Numbers that follow from several
+others are computed here by hand.
 """
 
 import math
@@ -38,7 +38,7 @@ def leaves(value):
 
 
 def derived(facts):
-  """What documents compute, by hand."""
+  """Numbers that documents compute, by hand."""
   for verdict in ("passed", "waived", "warning", "failed"):
     yield sum(g["verdict"] == verdict for g in facts["gates"])
   for verdict in ("passed", "failed", "no threshold", "undefined"):
@@ -77,7 +77,7 @@ def allowed(facts):
 
 
 def strange(page, facts):
-  """Numbers of a page that are nobody's."""
+  """Numbers of a page without a source."""
   page = re.sub(r"\A---\n.*?\n---\n", "", page, flags=re.DOTALL)
   # The digest of the record is none of its facts.
   page = re.sub(r"\b[0-9a-f]{64}\b", "", HEADINGS.sub("", page))

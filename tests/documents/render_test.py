@@ -1,4 +1,4 @@
-"""Tests for analogjax/documents/render.py: what holds of every document."""
+"""Tests for analogjax/documents/render.py: rules for every document."""
 
 import json
 import re

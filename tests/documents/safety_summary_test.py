@@ -19,7 +19,7 @@ def render(facts):
 
 
 def beside(facts, index, **differs):
-  """A test more, like one that there is."""
+  """An additional test, similar to an existing one."""
   test = copy.deepcopy(facts["safety"]["tests"][index])
   facts["safety"]["tests"].append({**test, **differs})
 

@@ -1,6 +1,6 @@
 """The report in a browser: Debian's chromium, without a window.
 
-Where it is missing it is installed, if that asks nobody: by root, with
+If it is missing it is installed, unless that needs interaction: by root, with
 apt-get, without a terminal.
 """
 
@@ -94,7 +94,7 @@ def folder(tmp_path_factory):
 
 
 def browse(folder, page, *flags):
-  """What chromium prints, once the page is there."""
+  """chromium's output, once the page is loaded."""
   done = subprocess.run(
     [
       *("chromium", "--headless", "--no-sandbox", "--disable-gpu"),

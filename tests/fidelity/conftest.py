@@ -1,9 +1,9 @@
-"""Planted pairs: what each measurement has to say of them is known.
+"""Planted pairs, for which the result of each measurement is known.
 
-The teacher is the analog turned into twice the width: R_DW has orthonormal
-rows, the residual stream of the teacher is that of the analog times R_DW, at
-every layer, and their logits are equal. RMS norms divide by another root of a
-width, which the matrices after them make good.
+The teacher is the analog mapped to twice the width: R_DW has orthonormal rows,
+the residual stream of the teacher is that of the analog times R_DW, at every
+layer, and their logits are equal. RMS norms divide by the root of another
+width, which the matrices after them compensate.
 """
 
 import dataclasses
@@ -107,7 +107,7 @@ def random_rows(R, seed, V=ANALOG.V):
 
 
 def make_tokenizer(V=ANALOG.V):
-  """One word a token: w2, w3, ..."""
+  """One word per token: w2, w3, ..."""
   vocabulary = {"[unk]": 0, "[end]": 1} | {f"w{i}": i for i in range(2, V)}
   model = tokenizers.models.WordLevel(vocabulary, unk_token="[unk]")
   tokenizer = tokenizers.Tokenizer(model)
@@ -119,7 +119,6 @@ def make_study(mesh, *, students=None, **changes):
   """The planted pair on a mesh; `students` adds others, name -> (cfg, params).
 
   Args:
-    mesh: of all models.
     students: beside the planted analog and the random one.
     changes: of the options.
   """

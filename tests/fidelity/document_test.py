@@ -1,4 +1,4 @@
-"""Tests for analogjax/fidelity/document.py: what of it may be published."""
+"""Tests for analogjax/fidelity/document.py: its publishable part."""
 
 import json
 

@@ -63,7 +63,7 @@ def test_neighbours_overlap_as_sets_do():
 
 
 def test_copies_of_a_token_share_the_places():
-  """By index, the same of them would be taken in both models."""
+  """By index, the same copies would be taken in both models."""
   x_ND, y_NW = draw(90, 8), draw(90, 24, seed=1)
   for z in (x_ND, y_NW):
     z[:60] = z[0]
@@ -156,7 +156,7 @@ def test_constant_points_are_found():
 
 
 def test_the_biased_form_says_that_noise_is_similar():
-  """Why it is not offered: independent Gaussians, 1000 points."""
+  """The reason why it is not offered: independent Gaussians, 1000 points."""
   x_ND, y_NW = draw(1000, 256), draw(1000, 1024, seed=1)
   centred = [z - z.mean(0) for z in (x_ND, y_NW)]
   a, b = (z @ z.T for z in centred)

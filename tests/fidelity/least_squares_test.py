@@ -29,7 +29,7 @@ def moments(study, rows, student="analog", rng=None):
 
 
 def test_the_planted_pair_is_one(pair, kit):
-  """The teacher's stream is the analog's, turned; their logits are equal."""
+  """The teacher's stream is the analog's, rotated; their logits are equal."""
   R_DW = kit.orthonormal(kit.ANALOG.D, 2 * kit.ANALOG.D)
   (batch, _), *_ = pair.batches(pair.test)
 
@@ -132,7 +132,7 @@ def test_a_mesh_changes_nothing(fitted, kit, many_devices):
 
 
 def test_the_last_batch_may_be_short(pair, kit):
-  """Rows that fill it up count for nothing."""
+  """Rows that fill it up do not count."""
   some = kit.random_rows(11, 5)
   first = type(some)(*(field[:8] for field in some))
   points = activations.draw_points(some, 8, pair.rng("points"))
@@ -180,7 +180,7 @@ def test_activations_that_are_not_finite_are_refused(pair):
 
 
 def test_points_that_do_not_count_are_in_no_pair(pair):
-  """Shuffled, too: a point is left out on both sides."""
+  """In shuffled pairs, too: a point is left out on both sides."""
   rng = np.random.default_rng(0)
   x_PBMD = np.float32(rng.normal(size=(1, 8, 4, 3)))
   y_QBMW = np.float32(rng.normal(size=(1, 8, 4, 5)))

@@ -10,7 +10,7 @@ from analogjax.fidelity import mappers
 
 @pytest.fixture(scope="module")
 def pairs(pair):
-  """The planted pair at half depth: what is fitted on, and what is tested."""
+  """The planted pair at half depth: fitting and test pairs."""
 
   def kept(rows, name):
     points = mappers.draw_points(pair, rows, name)

@@ -18,7 +18,7 @@ DOCUMENTS = 2
 
 
 def only(study, *names):
-  """With fewer students: each of them takes a while to compile."""
+  """A study with fewer students: each takes a while to compile."""
   students = {name: study.students[name] for name in names}
   return dataclasses.replace(study, students=students)
 
@@ -29,7 +29,7 @@ def sums(study, rows=None):
 
 @pytest.fixture(scope="module")
 def analogs(kit):
-  """Beside the planted one: another shape, and one that is a bit off."""
+  """Beside the planted one: another shape, and one that is slightly off."""
   cfg = dataclasses.replace(kit.ANALOG, D=8, N=2, F=16, Y=2)
   params = kit.trained_looking(kit.ANALOG, 0)
   near = jax.tree_util.tree_map_with_path(
@@ -61,7 +61,7 @@ def measured(study):
 
 
 def dense(model, rows):
-  """log softmax of all logits, float64 [R, L, V]; by the model as it is."""
+  """log softmax of all logits, float64 [R, L, V]; from the model itself."""
   merged = nnx.merge(model.graphdef, model.params)
   x_RLD, _ = merged(rows.tokens_BL, rows.segments_BL, rows.positions_BL)
   z_RLV = np.float64(merged.cap(x_RLD @ merged.head_VD.T))

@@ -1,6 +1,7 @@
-"""Tests for similarity.py, and what they leave out.
+"""Tests for similarity.py, and for effects that it excludes.
 
-What is planted is known: a turned copy is 1, independent Gaussians are nothing.
+Planted results are known: a rotated copy gives 1, independent Gaussians give
+nothing.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ def found(pair):
 
 @pytest.fixture(scope="module")
 def reduce():
-  """What a model is reduced to: [P, N, D] -> by metric, [P, N, ...]."""
+  """The reduced form of a model: [P, N, D] -> by metric, [P, N, ...]."""
 
   @functools.partial(jax.jit, static_argnums=1)
   def reduce_one(x_ND, metrics):
@@ -72,7 +73,7 @@ def test_the_planted_pair_is_one(found):
 
 
 def test_the_control_is_not(found):
-  """It shares what tokens there are with the teacher, and nothing else."""
+  """It shares only the set of tokens with the teacher."""
   for metric in METRICS:
     control = found["models"]["random"][metric]
     assert control["calibrated"] < 0.2
@@ -103,7 +104,7 @@ def test_the_nearest_depth_of_two_is_the_first():
 
 
 def test_a_mesh_changes_nothing(found, kit, many_devices):
-  """Of maps, least_squares_test.py says the same."""
+  """least_squares_test.py does the same for maps."""
   study = kit.make_study(many_devices)
   study = dataclasses.replace(study, students={"analog": study.analog})
   points_RM = activations.draw_points(
@@ -146,7 +147,7 @@ def test_depths_of_one_side_may_be_fewer(reduce, one_device):
 
 
 def test_depths_in_groups_are_the_same(pair, monkeypatch):
-  """Two at a time where all would be too many; the last batch is short."""
+  """Two at a time, as if all were too many; the last batch is short."""
   points = activations.draw_points(pair.test, 8, pair.rng("points"))
   whole, kept = similarity.represent(pair, pair.analog, points)
   monkeypatch.setattr(similarity, "_BYTES", 2 * 4 * 128 * pair.analog.cfg.D)
@@ -201,9 +202,9 @@ def test_independent_gaussians_are_calibrated(metric, reduce, one_device):
 
 
 def test_what_rows_have_in_common_is_no_evidence(reduce, one_device):
-  """Each row of either model has a topic of its own, unknown to the other.
+  """Each row of either model has its own topic, unknown to the other.
 
-  Tokens in any order would take that for similarity, every time.
+  A permutation of tokens would take that for similarity, every time.
   """
   rng = np.random.default_rng(0)
   evidence = {16: 0, 128: 0}
@@ -225,7 +226,7 @@ def test_what_rows_have_in_common_is_no_evidence(reduce, one_device):
 def test_the_greatest_of_all_pairs_has_the_null_of_the_greatest(
   reduce, one_device
 ):
-  """Outside, the choice of the pair is taken for evidence."""
+  """Otherwise the choice of the pair would be taken for evidence."""
   rng = np.random.default_rng(0)
   inside = outside = 0
   for draw in range(25):

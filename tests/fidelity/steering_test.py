@@ -1,7 +1,7 @@
 """Tests for analogjax/fidelity/steering*.py and maps.py.
 
-What pushes do is known on the pair of steered.py: the teacher is the analog,
-turned, so that what works in one works in the other.
+The effects of pushes are known for the pair of steered.py: the teacher is the
+analog, rotated, so anything that works in one works in the other.
 """
 
 import functools
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.medium
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-  """Two behaviours; what the words of the second are read by is the same."""
+  """Two behaviours; the words of the second are read by the same direction."""
   folder = tmp_path_factory.mktemp("behaviours")
   idle = {"for": ["w18"], "against": ["w19", "w20"]}
   return steered.write(folder), steered.write(folder, name="idle", words=idle)
@@ -119,7 +119,7 @@ def test_a_mesh_changes_nothing(kit, many_devices, files, planted, part):
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def logits_by_hand(cfg, params, rows, block, push_D):
-  """With a push, block by block; nothing of ours but the blocks."""
+  """With a push, block by block; uses only our blocks."""
   decoder_ = nnx.merge(decoder.graphdef(cfg), params)
   graphdef, state = nnx.split(decoder_.blocks_Y)
   x_BLD = decoder_.embed_VD[...][rows.tokens_BL]

@@ -40,7 +40,7 @@ def with_rows(study, fit, test):
 
 @pytest.fixture(scope="module")
 def rows(pair):
-  """To fit on and to test on; drawn together, with one program."""
+  """Rows to fit on and to test on; drawn together, with one program."""
   both = [np.concatenate(two) for two in zip(pair.fit, pair.test, strict=True)]
   drawn = written_by(pair.analog, type(pair.fit)(*both))
   R = len(pair.fit.tokens_BL)

@@ -1,8 +1,8 @@
-"""Looks for input on which verification falls over, by coverage.
+"""Searches for input that breaks verification, guided by coverage.
 
 `python tests/fuzz/fuzz.py TARGET [libFuzzer's flags]`, as `make fuzz` does;
-`python tests/fuzz/fuzz.py --list` names the targets. Whatever a target raises
-is a bug: mend it, and add the input to a test. Needs the extra `fuzz`.
+`python tests/fuzz/fuzz.py --list` names the targets. Any exception of a target
+is a bug: fix it, and add the input to a test. Needs the extra `fuzz`.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "kit")]
 
 
 def json_reader():
-  """Any bytes as JSON; what is read is what Python reads."""
+  """Any bytes as JSON; the result equals Python's."""
   import json
 
   from analogjax.bundle import strict_json
@@ -31,7 +31,7 @@ def json_reader():
 
 
 def header_reader():
-  """Any bytes as a safetensors file; whoever reads it reads the same."""
+  """Any bytes as a safetensors file; the library reads the same."""
   import safetensors
 
   from analogjax.bundle import folder as walk, safetensors_headers, strict_json
@@ -56,7 +56,7 @@ def header_reader():
 
 
 def manifest_reader():
-  """Any bytes as a manifest; what is read is written in the same bytes."""
+  """Any bytes as a manifest; the result is written in the same bytes."""
   from analogjax.bundle import manifest, strict_json
 
   def one(data: bytes) -> None:

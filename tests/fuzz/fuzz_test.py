@@ -1,4 +1,4 @@
-"""The targets of fuzz.py on their seeds, and on what hypothesis finds."""
+"""The targets of fuzz.py on their seeds, and on hypothesis's examples."""
 
 from pathlib import Path
 import sys

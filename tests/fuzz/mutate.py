@@ -1,6 +1,6 @@
-"""Bundles spoiled in ways that know what a bundle is.
+"""Mutations of bundles that know the structure of a bundle.
 
-Bytes decide what is done, so that both hypothesis and atheris can search: the
+Bytes decide the mutations, so that both hypothesis and atheris can search: the
 same bytes spoil the same bundle in the same way.
 """
 
@@ -21,7 +21,7 @@ PARTS = (b"\0", b"\xff", b"{", b"[", b'"', b"-", b"1e999", b"\\ud800", b"//")
 
 
 class Choices:
-  """Numbers out of bytes; 0 when they are used up."""
+  """Numbers from bytes; 0 when they are used up."""
 
   def __init__(self, data: bytes):
     self._data, self._at = data, 0
@@ -41,7 +41,7 @@ class Choices:
 
 
 def spoil(folder, choices: Choices) -> None:
-  """Spoils one or a few things; may then make the digests agree again."""
+  """Spoils one or a few things, and may then make the digests agree again."""
   files = sorted(walk.open_tree(folder).files)
   for _ in range(1 + choices.below(3)):
     path = folder / choices.of(files)
@@ -61,7 +61,7 @@ def spoil(folder, choices: Choices) -> None:
 
 
 def agree(folder) -> None:
-  """Writes the digests anew, so that more than a digest has to be looked at."""
+  """Rewrites the digests, so that more than a digest is checked."""
   try:
     path = folder / "record.json"
     value = json.loads(path.read_bytes() if _is_file(path) else b"")
@@ -103,7 +103,7 @@ def _spoil_json(path, choices: Choices) -> None:
 
 
 def spoil_value(value, choices: Choices):
-  """One value somewhere below becomes another, or goes, or is doubled."""
+  """Changes, removes or duplicates a value somewhere below."""
   root = {"": value}
   folder, key = root, ""
   while isinstance(folder[key], dict | list) and folder[key]:

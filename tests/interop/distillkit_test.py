@@ -171,7 +171,7 @@ def test_path_may_be_a_file_or_a_glob(many):
 
 
 def test_other_integer_and_list_types(tmp_path, many):
-  """As other writers have them: int64 bytes, large and fixed lists."""
+  """As other writers make them: int64 bytes, large and fixed lists."""
   types = {
     "input_ids": pa.large_list(pa.int32()),
     "compressed_logprobs": pa.large_list(pa.list_(pa.int64())),
@@ -217,7 +217,7 @@ def test_a_mass_above_one_is_clamped_and_counted(tmp_path):
 
 
 def test_entries_that_vllm_did_not_give(tmp_path):
-  """They are minus infinity, with whatever id the memory held."""
+  """They are minus infinity, with an arbitrary id."""
   values = np.array([-1, -2, -np.inf], "<f4")
   partial = row([1, 2]) | {
     "compressed_logprobs": [list(values.tobytes())],
@@ -290,7 +290,7 @@ NAN = {"compressed_logprobs": [list(np.full(K, np.nan, "<f4").tobytes())] * 3}
   ],
 )  # fmt: skip
 def test_a_bad_row_is_refused(tmp_path, bad, expected):
-  """One that cannot be put right, with its file and its number."""
+  """A row that cannot be corrected, with its file and its number."""
   extra = {n: [1] * 4 for n in ("attention_mask", "labels") if n in bad}
   rows = [row([1, 2, 3, 4], **extra), bad]
   write(tmp_path / "a.parquet", [rows[0]])

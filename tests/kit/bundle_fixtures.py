@@ -1,4 +1,4 @@
-"""What the tests of documents, bundles and their verification share."""
+"""Shared fixtures of the tests of documents, bundles and verification."""
 
 import json
 

@@ -40,14 +40,12 @@ def rows(m, n=None, seed=0):
 
 
 def records(m, n=None, seed=0, *, spread=1.0, full=False):
-  """Records such as a sampler may give, in no order of ids or slots.
+  """Records as a sampler may give them, in no order of ids or slots.
 
   Args:
-    m: the manifest of the cache that they are for.
-    n: rows.
-    seed: of all that is random.
-    spread: ids are drawn from this part of the vocabulary.
-    full: every position is captured and fills all its slots, if it can.
+    m: the manifest of their cache.
+    spread: ids are drawn from this fraction of the vocabulary.
+    full: every position is captured and fills all its slots, if possible.
   """
   n, sampler = m.num_rows if n is None else n, m.sampler
   shape = n, m.num_replicas, m.sequence_length
@@ -86,7 +84,7 @@ def records(m, n=None, seed=0, *, spread=1.0, full=False):
 
 
 def _record(rng, sampler, V, spread, full):
-  """(ids, codes) of one position; of a threshold's tail an id twice, maybe."""
+  """(ids, codes) of one position; a threshold's tail may repeat an id."""
   K, most = sampler.num_slots, max(int(V * spread), 1)
   if isinstance(sampler, sampling.Random):
     drawn = rng.integers(0, most, K)
@@ -114,7 +112,7 @@ def _record(rng, sampler, V, spread, full):
 
 
 def _different(rng, most, count):
-  """Ids below `most` that all differ, as one permutation would be too slow."""
+  """Distinct ids below `most`, as one permutation would be too slow."""
   found = np.zeros(0, int)
   while len(found) < count:
     more = rng.integers(0, most, 2 * count + 8)

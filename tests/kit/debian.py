@@ -1,4 +1,4 @@
-"""Installs programs that a test needs, where that asks nobody.
+"""Installs programs that a test needs, if that needs no interaction.
 
 That is: by root, with apt-get, without a terminal.
 """

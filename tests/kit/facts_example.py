@@ -1,4 +1,4 @@
-"""Facts of a release that never was: every place of a record has a value.
+"""Facts of a fictitious release: every place of a record has a value.
 
 The pair is the demo's in size and shape, so that the window holds; digests are
 hashes of words, and no number was measured. `facts()` gives a fresh copy.
@@ -75,10 +75,9 @@ TEACHER_TOKENS = 81_920
 
 
 def _costs(private):
-  """Lines of the paper's Table 1, and those that it lacks.
+  """Lines of the paper's Table 1, and the additional ones.
 
-  Args:
-    private: with what the frontier model's part took.
+  `private` includes the cost of the frontier model's part.
   """
 
   def teacher(value):
@@ -184,7 +183,7 @@ _GATES = [
 
 
 def facts():
-  """All of them, private ones too, as the stage `release` gathers them."""
+  """All facts, private ones too, as the stage `release` collects them."""
   openings = _openings()
   return copy.deepcopy(
     {

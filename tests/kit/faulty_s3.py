@@ -1,8 +1,8 @@
 """An HTTP proxy that spoils some requests on their way to an object store.
 
-What a store on a bad day does: answers late, says 500 or 503 SlowDown, or
-closes the connection: before it read the request, in the middle of it, in the
-middle of the answer, or after it did what it was asked for.
+It imitates a store on a bad day: it answers late, says 500 or 503 SlowDown, or
+closes the connection: before it reads the request, in the middle of it, in the
+middle of the answer, or after it carried out the request.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _NOT_FORWARDED = {"connection", "transfer-encoding", "content-length"}
 
 
 class Proxy(http.server.ThreadingHTTPServer):
-  """Passes requests on to `address`; spoils a share of `rate` of them.
+  """Passes requests on to `address`; spoils a fraction `rate` of them.
 
   Attributes:
     counts: how often each fault happened, by ("read" or "write", fault).

@@ -1,7 +1,7 @@
 """Tiny decoders, optimizers and meshes that most tests share.
 
-Every other shape is another set of programs to compile: take `tiny()` as it is
-where the shape does not matter.
+Every other shape is another set of programs to compile: use `tiny()` unchanged
+if the shape does not matter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,6 @@ def parameters(
   """Random parameters on the host, also where a decoder begins with 0 or 1.
 
   Args:
-    cfg: the decoder.
     seed: of all numbers.
     embed: deviation of embeddings. Large ones make a peaked distribution.
     others: deviation of the rest; norms lie around 1.

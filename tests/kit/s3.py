@@ -33,7 +33,7 @@ def use_retries(monkeypatch, **retries):
 
 @pytest.fixture
 def account(monkeypatch, tmp_path):
-  """Credentials, and nobody's home; retries that wait milliseconds."""
+  """Credentials without a home folder; retries that wait milliseconds."""
   monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an id")
   monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
   monkeypatch.setenv("AWS_REGION", "us-east-1")
@@ -45,7 +45,7 @@ def account(monkeypatch, tmp_path):
 
 @pytest.fixture
 def bucket(s3_server, account):
-  """An empty bucket, seen past TensorStore and past any proxy."""
+  """An empty bucket, accessed without TensorStore or a proxy."""
   url = "http://{}:{}".format(*s3_server)
   bucket = boto3.resource("s3", endpoint_url=url).create_bucket(Bucket=BUCKET)
   yield bucket

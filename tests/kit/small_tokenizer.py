@@ -13,7 +13,7 @@ TEXTS = [
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
-  """A folder with a byte-level BPE that, as it lies there, cuts and pads."""
+  """A folder with a byte-level BPE whose settings cut and pad."""
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()

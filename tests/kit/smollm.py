@@ -1,4 +1,4 @@
-"""The demo's teacher, as its package has it and as transformers reads it."""
+"""The demo's teacher, from its package and as transformers reads it."""
 
 import importlib.metadata
 from pathlib import Path

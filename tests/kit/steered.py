@@ -2,8 +2,8 @@
 
 Tokens of the pairs carry it with one sign or the other, and the unembedding of
 the words reads it. The text is the analog's own, so that pushes cost
-perplexity, and what maps are fitted on does not have the tokens of the pairs: a
-map from a model that was never trained can know nothing of them.
+perplexity. The rows that maps are fitted on do not have the tokens of the
+pairs, so a map from an untrained model can know nothing of them.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def text(rng, *last):
 
 
 def value(name="planted", **changes):
-  """What the file of a behaviour has."""
+  """The content of a behaviour's file."""
   rng = np.random.default_rng(0)
   return {
     "format": "analogjax.behaviour",
@@ -74,7 +74,7 @@ def with_direction(cfg, params):
 
 
 def own_text(model, rows, rng):
-  """Rows that the model wrote, but for the first token of each document."""
+  """Rows that the model wrote, except the first token of each document."""
 
   @jax.jit
   def logits(tokens_BL):

@@ -1,7 +1,7 @@
-"""A fidelity.json of numbers that are drawn: as from a pair that transfers.
+"""A fidelity.json of random numbers, as from a pair that transfers.
 
-Nothing in it was measured. It has every section, every kind of row, and what
-is undefined; `python tests/kit/synthetic_report.py FOLDER` writes it and
+Nothing in it was measured. It has every section, every kind of row, and
+undefined values; `python tests/kit/synthetic_report.py FOLDER` writes it and
 its page.
 """
 

@@ -1,8 +1,8 @@
-"""A real bundle in small: a tiny random model, its documents, a signature.
+"""A small real bundle: a tiny random model, its documents, a signature.
 
-`contents` makes everything that goes in, `facts` among it; `write` signs it.
-The reported numbers of the analog alone are those of transformers on the rows;
-all other numbers are those of facts_example and synthetic_report.
+`contents` makes all inputs, including `facts`; `write` signs it. The reported
+numbers of the analog alone come from transformers on the rows; all other
+numbers are those of facts_example and synthetic_report.
 """
 
 import datetime
@@ -60,7 +60,7 @@ def write_key(path):
 
 
 def write_certificates(folder, key):
-  """A certificate of the key, and that of the authority that signed it."""
+  """Writes a certificate of the key, and that of its authority."""
   day = datetime.datetime(2026, 1, 1)
   authority = ec.generate_private_key(ec.SECP256R1())
   own = serialization.load_pem_private_key(key.read_bytes(), None)
@@ -212,7 +212,7 @@ def safety(facts):
 
 
 def make_facts(model, *, parameters, fidelity_value, config, dtype="float32"):
-  """facts_example, of this model."""
+  """The facts of facts_example, for this model."""
   facts = facts_example.facts()
   files = {p.name: sha256(p.read_bytes()) for p in sorted(model.iterdir())}
   weights = sorted(model.glob("*.safetensors"))
@@ -279,9 +279,7 @@ def to_json(value):
 def contents(scratch: Path, **options):
   """(files of a bundle, its facts).
 
-  Args:
-    scratch: an empty folder for the export.
-    **options: of `export`.
+  `scratch` is an empty folder for the export; `options` are those of `export`.
   """
   model = scratch / "export"
   export(model, **options)
@@ -309,12 +307,10 @@ def contents(scratch: Path, **options):
 
 
 def documented(files, facts, record_value=None):
-  """The files with everything that follows from the facts made anew.
+  """The files, with everything that follows from the facts remade.
 
-  Args:
-    files: with fidelity.json and safety.json.
-    facts: of the release.
-    record_value: taken for the public record, even if it is none.
+  `files` include fidelity.json and safety.json. `record_value` replaces the
+  public record, even if it is not valid.
   """
   if record_value is None:
     record_value = record.project(facts, "public")

@@ -102,8 +102,6 @@ class Tiny:
     """Starts `analogjax` as one job of several processes.
 
     Args:
-      arguments: of the command line.
-      count: of processes.
       devices: in all.
       patch: code that each runs first.
       path: a folder to import from.
@@ -138,7 +136,7 @@ class Tiny:
 
 
 def write_config(path, base, *lines):
-  """A config file: what the file `base` gives, changed by lines of Python."""
+  """Writes a config file: the file `base`, changed by lines of Python."""
   changes = "".join(f"  {line}\n" for line in lines)
   path.write_text(
     f"import runpy\n\n\ndef get_config():\n"
@@ -175,11 +173,10 @@ _FIELDS = """dict(
 
 
 def write_lab(folder, name, *, num_rows, rows="stream", fields=_FIELDS):
-  """The config and the pipeline of a lab, as {name}.py and {name}_rows.py.
+  """Writes a lab's config and pipeline, as {name}.py and {name}_rows.py.
 
   Args:
-    folder: where they go; for processes of several, it has to be on their path.
-    name: of both.
+    folder: their place; several processes need it on their path.
     num_rows: rows of the data. Held-out rows are those from 1000 on.
     rows: `stream`, or `indexed` for rows that are read by index.
     fields: Python for the fields of a row, from `index` and `rng`.
@@ -212,7 +209,7 @@ def content(workdir, *names):
 
 
 def can_mount():
-  """Whether this user may mount folders in a namespace of its own."""
+  """Whether this user may mount folders in a separate namespace."""
   probe = ["unshare", "-rm", "true"]
   return shutil.which("unshare") and not subprocess.call(
     probe, stderr=subprocess.DEVNULL
@@ -231,7 +228,7 @@ def _texts():
 
 
 def make_tiny(folder, compilation_cache):
-  """The pair, in a folder of its own."""
+  """Makes the pair, in a separate folder."""
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
     add_prefix_space=False
@@ -338,7 +335,7 @@ def _overrides(teacher):
 
 @dataclasses.dataclass
 class Seen:
-  """What went through a phase, by step."""
+  """Data that went through a phase, by step."""
 
   code: int = 0
   batches: dict = dataclasses.field(default_factory=dict)
@@ -393,11 +390,11 @@ class Lab:
     """Trains in this process, with the caches of `cached`.
 
     Args:
-      workdir: made, with the caches, if it is not there.
+      workdir: created, with the caches, if missing.
       values: overrides.
-      devices: the mesh is over so many of the simulated ones.
-      at: step -> what is called when its batch was read.
-      flags: of the command line, others than overrides.
+      devices: number of simulated devices of the mesh.
+      at: step -> function that is called when its batch was read.
+      flags: of the command line, other than overrides.
     """
     if not workdir.exists():
       self.fresh(workdir)
@@ -436,7 +433,7 @@ class Lab:
     return seen
 
   def curve(self, workdir):
-    """What the phase recorded, without its speeds."""
+    """Records of the phase, without its speeds."""
     return [
       record
       for record in metrics.read(workdir / "train" / "distill")

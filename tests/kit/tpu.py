@@ -1,4 +1,4 @@
-"""libtpu, which compiles for TPUs that need not be there."""
+"""libtpu, which compiles for absent TPUs."""
 
 import importlib.util
 import os
@@ -7,7 +7,7 @@ import pytest
 
 
 def needs_libtpu() -> None:
-  """Skips a test where libtpu is neither installed nor named."""
+  """Skips a test if libtpu is neither installed nor named."""
   named = os.environ.get("TPU_LIBRARY_PATH")
   if not named and importlib.util.find_spec("libtpu") is None:
     pytest.skip("no libtpu to compile with: install the extra dev")

@@ -1,4 +1,4 @@
-"""Starts launchers as a user does, and stands in for what they start."""
+"""Starts launchers as a user does, with stand-ins for their programs."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ sys.exit(75 if does.startswith("kill") else int(does))
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """A program called analogjax in a folder of its own."""
+  """A program called analogjax in a separate folder."""
 
   folder: Path
 
@@ -68,7 +68,7 @@ class Probe:
     return f"{self.folder}:{os.environ['PATH']}"
 
   def said(self):
-    """What each start was given: (start, process) -> dict."""
+    """The input of each start: (start, process) -> dict."""
     found = {}
     for path in sorted(self.folder.glob("*.json")):
       start, process = map(int, path.stem.split("-"))
@@ -99,7 +99,7 @@ def probe(tmp_path):
 
 
 def start(name, *arguments, python=sys.executable, **how):
-  """A launcher at work; its standard output and error are pipes."""
+  """A running launcher; its standard output and error are pipes."""
   return subprocess.Popen(
     [python, ROOT / "launch" / name, *arguments],
     stdout=subprocess.PIPE,
@@ -122,7 +122,7 @@ def launch(name, *arguments, code=0, **how):
 
 
 def in_a_container(words, environment):
-  """A command of a container, as Kubernetes replaces $(NAME) and $$ in it.
+  """A command in a container, after Kubernetes replaced $(NAME) and $$ in it.
 
   Source: Kubernetes API reference, Container v1 core, `command`.
   """

@@ -1,7 +1,7 @@
-"""What each launcher would do, word for word.
+"""The dry run of each launcher, word for word.
 
-`python tests/launch/dry_run_test.py` writes tests/launch/expected/ anew; read
-the difference before it is committed.
+`python tests/launch/dry_run_test.py` rewrites tests/launch/expected/; read the
+difference before committing it.
 """
 
 import os

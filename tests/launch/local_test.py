@@ -11,7 +11,7 @@ LINE = ["--config=a.py", "--workdir=b"]
 
 @pytest.fixture
 def local(kit, probe):
-  """Runs it with the probe as analogjax; returns what it said."""
+  """Runs it with the probe as analogjax; returns its output."""
 
   def run(*options, plan="0", code=0, **environment):
     _, err = kit.launch(

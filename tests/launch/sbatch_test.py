@@ -1,4 +1,4 @@
-"""What launch/slurm.sbatch refuses; tests/slurm runs it as a job."""
+"""Refusals of launch/slurm.sbatch; tests/slurm runs it as a job."""
 
 import os
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""What launchers hand on, read by the tools that it is for.
+"""Output of the launchers, read by the tools that it is meant for.
 
 shellcheck and the models of Kubernetes come with the extra dev. SkyPilot, xpk
-and gcloud are large and want other versions of what we use, so their tests run
-where these are on the PATH, out of environments of their own; tried with
-SkyPilot 0.14.1, xpk 1.16.0 and gcloud 528.0.0.
+and gcloud are large and need other versions of our dependencies, so their tests
+run if these are on the PATH, from separate environments; tried with SkyPilot
+0.14.1, xpk 1.16.0 and gcloud 528.0.0.
 """
 
 import json
@@ -43,7 +43,7 @@ print(json.dumps({
 
 
 def known(manifest):
-  """A JobSet as the models have it: without fields that they do not know."""
+  """A JobSet with only the fields that the models know."""
   return models.JobsetV1alpha2JobSet.from_dict(manifest).to_dict()
 
 
@@ -101,8 +101,8 @@ def test_each_pod_finds_its_place(kit, slices):
 def shellcheck(text, shell):
   """Complaints about a script; "" if there are none.
 
-  SC2016, that $(a) in single quotes stays as it is, is what we want; SC1091 is
-  about files that are on the host alone.
+  SC2016, that $(a) in single quotes stays literal, is intended; SC1091 is about
+  files that exist only on the host.
   """
   program = Path(sys.executable).with_name("shellcheck")
   done = subprocess.run(
@@ -127,7 +127,7 @@ def test_shellcheck_of_a_node_of_skypilot(kit):
 
 
 def test_shellcheck_of_a_host_of_a_tpu_pod(kit, tmp_path):
-  """The command as gcloud gets it, for any shell of POSIX."""
+  """The command as gcloud gets it, for any POSIX shell."""
   gcloud = tmp_path / "gcloud"
   gcloud.write_text("#!/bin/sh\nprintf '%s' \"${9#--command=}\"\n")
   gcloud.chmod(0o755)
@@ -139,7 +139,7 @@ def test_shellcheck_of_a_host_of_a_tpu_pod(kit, tmp_path):
 
 
 def program(name):
-  """Its path, and that of its Python; skips where it is not there."""
+  """Its path, and that of its Python; skips if it is missing."""
   found = shutil.which(name)
   if found is None:
     pytest.skip(f"there is no {name} on the PATH")
@@ -207,7 +207,7 @@ def test_a_pod_of_xpk_runs_the_line(kit, probe, tmp_path):
 
 
 def test_gcloud_knows_the_flags(kit, tmp_path):
-  """gcloud reads its own arguments, and asks nobody."""
+  """gcloud parses its own arguments, without a server."""
   if not shutil.which("gcloud"):
     pytest.skip("there is no gcloud on the PATH")
   options = ["--name=n", "--zone=z", "--project=p"]

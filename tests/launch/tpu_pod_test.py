@@ -1,7 +1,7 @@
 """Tests for launch/tpu_pod.py against a gcloud of two hosts on this machine.
 
-It stands for the one of Google, which needs an account and a TPU: its flags are
-checked by the real one where that is installed, in tools_test.py.
+It replaces Google's, which needs an account and a TPU; tools_test.py checks the
+flags with the real one if it is installed.
 """
 
 import json
@@ -146,7 +146,7 @@ def test_where_it_ends_the_hosts_save_and_end(pod, probe, number):
 
 
 def test_a_host_that_gets_the_same_command_again_does_not_run_it(kit, probe):
-  """As gcloud gives it to a host again whose connection broke."""
+  """gcloud repeats it on a host whose connection broke."""
   options = ("--name=n", "--zone=z", "--dry-run")
   out, _ = kit.launch("tpu_pod.py", *options, "--", *LINE)
   [line] = [x for x in out.splitlines() if "mkdir" in x]

@@ -1,4 +1,4 @@
-"""Values of overrides arrive at analogjax as they were, and nothing runs them.
+"""Values of overrides arrive at analogjax unchanged, and nothing runs them.
 
 tests/slurm does the same for launch/slurm.sbatch, through SLURM itself.
 """
@@ -104,7 +104,7 @@ def test_skypilot(kit, probe):
 
 
 def test_a_dry_run_is_a_command_of_a_shell(kit, probe):
-  """What the launchers print may be pasted."""
+  """The output of the launchers can be pasted into a shell."""
   options = ["--processes=1", "--port=8476", "--dry-run"]
   out, _ = kit.launch(
     "local.py", *options, "--", *kit.line, python=probe.folder / "python"

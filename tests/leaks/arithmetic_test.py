@@ -1,4 +1,4 @@
-"""Sums with public figures: those that narrow the window are found."""
+"""Computations with public figures: those that narrow the window are found."""
 
 import json
 
@@ -20,7 +20,7 @@ def prose(words):
 
 
 def row(**fields):
-  """One more row of costs in the record."""
+  """An additional row of costs in the record."""
 
   def plant(folder):
     path = folder / "record.json"

@@ -1,4 +1,4 @@
-"""Bundles that give nothing away raise no alarm."""
+"""Bundles that reveal nothing raise no alarm."""
 
 import dataclasses
 import json
@@ -178,7 +178,7 @@ def test_a_measurement_with_its_cost_is_not_clean(tmp_path, of_example):
 
 
 def _export(folder):
-  """An analog as it is exported, from a teacher's folder that says too much."""
+  """An exported analog, from a teacher's folder that reveals too much."""
   source = folder.parent.parent / "teacher"
   source.mkdir()
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())

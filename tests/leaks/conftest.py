@@ -1,4 +1,4 @@
-"""What the tests of the leak linter share: private facts, and a small bundle.
+"""Shared fixtures of the leak linter's tests: private facts and a small bundle.
 
 The pair is the demo's in size and shape; the bundle has one file of each kind,
 and says nothing that is private.

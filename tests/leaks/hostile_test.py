@@ -1,4 +1,4 @@
-"""Whatever is in a folder, reading it ends, and ends without an exception."""
+"""Reading any folder ends, and ends without an exception."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""An 8B analog of a 405B model: sizes that are counts of other things, too."""
+"""An 8B analog of a 405B model: sizes that are also counts of other things."""
 
 import json
 

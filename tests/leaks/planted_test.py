@@ -1,7 +1,7 @@
 """Every planted leak is found: facts, spellings, formats and sums.
 
-A case is what is planted and the rule that has to find it. A bundle without any
-is clean, so whatever is found is found for the plant.
+A case is a plant and the rule that has to find it. A bundle without any is
+clean, so every finding is due to the plant.
 """
 
 import base64

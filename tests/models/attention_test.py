@@ -253,7 +253,7 @@ def test_the_choice_reaches_the_layer():
 
 
 def test_splash_in_the_layer(monkeypatch):
-  """The layer of a TPU, whose kernel runs in the interpreter."""
+  """The layer for a TPU, whose kernel runs in the interpreter."""
   length = 128
   cfg = _config(H=64)
   layer = _layer(cfg)

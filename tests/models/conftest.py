@@ -24,8 +24,7 @@ from analogjax.models import decoder
 def make_llama(seed: int = 0, **changes) -> transformers.LlamaForCausalLM:
   """A tiny Llama whose every parameter is random.
 
-  transformers sets biases to 0 and norms to 1, at which many a mistake cannot
-  be seen.
+  transformers sets biases to 0 and norms to 1, which hides many mistakes.
   """
   sizes = dict(vocab_size=61, hidden_size=24, intermediate_size=37)
   heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8)

@@ -59,7 +59,7 @@ def _hidden(cfg, params, *rows):
 
 
 def _loss(cfg, params, *rows):
-  """A scalar that every hidden state pulls in another direction."""
+  """A scalar with a different gradient for every hidden state."""
   x_BLD = nnx.merge(decoder.graphdef(cfg), params)(*rows)[0]
   w_LD = np.random.default_rng(2).normal(size=x_BLD.shape[1:])
   loss = jnp.sum(x_BLD.astype(jnp.float32) * np.float32(w_LD)[None])
@@ -190,7 +190,7 @@ LOOKUP_TOKENS = np.where(np.arange(B * 64) % 2, 3, np.arange(B * 64) % 5)
   ],
 )
 def test_a_lookup_and_its_gradient(sizes, rows):
-  """Rows as they are, rounded; a gradient that counts in float32."""
+  """Unchanged rows, rounded; a gradient accumulated in float32."""
   mesh = sharding.make_mesh(sizes, jax.devices()[: 8 if sizes else 1])
   embed_VD = np.random.default_rng(5).normal(size=(CFG.V, CFG.D))
   embed_VD = embed_VD.astype(np.float32)
@@ -330,7 +330,7 @@ def test_the_program_does_not_grow_with_the_layers():
 
 @pytest.fixture(scope="module")
 def theirs(make_llama, tmp_path_factory):
-  """A Llama of transformers, its decoder here, and what happens inside it."""
+  """A Llama of transformers, its decoder here, and its inner activations."""
   model = make_llama(num_hidden_layers=3, mlp_bias=True)
   folder = tmp_path_factory.mktemp("llama")
   model.save_pretrained(folder)

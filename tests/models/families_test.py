@@ -58,7 +58,7 @@ def test_both_generations_of_config_mean_the_same():
 
 
 def test_a_soft_cap_is_read_and_written():
-  """Absent or null: none."""
+  """Absent or null means none."""
   field = "final_logit_softcapping"
   assert _read(OLD | {field: None}) == INSIDE
   capped = dataclasses.replace(INSIDE, logit_softcap=30.0)

@@ -1,4 +1,4 @@
-"""Tests for analogjax/models/hf_tokenizer.py: what is kept, and what not."""
+"""Tests for analogjax/models/hf_tokenizer.py: kept and dropped settings."""
 
 import json
 
@@ -48,7 +48,7 @@ GENERATION = {
 
 @pytest.fixture
 def source(tmp_path):
-  """A teacher's folder whose settings tell what they must not."""
+  """A teacher's folder whose settings reveal private facts."""
   folder = tmp_path / "secret"
   folder.mkdir()
   words = {"<s>": 0, "</s>": 1, "the": 2, "cat": 3}

@@ -34,7 +34,7 @@ B = len(ROWS)
 
 
 def _arrays(N, G, dtype="float32"):
-  """Queries, keys, values, and weights that make a scalar of the output."""
+  """Queries, keys, values, and weights that reduce the output to a scalar."""
   rng = np.random.default_rng(0)
   shapes = [(B, L, N, H), (B, L, G, H), (B, L, G, H), (B, L, N, H)]
   return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
@@ -95,7 +95,7 @@ def test_bfloat16():
 
 
 def test_no_document_feels_another():
-  """Not the gradient of one query's output: exactly none of it elsewhere."""
+  """The gradient of one query's output is exactly 0 elsewhere."""
   *qkv, _ = _arrays(2, 1)
   segments_L = SEGMENTS_BL[0]
   at = 270  # In a document that began in the block before.
@@ -194,7 +194,7 @@ def _compiled(cfg, length, mesh, rows=16):
 @pytest.mark.medium
 @pytest.mark.parametrize("H", [64, 128])
 def test_a_decoder_compiles_for_a_tpu(H):
-  """Ahead of time, for 16 chips that need not be there."""
+  """Ahead of time, for 16 absent chips."""
   needs_libtpu()
   topology = topologies.get_topology_desc("v5e:4x4", "tpu")
   mesh = sharding.make_mesh(

@@ -179,7 +179,7 @@ def test_groups_of_devices(groups, axes):
 def test_what_a_training_step_sends_from_slice_to_slice(
   axes, kinds, tmp_path, monkeypatch
 ):
-  """Along data gradients alone; along fsdp weights, too."""
+  """Along data only gradients; along fsdp weights, too."""
   needs_libtpu()
   benchmarks = Path(__file__).parents[1] / "benchmarks"
   monkeypatch.syspath_prepend(str(benchmarks))

@@ -44,7 +44,7 @@ DISTILL = (
 
 @pytest.fixture(autouse=True)
 def compile_fast():
-  """What is compared here does not hang on how well the code is optimized."""
+  """The compared values do not depend on how well the code is optimized."""
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
@@ -103,7 +103,7 @@ def test_programs_that_differ_in_constants_are_compiled_once(
 
 @pytest.mark.medium
 def test_more_devices_than_there_are_here(sections, teacher, machine):
-  """A process of its own simulates them."""
+  """A separate process simulates them."""
   rows = ("cache.batch_rows=16", "train.distill.batch_rows=16")
   cfg = sections(*DISTILL, *rows, "mesh.fsdp=16")
   assert len(jax.devices()) < 16
@@ -160,7 +160,7 @@ def test_without_libtpu(sections, teacher, machine, monkeypatch):
 
 
 def test_a_compiler_that_gives_up(sections, teacher, machine, monkeypatch):
-  """As libtpu does on some programs, docs/experiments.md."""
+  """As libtpu does on some programs; see docs/experiments.md."""
 
   def give_up(program, platform):
     raise jax.errors.JaxRuntimeError("INTERNAL: Value is not placed.")

@@ -1,4 +1,4 @@
-"""Tests for analogjax/planning/compiled.py: against what XLA and Linux say."""
+"""Tests for analogjax/planning/compiled.py, against XLA and Linux."""
 
 import dataclasses
 import json
@@ -86,7 +86,7 @@ def test_memory_is_what_a_process_takes(sections, teacher, tmp_path):
 
 
 def test_flops_are_those_of_xla(sections, teacher):
-  """Where all loops run once: XLA counts a body once in any case."""
+  """If all loops run once: XLA always counts a body once."""
   cfg = sections(
     *DISTILL, *LARGE, "student.Y=1", "train.distill.loss.chunk=2048"
   )

@@ -24,7 +24,7 @@ def smollm():
 
 @pytest.fixture(scope="session")
 def load():
-  """(overrides) -> the demo in batches of 32 rows, with sizes of its own."""
+  """(overrides) -> the demo in batches of 32 rows, with its own sizes."""
 
   def load(*overrides):
     sizes = ["cache.num_rows=320", "cache.held_out_rows=32"]
@@ -41,8 +41,8 @@ def load():
 def count():
   """(sections, teacher, topology) -> programs of simple sizes, at once.
 
-  Formulas that are monotonic in every field that a plan may change, and in
-  which training takes most; not those of the package.
+  The formulas are monotonic in every field that a plan may change, and training
+  takes most; they are not those of the package.
   """
   return lambda sections, teacher, topology: [
     count_program(sections, teacher, topology, name)

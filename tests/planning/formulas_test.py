@@ -1,7 +1,8 @@
-"""Tests for analogjax/planning/formulas.py: against what XLA compiles.
+"""Tests for analogjax/planning/formulas.py, against programs that XLA compiles.
 
-On CPUs, as there XLA can. They have no kernel for attention, and gradients that
-a GPU scatters they sum, so those are compared by what would be the same.
+The programs are for CPUs, for which XLA can compile. CPUs have no kernel for
+attention, and they sum gradients that a GPU scatters, so only quantities that
+would be the same are compared.
 """
 
 import dataclasses

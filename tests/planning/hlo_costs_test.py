@@ -142,7 +142,7 @@ kind=kLoop, calls=%put
 
 
 def test_a_slice_within_fusions_is_not_the_whole():
-  """Nor is what is on the chip; an index has four bytes."""
+  """Nor are arrays on the chip; an index has four bytes."""
   layer, row, index = 4 * 64 * 64, 4 * 128 * 64, 4
   product = layer + index + row  # And x, which is near.
   put = row + index + row

@@ -24,7 +24,7 @@ def of_stage(programs, stage):
 
 
 def limited(sections, topology, bytes_of_a_program):
-  """A device of as much memory as that a program may take so many bytes."""
+  """A device whose memory lets a program take this many bytes."""
   memory = bytes_of_a_program / sections.plan.memory_fraction
   chip = dataclasses.replace(topology.chip, memory_bytes=memory)
   return dataclasses.replace(topology, chip=chip)
@@ -69,7 +69,7 @@ def test_what_the_compiler_said_it_needs(plan, text, expected):
 
 
 def remedies(plan, smollm, stage, part, *overrides, name="cpu:8"):
-  """By the first field that they set, with `part` of what is needed."""
+  """Remedies by the first field that they set, with `part` of the need."""
   sections, topology, make = plan(*overrides, name=name)
   program = of_stage(make(sections), stage)
   topology = limited(sections, topology, part * program.memory_bytes)

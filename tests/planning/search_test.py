@@ -31,7 +31,7 @@ def run(setting, smollm, name, *overrides, make=None, **more):
 
 
 def all_configs(sections, smollm, topology):
-  """Every mesh, remat and number of parts that is allowed, by brute force."""
+  """Every allowed mesh, remat and number of parts, by brute force."""
   for mesh in topologies.meshes(topology):
     for remat in ("none", "dots", "full"):
       for parts in (1, 2, 4, 8, 16, 32):
@@ -46,7 +46,7 @@ def all_configs(sections, smollm, topology):
 
 @pytest.fixture
 def roomy(setting, smollm):
-  """Bytes that the fastest config takes where there is room for all."""
+  """Bytes of the fastest config if there is room for all."""
   return run(setting, smollm, "gpu:h100:8")[0].best.memory_bytes
 
 
@@ -82,7 +82,7 @@ def test_less_memory_is_never_faster(setting, smollm, roomy):
 def test_what_the_compiler_refuses_is_not_proposed(
   setting, smollm, roomy, factor
 ):
-  """A compiler that needs so many times what the closed form counts."""
+  """A compiler that needs a multiple of the closed form's count."""
   memory = 1.2 * roomy
   sections, topology, quick = setting("gpu:h100:8", memory=memory)
 
@@ -142,7 +142,7 @@ def test_nothing_fits(setting, smollm):
 
 
 def test_a_closed_form_that_is_too_high_hides_nothing(setting, smollm, roomy):
-  """A compiler that needs half of what is counted."""
+  """A compiler that needs half of the count."""
   memory = 0.3 * roomy
   sections, topology, count = setting("gpu:h100:8", memory=memory)
 

@@ -1,4 +1,4 @@
-"""Tests for analogjax/config/release.py: what is refused, by name."""
+"""Tests for analogjax/config/release.py: refusals, by name."""
 
 import dataclasses
 

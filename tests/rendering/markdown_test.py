@@ -25,7 +25,7 @@ WORDS = st.one_of(
 
 
 def parsed(page):
-  """(kind of block, its text) of a page; in text what a reader would see."""
+  """(kind of block, its text) of a page; the text as a reader sees it."""
   parser = markdown_it.MarkdownIt("commonmark").enable(
     ["table", "strikethrough"]
   )
@@ -77,7 +77,7 @@ Then {{ x }} {{ x | code }}
 
 
 def rendered(source, **values):
-  """A page by a template."""
+  """A page from a template."""
   environment = templates.markdown_pages(pathlib.Path())
   return markdown.page(environment.from_string(source).render(values))
 

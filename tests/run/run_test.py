@@ -93,7 +93,7 @@ def test_a_manifest_says_what_the_config_asks_for():
   [("threshold", "tau"), ("random", "num_draws"), ("topk", "top_k")],
 )
 def test_a_manifest_has_the_parameter_of_its_kind_alone(kind, own):
-  """A change of another kind's parameter makes no other cache of it."""
+  """A change of another kind's parameter does not change the cache."""
   given = dict(tau=0.3, num_draws=33, top_k=13)
   found = dataclasses.asdict(make_manifest(kind=kind, **given))
   for name, value in given.items():

@@ -1,4 +1,4 @@
-"""Tests for analogjax/safety/canaries.py: what is planted, and what is not."""
+"""Tests for analogjax/safety/canaries.py: planted and unplanted sequences."""
 
 import collections
 import sys

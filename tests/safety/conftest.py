@@ -52,7 +52,7 @@ OPTIONS = safety.SafetyConfig(
 
 
 def make_tokenizer():
-  """One word a token, w2 to w62, and a special token [end]."""
+  """One word per token, w2 to w62, and a special token [end]."""
   vocabulary = {f"w{i}": i for i in range(2, END)}
   vocabulary |= {"[unk]": 0, "[unused]": 1}
   model = tokenizers.models.WordLevel(vocabulary, unk_token="[unk]")
@@ -87,8 +87,6 @@ def make_evaluation(mesh, params=None, *, changes=None, **fields):
   """An evaluation of one analog, random unless `params` are given.
 
   Args:
-    mesh: of the model.
-    params: of the analog.
     changes: of the options.
     **fields: of the evaluation.
   """

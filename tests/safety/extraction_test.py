@@ -59,7 +59,7 @@ def test_what_is_right_by_hand():
 
 
 def test_rows_that_the_model_would_write_itself_are_extracted(kit, one_device):
-  """Five of twenty rows go on as it does."""
+  """Five of twenty rows continue as the model does."""
   made = kit.make_evaluation(one_device)
   segments = np.tile(np.repeat([1, 0], [10, 14]), (20, 1))
   rows = made.members._replace(segments_BL=np.int32(segments))

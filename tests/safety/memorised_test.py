@@ -1,4 +1,4 @@
-"""A model trained for seconds on planted rows: all that it knows is found.
+"""A model trained for seconds on planted rows: all its knowledge is found.
 
 Rows come through the real pipeline, and the step is the trainer's.
 """
@@ -115,7 +115,7 @@ def test_exposure_by_hand():
 
 @pytest.fixture(scope="module")
 def halves(source):
-  """Rows of one distribution: those that a model sees, and others."""
+  """Rows of one distribution: training rows of a model, and others."""
   rows = source({}, n=64).read(range(64))
   return (
     rows_lib.Rows(*(field[:32] for field in rows)),

@@ -10,7 +10,7 @@ from analogjax.safety.evaluation import as_documents
 
 
 def dense(model, rows):
-  """log softmax of all logits, float64 [R, L, V]; by the model as it is."""
+  """log softmax of all logits, float64 [R, L, V]; from the model itself."""
   merged = nnx.merge(model.graphdef, model.params)
   x_RLD, _ = merged(rows.tokens_BL, rows.segments_BL, rows.positions_BL)
   z_RLV = np.float64(merged.cap(x_RLD @ merged.head_VD.T))
@@ -83,7 +83,7 @@ def test_a_greedy_continuation_is_token_by_token_the_likeliest(
 
 
 def test_what_follows_verbatim_is_seen_in_one_pass(kit, one_device):
-  """The greedy tokens of true prefixes and the continuation are one thing."""
+  """The greedy tokens of true prefixes equal the continuation."""
   made = kit.make_evaluation(one_device)
   rng = np.random.default_rng(1)
   prefixes = rng.integers(2, kit.CFG.V, (8, 6))

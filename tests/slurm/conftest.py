@@ -1,8 +1,8 @@
 """A SLURM of one node on this machine: munged, slurmctld and slurmd.
 
-It lives in a folder of its own, listens on loopback, and knows nothing of
-another SLURM that may be here. Where its programs are missing they are
-installed, if that asks nobody: by root, with apt-get, without a terminal.
+It uses a separate folder, listens on loopback, and knows nothing of another
+SLURM that may be here. Missing programs are installed, unless that needs
+interaction: by root, with apt-get, without a terminal.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE
 
 
 def _install():
-  """Why SLURM cannot be had here, or "" if it is there."""
+  """Why SLURM cannot be installed here, or "" if it is."""
   why = debian.why_missing(PROGRAMS, ["slurm-wlm", "munge"])
   is_root = os.geteuid() == 0
   return why or ("" if is_root else "slurmd and slurmctld need root")
@@ -75,7 +75,7 @@ class Slurm:
     }
 
   def ask(self, *command, check=True):
-    """What a command of SLURM says."""
+    """The output of a command of SLURM."""
     done = subprocess.run(
       command,
       env=self.environment,
@@ -90,7 +90,7 @@ class Slurm:
     """Submits launch/slurm.sbatch as a user would; returns the job's number.
 
     Args:
-      folder: where the job runs, and its slurm-N.out lies.
+      folder: where the job runs, and its slurm-N.out is.
       arguments: of launch/slurm.sbatch.
       options: of sbatch.
       programs: a folder that comes first on the PATH.
@@ -112,12 +112,12 @@ class Slurm:
     return int(done.stdout)
 
   def job(self, number):
-    """What SLURM knows of a job, by name."""
+    """SLURM's facts about a job, by name."""
     said = self.ask("scontrol", "show", "job", "--oneliner", str(number))
     return dict(re.findall(r"(\w+)=(\S*)", said))
 
   def wait(self, number, seconds=120):
-    """Waits for the end of a job; returns what SLURM knows of it."""
+    """Waits for the end of a job; returns SLURM's facts about it."""
     deadline = time.monotonic() + seconds
     while True:
       job = self.job(number)

@@ -78,7 +78,7 @@ LINE += [f"--config.data.arguments.x{i}={v}" for i, v in enumerate(HOSTILE)]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One whose analogjax is the probe; its folder has a file for each start."""
+  """A job whose analogjax is the probe; its folder has a file per start."""
 
   number: int
   folder: Path
@@ -93,7 +93,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def jobs(slurm, tmp_path_factory):
-  """All at once, as SLURM takes seconds to put a job back or to end it."""
+  """All at once, as SLURM takes seconds to requeue a job or to end it."""
 
   def submit(name, does, *options, **variables):
     folder = tmp_path_factory.mktemp(name)
@@ -150,7 +150,7 @@ def results(workdir):
 
 
 def begins(workdir, stage):
-  """The steps after which a phase began, or went on."""
+  """The steps after which a phase began or continued."""
   lines = (workdir / "ledger.jsonl").read_text().splitlines()
   entries = [json.loads(line) for line in lines]
   return [e["step"] for e in entries if e["stage"] == stage and e["begins"]]
@@ -212,7 +212,7 @@ def test_killed_and_requeued_it_ends_undisturbed(
 
 
 def test_sigterm_goes_on_and_scancel_does_not(slurm, jobs):
-  """The signal before the time limit goes to the processes alone."""
+  """The signal before the time limit goes only to the processes."""
   job = jobs["signals"]
   # COMPLETING first; one that was put back would be PENDING after that.
   assert slurm.wait(job.number)["JobState"] == "CANCELLED"

@@ -1,4 +1,4 @@
-"""A cache whose files are damaged: said, kept apart, and computed again."""
+"""A cache whose files are damaged: reported, kept separate, and recomputed."""
 
 import os
 from pathlib import Path
@@ -70,7 +70,7 @@ def bench(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(bench, tmp_path_factory):
-  """The workdir of a complete cache, not to be touched."""
+  """The workdir of a complete cache, read only."""
   workdir = tmp_path_factory.mktemp("whole") / "run"
   assert bench.run(workdir) == 0
   return workdir
@@ -84,7 +84,7 @@ def workdir(whole, tmp_path):
 
 @pytest.fixture
 def taught(monkeypatch):
-  """How many rows the teacher saw, so far, as a list with one number."""
+  """Number of rows that the teacher saw so far, as a list of one number."""
   count, record = [0], teacher_pass.Recorder.record
 
   def counting(self, rows, manifest):
@@ -129,7 +129,7 @@ def lose(path):
 
 
 def exchange(path):
-  """Puts the object before in its place, whose checksums are right."""
+  """Replaces it by the object before, whose checksums are right."""
   parts = list(path.parts)
   at = len(parts) - 1 - parts[::-1].index("c")
   parts[at + 1] = str(int(parts[at + 1]) - 1)

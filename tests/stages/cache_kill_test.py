@@ -1,4 +1,4 @@
-"""The kills of tests/benchmarks/durability.py, a few of them."""
+"""A few of the kills of tests/benchmarks/durability.py."""
 
 import importlib.util
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_kills_at_random_moments_lose_nothing(tiny, tmp_path):
 
 @pytest.fixture
 def undisturbed(tiny, tmp_path):
-  """A complete cache of 16 rows, and what it must hold."""
+  """A complete cache of 16 rows, and its expected content."""
   workdir = tmp_path / "run"
   runs = durability.Runs(tiny, rows=16)
   durability.finish(runs.start(workdir, 1), workdir)

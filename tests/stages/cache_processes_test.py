@@ -49,7 +49,7 @@ def lab(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def one(lab, tmp_path_factory):
-  """What one process with one device writes."""
+  """The output of one process with one device."""
   workdir = tmp_path_factory.mktemp("one") / "run"
   lab.run(workdir, count=1, devices=1)
   return workdir
@@ -69,7 +69,7 @@ def content(workdir):
 
 
 def differs(one, other):
-  """Names of the files that are not the same."""
+  """Names of the files that differ."""
   one, other = content(one), content(other)
   return sorted(p for p in one | other if one.get(p) != other.get(p))
 

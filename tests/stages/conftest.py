@@ -1,4 +1,4 @@
-"""The tiny pair of tests/kit/tiny_pair.py, and what was trained with it."""
+"""The tiny pair of tests/kit/tiny_pair.py, and models trained with it."""
 
 import importlib
 import os
@@ -35,7 +35,7 @@ def training(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def straight(training, tmp_path_factory):
-  """By source: a workdir that was trained without a stop, and what was seen."""
+  """By source: a workdir that was trained without a stop, and its data."""
   found = {}
   for name, values in training.sources.items():
     workdir = tmp_path_factory.mktemp("straight") / name

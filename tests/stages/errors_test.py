@@ -1,4 +1,4 @@
-"""Bad input from end to end: what it does to `analogjax` and to its files."""
+"""Effects of bad input on `analogjax` and on its files, from end to end."""
 
 import gc
 import importlib
@@ -52,7 +52,7 @@ class Bench:
     return [command, *paths, *self.overrides, *more]
 
   def run(self, command, workdir, *more):
-    """What a command that succeeds writes for people."""
+    """The output of a successful command."""
     assert main.main(self.arguments(command, workdir, *more)) == 0
     return self._capsys.readouterr().out if self._capsys else ""
 
@@ -75,7 +75,7 @@ class Bench:
 
 
 def kept(workdir):
-  """Every file of a workdir but configs and lock, with its bytes; folders."""
+  """Every file of a workdir except configs and lock, by bytes; folders."""
   return {
     path.relative_to(workdir): path.read_bytes() if path.is_file() else None
     for path in workdir.rglob("*")
@@ -84,7 +84,7 @@ def kept(workdir):
 
 
 def edit_weights(folder, change):
-  """Writes a teacher's weights again after `change` of the dict of arrays."""
+  """Rewrites a teacher's weights after `change` of the dict of arrays."""
   path = folder / "model.safetensors"
   weights = safetensors.numpy.load_file(path)
   change(weights)
@@ -145,7 +145,7 @@ def trained(trained_once, workdir):
 
 @pytest.fixture
 def teacher(bench, tmp_path):
-  """A teacher of the test's own, to be damaged; `--config` for it."""
+  """A separate teacher, to be damaged; `--config` for it."""
   folder = shutil.copytree(bench.teacher, tmp_path / "teacher")
   return folder, f"--config.teacher.path={folder}"
 

@@ -1,4 +1,4 @@
-"""Phases that learn from a teacher in the loop, and from topk records."""
+"""Phases that learn from a live teacher, and from topk records."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ ALL_IDS = ("--config.cache.kind=topk", "--config.cache.top_k=384")
 
 
 def records(workdir):
-  """The values that were logged, by step."""
+  """The logged values, by step."""
   found = metrics.read(workdir / "train/distill")
   return {r["step"]: r for r in found if "train/loss_nats" in r}
 
@@ -67,7 +67,7 @@ def assert_same_losses(found, wanted, rtol):
 def test_a_cached_step_equals_one_with_the_teacher_in_the_loop(
   tiny, tmp_path, cached
 ):
-  """Same rows, same order; records are rounded to 1/64 of a nat or so."""
+  """Same rows, same order; records are rounded to about 1/64 of a nat."""
   teacher = "--config.train.distill.loss.teacher=live"
   live = train(tiny, tmp_path / "run", *ALL_IDS, *GRAM, teacher)
   assert_same_losses(live, cached[1], rtol=0.01)
@@ -81,7 +81,7 @@ def test_a_cached_step_equals_one_with_the_teacher_in_the_loop(
 
 
 def test_without_records_nothing_is_cached_to_train_on(tiny, tmp_path):
-  """The rows come from the pipeline; the teacher sits on its own devices."""
+  """The rows come from the pipeline; the teacher has its own devices."""
   workdir = tmp_path / "run"
   tiny = with_two_devices_for_the_teacher(tiny, tmp_path)
   four = "import jax; jax.config.update('jax_num_cpu_devices', 4)"

@@ -1,4 +1,4 @@
-"""Tests for what analogjax/stages/measure.py concludes and publishes."""
+"""Tests for analogjax/stages/measure.py: conclusions and published parts."""
 
 import pytest
 import synthetic_report
@@ -10,7 +10,7 @@ from analogjax.stages import measure
 
 @pytest.fixture
 def workdir(tmp_path):
-  """With a part that was measured, and its inputs."""
+  """A workdir with a measured part, and its inputs."""
   inputs = synthetic_report.inputs(synthetic_report.REACH, ["control"])
   del inputs["quick"]
   (tmp_path / "fidelity").mkdir()

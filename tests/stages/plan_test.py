@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def load(*overrides):
-  """The demo with sizes of its own, so that the demo can be tuned."""
+  """The demo with fixed sizes, so that the demo can be tuned."""
   phases = ("pretrain", "control", "distill")
   sizes = ["cache.num_rows=512", "cache.held_out_rows=32"]
   sizes += [f"train.{name}.num_steps=300" for name in phases]
@@ -250,7 +250,7 @@ def test_tables_fit_80_columns():
 
 
 def machines(folder, *overrides):
-  """A config for several devices, in batches that they can share out."""
+  """A config for several devices, in batches that they can divide."""
   fields = ["cache.batch_rows=8", "measure.batch_rows=8", *overrides]
   return load(f"teacher.path={folder}", *fields)
 

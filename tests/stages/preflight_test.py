@@ -1,4 +1,4 @@
-"""Tests for analogjax/stages/preflight.py: what is refused before the start."""
+"""Tests for analogjax/stages/preflight.py: refusals before the start."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""From a trained tiny pair to a bundle that verifies, and what stops it."""
+"""From a trained tiny pair to a bundle that verifies, and its obstacles."""
 
 import dataclasses
 import json

@@ -21,7 +21,7 @@ ONE_PHASE = (
 
 @pytest.fixture
 def bundle(tmp_path):
-  """What `reproduce` reads of a bundle."""
+  """The parts of a bundle that `reproduce` reads."""
   folder = tmp_path / "bundle"
   (folder / "repro").mkdir(parents=True)
   values = loading.load(DEMO, ONE_PHASE).to_dict()

@@ -270,7 +270,7 @@ def test_two_processes_measure_every_part_as_one_does(tiny, trained, tmp_path):
 
 
 def assert_close(found, wanted, where):
-  """Equal but for the rounding of sums, in all that JSON can hold."""
+  """Equal up to the rounding of sums, in all JSON values."""
   if isinstance(wanted, dict):
     assert set(found) == set(wanted), where
     for name in wanted:

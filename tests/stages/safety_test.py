@@ -24,7 +24,7 @@ MARK = "zebraquartz"  # In every prompt; nowhere else may it be.
 
 @pytest.fixture(scope="module")
 def distilled(training, tmp_path_factory):
-  """A workdir with a phase `distill`, and what went through it."""
+  """A workdir with a phase `distill`, and its data."""
   workdir = tmp_path_factory.mktemp("distilled") / "run"
   return workdir, training.train(workdir)
 
@@ -65,7 +65,7 @@ def refusals(folder):
 
 @pytest.fixture
 def mesh(monkeypatch):
-  """Over one of the simulated devices."""
+  """A mesh of one of the simulated devices."""
   make = sharding.make_mesh
   monkeypatch.setattr(
     sharding, "make_mesh", lambda axes, _=None: make(axes, jax.devices()[:1])
@@ -185,7 +185,7 @@ def test_rows_of_a_stream_are_its_first_ones(training):
 
 
 def test_canaries_are_those_of_the_config(training):
-  """And the rows of its pipeline have them, but for held-out ones."""
+  """And the rows of its pipeline have them, except held-out ones."""
   values = dict(
     tokens=8, ids=(300, 384), copies=(1, 3), each=2, rows=40, seed=1
   )

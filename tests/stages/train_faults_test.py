@@ -1,4 +1,4 @@
-"""What `analogjax train` does when something fails, in process."""
+"""Reactions of `analogjax train` to failures, in process."""
 
 import errno
 import os
@@ -62,7 +62,7 @@ def test_a_row_that_fails_costs_no_step(
 def test_asked_to_stop_while_a_row_never_comes(
   training, tmp_path, faults, monkeypatch, capsys, at, says
 ):
-  """Who waits for the thread that reads would wait for ever."""
+  """A wait for the reading thread would last forever."""
   hangs, released = threading.Event(), threading.Event()
 
   def hang(fields):

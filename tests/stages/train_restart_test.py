@@ -29,7 +29,7 @@ STOPS = {"cache": 5, "stream": 6}
 
 
 def stop():
-  """As a scheduler asks this process to stop."""
+  """Signals this process to stop, as a scheduler does."""
   signal.raise_signal(signal.SIGTERM)
 
 
@@ -79,7 +79,7 @@ def losses(training, workdir):
 
 
 def test_a_phase_with_a_weight_says_how_far_the_grams_are(training, straight):
-  """In training and on held-out rows; one without it, on the latter alone."""
+  """In training and on held-out rows; one without it, only on the latter."""
   of_cache = losses(training, straight["cache"][0])
   assert {step for step, name in of_cache if name == "train/gram"} == {
     *range(1, 13)

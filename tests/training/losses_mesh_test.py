@@ -61,7 +61,7 @@ def make(kind, V=V):
 
 
 def step(x_BLD, head_VD, targets, teacher, objective):
-  """Value, sums and gradients; also the value where no gradient is wanted."""
+  """Value, sums and gradients; also the value without gradients."""
   loss = functools.partial(
     losses.distillation_loss,
     targets=targets,
@@ -74,7 +74,7 @@ def step(x_BLD, head_VD, targets, teacher, objective):
 
 
 def placed(tree, mesh):
-  """Rows over the mesh; the heads as their names say, where V allows it."""
+  """Rows over the mesh; heads by their names, if the mesh divides V."""
   x_BLD, head_VD, targets, teacher = tree
   rows = NamedSharding(mesh, sharding.ROWS)
   tensor = "tensor" if V % mesh.shape["tensor"] == 0 else None
@@ -191,7 +191,7 @@ def test_memory_on_a_tpu(kind):
 
 
 def shapes_of(jaxpr):
-  """The shape of every value in a jaxpr, those inside of loops too."""
+  """The shape of every value in a jaxpr, loops included."""
   for eqn in jaxpr.eqns:
     for var in (*eqn.invars, *eqn.outvars):
       yield getattr(var.aval, "shape", ())
@@ -218,7 +218,7 @@ def test_no_array_has_all_tokens_and_the_vocabulary(kind):
 
 
 def test_the_unembeddings_gradient_is_summed_once():
-  """After the chunks: inside of the loop only numbers of tokens travel."""
+  """After the chunks: inside the loop only numbers per token travel."""
   mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
   text = compiled(mesh, 8, 256, "sampled").as_text()
   shapes = re.findall(

@@ -56,7 +56,7 @@ def make(seed=0, V=V, K=K, dtype=np.float32, scale=1.0):
 
 
 def divergence_of(d, t, q):
-  """By its definition, over the last axis; 0 log 0 = 0."""
+  """The divergence by its definition, over the last axis; 0 log 0 = 0."""
 
   def kl(a, b):
     safe = jnp.where(a > 0, a, 1.0)
@@ -248,7 +248,7 @@ def test_with_all_ids_named_it_is_the_divergence_from_the_live_teacher(
 
 @by_name
 def test_a_student_that_equals_the_teacher_is_stationary(divergence):
-  """Where the whole mass outside counts, unlike where K are renormalised."""
+  """With the whole mass outside counted, unlike where K are renormalised."""
   _, _, targets, teacher = make()
   objective = losses.Objective(divergence=divergence)
   for live in (None, teacher):
@@ -311,7 +311,7 @@ def test_bfloat16_sampled_records_within_1e_5_of_float64():
 
 
 def test_the_default_rounds_the_gradient_of_bfloat16_and_no_more():
-  """exact_gradient is what makes the difference, or it would be for nothing."""
+  """exact_gradient makes a difference; otherwise it would be useless."""
   x_BLD, head_VD, targets, _ = make(dtype=ml_dtypes.bfloat16)
   with pytest.raises(AssertionError):
     compare(x_BLD, head_VD, targets, losses.Objective())
@@ -342,7 +342,7 @@ def test_sampled_records_take_no_divergence_that_is_not_linear():
 
 
 def test_no_gradient_of_a_nonlinear_divergence_is_linear_in_the_teacher():
-  """Why: the mean gradient over samples is not that of their mean."""
+  """The reason: the mean gradient over samples is not that of their mean."""
   logq_K = np.log(np.float32([0.7, 0.2, 0.1]))
   one, other = np.float32([0.5, 0.4, 0.1]), np.float32([0.1, 0.1, 0.8])
 
@@ -432,7 +432,7 @@ def test_masked_positions_may_hold_anything():
 
 
 def test_an_objective_is_one_program():
-  """Static, so equal ones have to be equal."""
+  """It is static, so equal objectives have to compare equal."""
   one = losses.Objective(divergence=Divergence(name="skew_kl"), z_loss=0.1)
   same = dataclasses.replace(one)
   assert hash(one) == hash(same) and one == same

@@ -18,8 +18,8 @@ B, L, D, V = 3, 12, 8, 53
 def make_targets(K, seed=0):
   """Records with a duplicate id and a negative weight in every position.
 
-  Of the positions with a weight, the teacher has none at some and more at
-  others, as where only a part of them was captured.
+  At the positions with a weight, the teacher has none at some and more at
+  others, as if only some of them were captured.
   """
   rng = np.random.default_rng(seed)
   p_BLK = rng.dirichlet(np.full(max(K, 1), 0.5), (B, L))[..., :K]
@@ -288,7 +288,7 @@ def test_logits_of_magnitude_10_000():
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_the_gradient_scales_with_the_cotangent(dtype):
-  """By 1 / 1020, which bfloat16 would round by 0.4 %, all one way."""
+  """By 1 / 1020, which bfloat16 would round by 0.4 %, always one way."""
   x_BLD, head_VD = make_model()
   x_BLD = x_BLD.astype(dtype)
   targets = make_targets(6)
@@ -326,7 +326,7 @@ def test_targets_and_alpha_have_no_gradient():
 
 
 def shapes_of(jaxpr):
-  """The shape of every value in a jaxpr, those inside of loops too."""
+  """The shape of every value in a jaxpr, loops included."""
   for eqn in jaxpr.eqns:
     for var in (*eqn.invars, *eqn.outvars):
       yield getattr(var.aval, "shape", ())

@@ -1,8 +1,8 @@
-"""Tests for the steps: what the devices of a mesh exchange.
+"""Tests for the steps: traffic between the devices of a mesh.
 
-Programs are compiled and read, not run. Sizes are such that a dimension tells
-what it is: those of a whole batch, or of one part of it on all devices, and
-that of the vocabulary are like no other, nor like a product of others.
+Programs are compiled and read, not run. Sizes are chosen so that a dimension
+identifies itself: those of a whole batch, or of one part of it on all devices,
+and that of the vocabulary equal no other, nor a product of others.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.medium
 
 
 def benchmark(name):
-  """A module of tests/benchmarks, which is no package."""
+  """A module of tests/benchmarks, which is not a package."""
   path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
   spec = importlib.util.spec_from_file_location(f"traffic_{name}", path)
   module = importlib.util.module_from_spec(spec)
@@ -167,7 +167,7 @@ def compiled(name, sizes, axes, devices):
 
 @contextlib.contextmanager
 def stderr_in(path):
-  """XLA writes its warnings to the file descriptor."""
+  """Captures the file descriptor to which XLA writes its warnings."""
   before = os.dup(2)
   try:
     with path.open("wb") as file:
@@ -188,7 +188,7 @@ def on_cpu(name, axes, sizes=SMALL):
 
 
 def arrays(one) -> Iterator[tuple[str, tuple[int, ...]]]:
-  """(dtype, shape) of all that a collective gives; sizes of 1 left out."""
+  """(dtype, shape) of all outputs of a collective; sizes of 1 left out."""
   for dtype, dims in re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", one.shape):
     sizes = (int(size) for size in dims.split(",") if size)
     yield dtype, tuple(size for size in sizes if size > 1)
@@ -202,8 +202,8 @@ def sizes_in(shape) -> set[int]:
 def whole_batches(program, sizes):
   """Collectives that give a device the rows of all.
 
-  All but two: an all-to-all gives as much as it takes, and the embedding is
-  looked up where it lies, so each device has the ids of its fsdp group.
+  Two are exempt: an all-to-all returns as much as it takes, and the embedding
+  is looked up in place, so each device has the ids of its fsdp group.
   """
   of_all = {sizes.part, sizes.rows}
   of_all |= {rows * sizes.L for rows in of_all}
@@ -217,7 +217,7 @@ def whole_batches(program, sizes):
 
 
 def logits(program, sizes, axes):
-  """Collectives of anything by id of the vocabulary that is no weight."""
+  """Collectives of anything by id of the vocabulary that is not a weight."""
   cfg = sizes.cfg
   of_V = {cfg.V, cfg.V // axes.get("tensor", 1)}
   of_D = {cfg.D, cfg.D // axes.get("fsdp", 1)}
@@ -249,15 +249,15 @@ def test_no_device_gets_the_rows_of_all_or_logits(name, axes):
 
 @pytest.mark.parametrize(("name", "axes"), PROGRAMS, ids=program_id)
 def test_xla_has_to_replicate_nothing(name, axes):
-  """It warns where it knows no way from one sharding to another but this."""
+  """It warns if replication is its only way from one sharding to another."""
   log = on_cpu(name, axes).log
   assert "rematerialization" not in log, log
 
 
 def traffic(program, axes):
-  """(kind, axes but for data) -> (times, kB that all have exchanged).
+  """(kind, axes except data) -> (times, kB exchanged by all devices).
 
-  By a ring, a device sends (n - 1) / n of those, or twice that.
+  In a ring, a device sends (n - 1) / n of those, or twice that.
   """
   found = {}
   for one in program.found:
@@ -298,7 +298,7 @@ def test_a_program_is_no_longer_for_more_layers(name):
 
 
 def on_tpu(topology, name, axes, sizes=TPU):
-  """Ahead of time, for chips that need not be there."""
+  """Compiles ahead of time, for absent chips."""
   needs_libtpu()
   chips = topologies.get_topology_desc(topology, "tpu").devices
   return compiled(name, sizes, axes, list(chips))

@@ -116,7 +116,7 @@ def test_a_read_starts_anew_and_goodput_goes_on(now):
 
 
 def test_a_step_may_end_after_a_read(now):
-  """Its tokens count where it ends, its time where it was spent."""
+  """Its tokens count at its end, its time when it was spent."""
   meter = make_meter(now)
   spend(now, meter, 1)
   meter.step()
@@ -176,7 +176,7 @@ def test_misuse_is_an_assertion(now):
 
 
 def test_it_takes_the_formulas_of_sizes_and_the_clock_of_the_host():
-  """One step of a known length; the FLOPs come back out of the rate."""
+  """One step of a known length; the FLOPs are recovered from the rate."""
 
   class Shape:
     V, D, Y, N, G, H, F = 100, 8, 2, 4, 2, 4, 16

@@ -36,7 +36,7 @@ RATES = (0.25, 0.5, 0.5)  # One for each step, by CONFIG.
 
 
 def draw(seed):
-  """Random arrays in the form of the parameters; none is like another."""
+  """Random arrays in the form of the parameters, all different."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype),
@@ -57,7 +57,7 @@ def updates_of(config):
 
 
 def momentum_by_hand(grads, beta):
-  """Nesterov's, of averages that are corrected for their start at 0."""
+  """Nesterov's, with averages corrected for their start at 0."""
   m, t = 0.0, len(grads)
   for g in grads:
     m = beta * m + (1 - beta) * g
@@ -66,7 +66,7 @@ def momentum_by_hand(grads, beta):
 
 
 def orthogonalised_by_hand(matrix):
-  """The iteration acts on singular values alone (float64, by SVD)."""
+  """The iteration acts only on singular values (float64, by SVD)."""
   u, s, vt = np.linalg.svd(matrix, full_matrices=False)
   s = s / np.sqrt(np.sum(s * s))
   for _ in range(5):
@@ -145,7 +145,7 @@ def new_state(config):
 
 
 def placed(config, **axes):
-  """A mesh, and where the state is on it."""
+  """A mesh, and the sharding of the state on it."""
   mesh = make_mesh(axes)
   abstract = jax.eval_shape(new_state(config)[1])
   return mesh, sharding.state_shardings(abstract, mesh)

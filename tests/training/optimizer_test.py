@@ -105,7 +105,7 @@ STUDENT = tiny(
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_weight_decay_moves_matrices_and_embeddings_alone(name):
-  """No gradient, one step: what is left of every parameter."""
+  """One step without a gradient: the remaining fraction of each parameter."""
   params = jax.tree.map(
     lambda leaf: np.ones(leaf.shape, leaf.dtype),
     decoder.abstract_parameters(STUDENT),

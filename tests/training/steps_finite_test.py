@@ -1,4 +1,4 @@
-"""Tests for analogjax/training/steps.py: what is not finite."""
+"""Tests for analogjax/training/steps.py: values that are not finite."""
 
 import functools
 

@@ -1,7 +1,7 @@
 """Tests of Grams in analogjax/cache/gram.py and training/steps.py.
 
-Rows have from one to all of their tokens, so a mean over rows is no mean over
-tokens, or over pairs.
+Rows use from one to all of their tokens, so a mean over rows is neither a mean
+over tokens nor one over pairs.
 """
 
 import dataclasses
@@ -126,7 +126,7 @@ def test_the_teachers_codes_are_its_cosines():
 
 @pytest.mark.parametrize("index", [1, 3])
 def test_any_mesh_finds_the_same_bytes(index):
-  """Where products are summed over devices a cosine may fall on an edge."""
+  """If products are summed over devices a cosine may be on an edge."""
   alone, split = records(0), records(index)
   for name in ("ids_BMLK", "codes_BMLK"):
     same = getattr(alone, name) == getattr(split, name)
@@ -138,13 +138,13 @@ def test_any_mesh_finds_the_same_bytes(index):
 
 
 def states(x_BLD):
-  """What a student of two depths has at the drawn positions, [Z, B, M, D]."""
+  """A student's states of two depths at the drawn positions, [Z, B, M, D]."""
   at_BM1 = without_codes().gram.positions_BM[..., None]
   return jnp.stack([jnp.take_along_axis(x_BLD, at_BM1, 1)] * Z)
 
 
 def test_rotated_states_are_at_no_distance_and_distorted_ones_are():
-  """Through the bytes of a cache: what is left is the rounding of codes."""
+  """Through the bytes of a cache: only the rounding of codes remains."""
   rng = np.random.default_rng(2)
   x_BLD = rng.normal(size=(B, L, 6)).astype(np.float32)
   sample = without_codes().gram
@@ -343,7 +343,7 @@ def test_rows_that_fill_a_batch_up_do_not_count(tmp_path):
   )
 
   class Cache:
-    """As much of a cache as `in_order` looks at."""
+    """The part of a cache that `in_order` uses."""
 
     manifest = type("Manifest", (), {"num_rows": 5})
 

@@ -191,7 +191,7 @@ def test_params_and_moments_lie_where_the_table_says():
 
 @pytest.mark.parametrize("index", [0, 1], ids=lambda i: mesh_id(MESHES[i]))
 def test_losses_are_means_over_the_tokens_of_the_whole_batch(index):
-  """Each of 8 devices has a row of its own, with 1 to 8 predictions."""
+  """Each of 8 devices has its own row, with 1 to 8 predictions."""
   metrics = train(index)[1][0]
   targets = make_batch().targets
   logq_BLV = logprobs("student")
@@ -234,7 +234,7 @@ def records(index):
 
 
 def test_teacher_step_draws_from_the_whole_rows_logits():
-  """Chunked over L, with a last chunk that is padded, or in one piece."""
+  """Chunked over L, with a padded last chunk, or in one piece."""
   found = records(0)
   logp_BLV = logprobs("teacher")
   labels_BL = make_batch().targets.labels_BL
@@ -424,7 +424,7 @@ def test_a_batch_without_weight_has_no_gradient():
 
 
 def test_no_records_no_metric_of_a_teacher():
-  """K = 0: what the pretrain phase and the control are trained on."""
+  """K = 0: the input of the pretrain phase and the control."""
   batch = make_batch()
   none = np.zeros((B, L, 0))
   targets = batch.targets._replace(

@@ -13,7 +13,7 @@ CFG = train.WatchConfig(
 
 
 def watching(losses, cfg=CFG):
-  """A watch that has seen these losses, of steps that were not skipped."""
+  """A watch that has seen these losses, without skipped steps."""
   found = watch.LossWatch(cfg)
   for loss in losses:
     assert found.see(loss, False) is None
@@ -51,7 +51,7 @@ def test_only_the_last_128_count():
 
 
 def test_a_loss_that_hardly_moves_has_some_slack():
-  """A thousandth of the median stands for its sigma."""
+  """A thousandth of the median replaces its sigma."""
   found = watching([4.0] * 40)
   assert found.see(4.0 + 8 * 0.004 - 1e-6, False) is None
   assert found.see(4.0 + 8 * 0.004 + 1e-6, False) is not None

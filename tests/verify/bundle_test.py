@@ -1,7 +1,7 @@
-"""Tests for analogjax/verify/: a good bundle, and lies in others.
+"""Tests for analogjax/verify/: a good bundle, and false ones.
 
-Whoever changes a bundle here signs it again with a key of their own, so that
-each lie has to be found for what it is.
+Each changed bundle is signed again with another key, so that each false claim
+has to be found by its own check.
 """
 
 import copy
@@ -121,7 +121,7 @@ def test_a_file_more_or_less_fails(made, tmp_path):
 
 
 def relabelled(files, facts, change):
-  """The files with a changed record and all documents made of it."""
+  """The files with a changed record and all documents made from it."""
   value = record.project(facts, "public")
   change(value)
   return tiny_bundle.documented(files, facts, value)
@@ -141,7 +141,7 @@ def change_record(path, value):
 
 
 def change_json(path, edit, *, section=None, digest="sha256"):
-  """Edits a JSON file, and the digest that the record has of it."""
+  """Edits a JSON file, and its digest in the record."""
 
   def change(files, facts):
     value = json.loads(files[path])
@@ -188,7 +188,7 @@ def set_metric(value):
 
 
 def fidelity_says_more(files, facts):
-  """A better accuracy, in every place where it stands."""
+  """A better accuracy, in every place that states it."""
   value = json.loads(files["fidelity.json"])
   set_metric(value)
   facts["fidelity"]["sha256"] = sha256(to_json(value))
@@ -351,7 +351,7 @@ def edit_record(edit):
 
 
 def other_version(page):
-  """A bundle of another version, whose documents cannot be written again."""
+  """A bundle of another version, whose documents cannot be rendered again."""
 
   def change(files, facts):
     value = record.project(facts, "public")

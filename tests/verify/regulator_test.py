@@ -49,7 +49,7 @@ def write(
 
 
 def check(tmp_path, *, without=("regulator_leaks",)):
-  """Examines what has to do with the regulator; the linter takes a while."""
+  """Examines only claims about the regulator; the linter takes a while."""
   evidence = checks.Evidence(
     folder.open_tree(tmp_path / "bundle"),
     regulator=folder.open_tree(tmp_path / "regulator"),

@@ -36,7 +36,7 @@ def of_the_demo():
 
 @pytest.fixture
 def published():
-  """What a bundle of the demo has as repro/config.json."""
+  """The repro/config.json of a bundle of the demo."""
   return of_the_demo()
 
 

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: what is loaded is what was saved, or an older step."""
+"""Damaged checkpoints: the saved state is loaded, or an older step."""
 
 import gc
 import logging
@@ -154,7 +154,7 @@ def test_files_that_are_not_read_do_no_harm(folder, state, pattern, damage):
 
 
 def test_values_that_decode_are_compared_with_their_checksums(folder, state):
-  """As from a disk that answers with another, whole chunk."""
+  """As from a disk that returns another, whole chunk."""
   other = jax.tree.map(lambda x: x + 1, state)
   saved = checkpoints.Checkpoints(folder.with_name("other"), keep=None)
   saved.save(2, other, {"position": 1002})

@@ -30,7 +30,7 @@ def proxy(s3_server, bucket):
 
 @pytest.fixture
 def opened(proxy, tmp_path):
-  """Opens the checkpoints in the bucket, with a staging folder of its own."""
+  """Opens the checkpoints in the bucket, with a separate staging folder."""
   place = store.place("s3://bucket/run/distill", proxy.url)
   staging = tmp_path / "staging"
   made = []

@@ -85,7 +85,7 @@ def test_a_state_comes_back_on_any_mesh(tmp_path, num_devices, axes):
 
 
 def test_a_save_holds_what_was_there_when_it_began(tmp_path):
-  """The step after a save takes the saved buffers over (donation)."""
+  """The step after a save reuses the saved buffers (donation)."""
   state, shardings = on_mesh(fsdp=8)
   state = jax.tree.map(jnp.copy, state)
   expected = jax.device_get(state)
@@ -170,7 +170,7 @@ def full_disk():
 
 
 def no_folder(folder):
-  """Makes folders in it impossible, for root too, and possible again."""
+  """Makes new folders in it impossible, for root too, and possible again."""
   aside = folder.with_name("aside")
 
   def refuse(full):

@@ -205,7 +205,7 @@ def test_metered_energy_counts_before_an_estimate():
 
 
 def run_with(frontier, speed, live, share):
-  """Entries of the same analog, made of a frontier model of some size."""
+  """Entries of the same analog, from a frontier model of some size."""
   student = 6e3 * 1_000
   teacher = 2.0 * frontier * 1_000
 
@@ -246,7 +246,7 @@ def run_with(frontier, speed, live, share):
 def test_the_public_cost_does_not_depend_on_the_frontier_s_size(
   sizes, speed, share, live
 ):
-  """So nothing about it can follow from it: not by any arithmetic."""
+  """So no computation can derive anything about it."""
   found = [
     public_costs.public(cost(run_with(size, speed, live, share)), 1_000)
     for size in sizes

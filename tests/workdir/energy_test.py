@@ -34,7 +34,7 @@ def test_one_of_several_processes_does_not_meter(monkeypatch):
 
 
 def test_codecarbon_meters_what_the_ledger_books(tmp_path, capfd):
-  """Runs where the extra `energy` is installed."""
+  """Runs if the extra `energy` is installed."""
   pytest.importorskip("codecarbon")
   spent = ledger.Ledger(tmp_path, "measure")
   began = time.monotonic()

@@ -70,7 +70,7 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
 
 
 class Wandb(types.ModuleType):
-  """Stands in for the package wandb: remembers what it was asked for."""
+  """Stands in for the package wandb: records its calls."""
 
   def __init__(self):
     super().__init__("wandb")

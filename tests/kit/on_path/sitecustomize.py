@@ -1,8 +1,8 @@
-"""Lets each process of a run keep what it compiles; Python imports this.
+"""Lets each process of a run cache its compiled programs; Python imports this.
 
-jax's cache of compiled programs is written by process 0 alone, and on CPUs the
-others look under keys of their own: they would compile everything again in each
-test, four fifths of what a run of two tiny processes takes.
+Only process 0 writes jax's cache of compiled programs, and on CPUs the others
+use different keys: they would compile everything again in each test, which
+takes four fifths of a run of two tiny processes.
 """
 
 import importlib.abc
@@ -32,7 +32,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def _let_all_write(compiler):
-  """As process 0 of `jax.distributed`, for as long as an entry is written."""
+  """Pretends to be process 0 of `jax.distributed` while an entry is written."""
   write = compiler._cache_write
 
   def write_as_first(*args, **kwargs):

@@ -1,3 +1,3 @@
-"""tensorboardX imports torch where it can, which takes longer than a stage."""
+"""Keeps tensorboardX from importing torch, which takes longer than a stage."""
 
 raise ImportError("hidden from the processes of the tests")

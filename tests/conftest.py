@@ -13,8 +13,8 @@ import shutil
 PLATFORM = os.environ.get("ANALOGJAX_TEST_PLATFORM", "cpu")
 os.environ["JAX_PLATFORMS"] = PLATFORM
 os.environ["HF_HUB_OFFLINE"] = "1"
-# libtpu compiles for TPUs that are not there: it need not look for one, and
-# each worker has a libtpu of its own.
+# libtpu compiles for absent TPUs: it need not look for one, and each worker has
+# its own libtpu.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 

@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "analogjax"
 
-# The floors of docs/architecture.md, the lowest first. A room imports rooms of
-# lower floors alone.
+# The floors of docs/architecture.md, the lowest first. A room imports only
+# rooms of lower floors.
 FLOORS = (
   {"config", "rendering", "cli"},
   {"distributed"},
@@ -169,7 +169,7 @@ def problems(sources):
     lines = list(effects(tree))
     for line, target in imports(tree, known):
       lines.append((line, import_problem(name, part, target)))
-      # The root names the public face for types alone, and all may import it.
+      # The root names the public face only for types, and all may import it.
       if target in known and target != name and part:
         graph.setdefault(name, set()).add(target)
     if part not in KNOW_THE_USER:

@@ -53,7 +53,7 @@ class Line:
 
   name: str
   student: str = ""  # Of students.SHAPES; "": the loss alone.
-  kind: str = "hard"  # Of students.KINDS, or "plain".
+  kind: str = "hard"  # One of students.KINDS, or "plain".
   teacher: str = ""  # In the loop.
   rows: int = 1
   remat: str = "dots"

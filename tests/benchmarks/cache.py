@@ -34,7 +34,7 @@ _BEGIN, _END = "<!-- cache: begin -->", "<!-- cache: end -->"
 
 _MOST_BYTES = 26.0  # A token, without tokens, at RS-KD-50's variance.
 _SIGMAS = 4.0
-# What is aimed at; a busy machine misses them without anything being wrong.
+# Targets; a busy machine misses them without any fault.
 _WRITTEN, _READ, _TRAINING, _CACHING = 250e3, 1e6, 0.98, 0.95
 _DEFAULT = "threshold, tau 0.04"
 

@@ -45,8 +45,8 @@ class TopK(NamedTuple):
 class Found(NamedTuple):
   """Content that a reader finds in a file."""
 
-  p_RLK: np.ndarray  # Of the ids that were captured, as stored.
-  target_RLK: np.ndarray  # What the project's own loss takes for them.
+  p_RLK: np.ndarray  # Of the captured ids, as stored.
+  target_RLK: np.ndarray  # Their probabilities in the project's own loss.
   copies: int = 1  # Of the text in the file.
 
 
@@ -56,7 +56,7 @@ class Peer:
 
   name: str
   k: int
-  loss: str  # What it makes of the mass outside the k ids.
+  loss: str  # Its treatment of the mass outside the k ids.
   write: Callable[[Path, TopK, rows_lib.Rows | None], Found]
   holds_tokens: bool = True
 
@@ -143,7 +143,7 @@ def megatron(packed: bool) -> Callable[..., Found]:
   """
 
   def write(path: Path, top: TopK, rows: rows_lib.Rows | None) -> Found:
-    del rows  # Rows are found by the seed of the data pipeline alone.
+    del rows  # Rows are found only by the seed of the data pipeline.
     import pyarrow
     import torch
 

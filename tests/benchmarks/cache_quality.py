@@ -28,7 +28,7 @@ class Quality(NamedTuple):
   """Quality of one format over one text."""
 
   ids: float  # Per token.
-  own_mass: float  # Of the ids with a value of their own.
+  own_mass: float  # Of the ids with their own value.
   bias2: Estimate
   variance: Estimate
   ece: float

@@ -19,7 +19,7 @@ TAUS = (0.01, 0.02, 0.04, 0.06, 0.1, 0.2, 0.5, 1.0)
 NUM_DRAWS = 50
 TOP_KS = (16, 50, 128)
 CAPTURED = 0.2  # Share of the positions.
-TOKENS = 1_000_000  # A fixed cost is divided by so many.
+TOKENS = 1_000_000  # Divisor of a fixed cost.
 RS_KD = f"random, {NUM_DRAWS} draws"
 MATCHED = "threshold, variance of RS-KD-50"
 
@@ -217,7 +217,7 @@ def _sampled(table, text, top, folder, name, draw, drawn: Drawn) -> Line:
     text.is_token_RL,
     first.capture_weights_BL,
   )
-  if stored > 1:  # The mean of the draws is what so many passes see.
+  if stored > 1:  # The mean of the draws, as this many passes see it.
     line.variance = quality.Estimate(*(x / stored for x in line.variance))
   is_kept_RL = text.is_token_RL & (first.capture_weights_BL > 0)
   is_own_RLK = np.arange(ids[0].shape[-1]) < first.num_head_BL[..., None]

@@ -27,7 +27,8 @@ import numpy as np
 from analogjax.cache import logit_cache
 
 CACHES = ("cache", "held_out")
-# One in so many is killed while it starts: it makes or opens the caches, say.
+# One in this many is killed while it starts, for example while it opens the
+# caches.
 EARLY = 5
 STARTING_SECONDS = (2.0, 8.0)  # Imports take about two.
 WRITING_SECONDS = 1.5

@@ -21,7 +21,7 @@ from analogjax.run.run import Run
 from analogjax.training import optimizer, steps
 from analogjax.workdir import checkpoints, ledger, metrics
 
-# What no process may say, whatever happens to the others.
+# Texts that no process may print, whatever happens to the others.
 _UNWANTED = re.compile(
   r"^.*(?:Traceback|damaged|IS NOT SAVED|Fatal Python error).*$", re.M
 )
@@ -282,7 +282,7 @@ class Inspector:
     output = _read(workdir / "fidelity.json")["output"]["models"]
     wanted_output = wanted.output
     if not exact:
-      # Rounding may take a token from one bin to another, or its likeliest id.
+      # Rounding may move a token to another bin, or change its likeliest id.
       output, wanted_output = metrics_of(output), metrics_of(wanted_output)
     self._compare(f"{workdir}: fidelity", output, wanted_output, exact)
     return self._check_ledger(workdir, seconds, done_again)

@@ -117,7 +117,7 @@ class Ender:
       return
     later, enough = SPOKE_SECONDS * count, 0
     if self.is_trained(workdir):
-      # What comes now writes little; a moment may be anywhere in it.
+      # Later work writes little; a moment may be anywhere in it.
       later = 1.2 * self.late_seconds.get(count, 2 * later)
     elif moment == "worked":
       later, enough = WORKED_SECONDS, rng.randint(1, MOST_WORK)
@@ -134,7 +134,8 @@ class Ender:
     """Ends some or all processes, and waits for all."""
     victims = list(processes)
     self._rng.shuffle(victims)
-    # One alone at its start is waited for, for minutes, and this is meant.
+    # A process that is alone at its start is waited for, for minutes, as
+    # intended.
     if moment != "starting" and self._rng.random() < 0.5:
       victims = victims[:1]
     for victim in victims:

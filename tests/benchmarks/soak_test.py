@@ -85,7 +85,7 @@ def largest(folder):
   return max(files, key=lambda path: path.stat().st_size)
 
 
-# What is done to a finished workdir, and what the verdict says then.
+# Changes of a finished workdir, and the expected verdict.
 BREAKS = {
   "a step twice in the metrics": (
     lambda w: change_metrics(w, lambda r: r.insert(3, r[3])),

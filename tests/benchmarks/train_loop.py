@@ -27,8 +27,8 @@ import numpy as np
 from train_loop_worker import Place, Spent, Student, Turn, work
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
-# Aims: a step on two processes as a multiple of the same on one, and of saves
-# the share of the time of so many steps.
+# Aims: the ratio of a step on two processes to one on one, and the share of
+# saves in the time of this many steps.
 STEP, SHARE, SAVE_EVERY = 1.15, 0.03, 100
 
 AXES = "fsdp", "data"  # The mesh of two devices splits them by turns.

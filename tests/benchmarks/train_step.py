@@ -136,7 +136,7 @@ def _measure(V: int, args) -> dict[str, tuple[list[float], int]]:
   for name, arm in _arms(args.chunk).items():
     batch = _batch(arm, args.rows, args.length, V, rng)
     step = functools.partial(_step, arm.loss, decoder.graphdef(cfg), tx)
-    # A state of its own for each arm: the step overwrites it.
+    # A separate state for each arm, because the step overwrites it.
     state = jax.tree.map(jnp.array, (params, tx.init(params)))
     lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
     compiled[name] = functools.partial(_run, lowered.compile(), batch)

@@ -75,7 +75,7 @@ def test_a_name_out_of_the_alphabet_is_refused(tmp_path, name):
   tree = walk.open_tree(tmp_path)
   assert not tree.files
   assert "a name may have ASCII letters" in tree.problems[0]
-  tree.problems[0].encode("ascii")  # Whatever the name, it can be printed.
+  tree.problems[0].encode("ascii")  # Any name can be printed.
   assert "\n" not in tree.problems[0]
 
 

@@ -325,10 +325,10 @@ def test_prefetch_does_not_wait_for_ever_for_a_thread_that_hangs():
     released.set()
   for thread in threads() - before:
     thread.join(60)
-  assert made == [0]  # What was to come is not begun.
+  assert made == [0]  # Later steps are not begun.
 
 
-# What config.data.pipeline can name: 11 rows, told apart by their first token.
+# Pipelines for config.data.pipeline: 11 rows that differ in their first token.
 
 
 def to_row(i):

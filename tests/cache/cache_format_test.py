@@ -46,7 +46,7 @@ def make_rows():
     positions_BL=rows_lib.default_positions(segments_BL),
     weights_BL=weights_BL * (segments_BL > 0),
   )
-  rows.positions_BL[2] += 100  # A row that goes on in the middle.
+  rows.positions_BL[2] += 100  # A row that begins in the middle of a document.
   return rows
 
 

@@ -74,7 +74,7 @@ def test_a_wider_teacher_is_reached_by_descent():
 def test_padding_and_states_without_direction_are_left_out():
   x_BMD, weights_BM = make()
   weights_BM[0] = 0
-  weights_BM[1, 1:] = 0  # One token alone: no pair, and no distance.
+  weights_BM[1, 1:] = 0  # Only one token: no pair, and no distance.
   x_BMD[2] = 1.5  # All tokens alike.
   teacher_BMM = gram.matrix(make(1, W)[0], weights_BM)
   value, gradient = jax.value_and_grad(gram.loss)(

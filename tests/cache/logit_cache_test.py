@@ -399,7 +399,7 @@ def test_a_cache_of_something_else_is_refused(kit, tmp_path, field):
   here = getattr(m, field)
   assert f"{field}={here!r}, this run has {value!r}" in str(error.value)
   assert str(tmp_path) in str(error.value)
-  # What is there was not touched.
+  # The existing cache was not touched.
   cache = logit_cache.open_cache(tmp_path)
   assert cache.manifest == m
   cache.read(range(6))
@@ -575,7 +575,7 @@ def test_swapped_rows_and_replicas_are_found(kit, tmp_path, kind):
   refused(cache, "row 1 do not match")
   cache.write_stored(0, with_order(of_record, [1, 0], axis=1))
   refused(cache, "teacher said about row 0 does")
-  # Whole rows may lie where they will.
+  # Whole rows may be anywhere.
   cache.write_stored(0, with_order(good, swap))
   entries = cache.read(range(4))
   np.testing.assert_array_equal(
@@ -799,7 +799,7 @@ def test_a_kill_while_the_size_changes(kit, full, monkeypatch, num_rows, steps):
 
 # A full disk.
 
-# Fills a cache until the disk is full, makes room and goes on.
+# Fills a cache until the disk is full, makes room and continues.
 FILL_THE_DISK = """
 import pathlib, resource, signal, sys
 

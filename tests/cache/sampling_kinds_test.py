@@ -277,7 +277,7 @@ def test_capture_probabilities_are_exact_and_weighting_unbiased(capture):
   # Any quantity of a position, weighted, has the mean over all positions.
   weight_BL = np.where(is_kept_BL, 255 / np.maximum(records.inclusion_BL, 1), 0)
   assert bonferroni(weight_BL * records.entropy_BL, records.entropy_BL[0]) < 1
-  # What is not captured is empty, and the rest as without capture.
+  # Positions that are not captured are empty, the others as without capture.
   assert (records.codes_BMLK[:, 0][~is_kept_BL] == 0).all()
   assert (records.ids_BMLK[:, 0][~is_kept_BL] == 0).all()
   everywhere = draw(logits_BLV, sampler)

@@ -82,7 +82,7 @@ def check_same(V, sampler, axes, temperature=1.0):
     assert (a is None) == (b is None)
     if a is not None:
       assert a.dtype == b.dtype
-      # NaN has no place here, so equal values are equal bits but for -0.
+      # NaN does not occur, so equal values are equal bits except for -0.
       np.testing.assert_array_equal(a, b, err_msg=name)
   assert 0 < np.count_nonzero(one.inclusion_BL) < B * L
 

@@ -15,8 +15,8 @@ from analogjax.cache import draws, sampling
 
 TAU = 0.04
 NUM = 8192  # Keys of a Monte-Carlo estimate.
-# Chance that a correct sampler fails one of these tests. The keys are fixed,
-# so a test that has passed goes on passing until the code changes.
+# Probability that a correct sampler fails one of these tests. The keys are
+# fixed, so a test that has passed keeps passing until the code changes.
 ALPHA = 1e-3
 
 
@@ -213,7 +213,7 @@ def test_the_expected_record_is_the_teachers_distribution(tau):
   member_VC = np.eye(C)[classes_V]
   found_PC, wanted_C = dense_PV @ member_VC, p_V @ member_VC
   error_C = found_PC.std(0) / np.sqrt(num)
-  # A probability that is a code of its own has no spread.
+  # A probability that is exactly a code has no spread.
   z_C = (found_PC.mean(0) - wanted_C) / np.maximum(error_C, 1e-7)
   bound = stats.norm.isf(ALPHA / 2 / C)
   assert np.abs(z_C).max() < bound, (np.abs(z_C).max(), bound)
@@ -546,7 +546,7 @@ def test_decode_by_hand():
     ],
     rtol=1e-6,
   )
-  # A head alone that was rounded is scaled to one; an empty record stays 0.
+  # A rounded head without a tail is scaled to one; an empty record stays 0.
   alone = sampling.decode(
     np.array([[[9, 9], [0, 0]]], np.uint8), sampling.Threshold(tau=0.2)
   )

@@ -155,7 +155,7 @@ def test_a_step_compiles_for_a_tpu(sampler):
   needs_libtpu()
   topology = topologies.get_topology_desc("v5e:4x4", "tpu")
   mesh = sharding.make_mesh(dict(data=8, tensor=2), list(topology.devices))
-  # Of short rows libtpu 0.0.42 takes other programs than of longer ones.
+  # For short rows libtpu 0.0.42 uses other programs than for longer ones.
   check_memory(mesh, sampler, short=128, long=256)
 
 

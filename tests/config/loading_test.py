@@ -290,7 +290,7 @@ def test_free_form_values(write):
   cfg = loading.load(path, [("data.arguments.e", "x,y")])
   assert cfg.data.arguments.e == ("x", "y")
   assert "expected a whole number" in failure(path, [("data.arguments.n", "a")])
-  # What has no type yet, or several, is written as JSON.
+  # A value without a type, or with several, is written as JSON.
   cfg = loading.load(path, [("data.arguments.o", '{"a": 1}')])
   assert cfg.data.arguments.o.a == 1
   cfg = loading.load(path, [("data.arguments.m", '[2, "b", null]')])

@@ -22,7 +22,7 @@ class LabCorpus(tfds.core.GeneratorBasedBuilder):
   """A text dataset with a train and a test split."""
 
   VERSION = tfds.core.Version("1.0.0")
-  # Else TFDS looks for checksums beside the code, with a package that it
+  # Otherwise TFDS looks for checksums beside the code, with a package that it
   # does not install.
   code_path = None
 

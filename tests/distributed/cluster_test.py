@@ -224,7 +224,7 @@ def test_on_tpu(env, devices, libtpu, expected, monkeypatch):
 
 # Real processes.
 
-# Gloo writes to standard output too, from threads of its own and in pieces.
+# Gloo writes to standard output too, from its own threads and in pieces.
 _MEMBER = """
 import os, sys
 sys.stdout = os.fdopen(os.dup(1), "w")

@@ -57,7 +57,7 @@ def test_one_process_holds_all_rows(mesh):
 @pytest.mark.parametrize(
   ("axes", "process_of", "expected"),
   [
-    # (index, is_leader, ways) of each process. Rows alone are split:
+    # (index, is_leader, ways) of each process. Only rows are split:
     (
       dict(data=4),
       [0, 0, 1, 1],

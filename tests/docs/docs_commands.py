@@ -35,7 +35,8 @@ from analogjax import main
 from analogjax.cli.arguments import Arguments, parse
 from analogjax.config import loading
 
-# What starts a command of ours, which is looked for among its arguments.
+# Programs that start a command of ours, which is searched for among their
+# arguments.
 STARTERS = ("srun", "mpirun", "env", "nohup", "timeout", "gcloud")
 # Programs that other tests run, and what a shell does by itself.
 UNCHECKED = {

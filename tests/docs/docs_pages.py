@@ -30,9 +30,9 @@ class Block(typing.NamedTuple):
   """A fenced block of code."""
 
   page: str  # Its path from the root.
-  line: int  # Of its fence, from 1.
+  line: int  # Line of its fence, from 1.
   language: str
-  marks: tuple[str, ...]  # What stands behind the language.
+  marks: tuple[str, ...]  # Text behind the language.
   text: str
 
   @property
@@ -158,7 +158,7 @@ def _sentences(block: Block) -> Iterator[tuple[int, list[str]]]:
     try:
       words = list(lexer)
     except ValueError:
-      continue  # A quotation that goes on.
+      continue  # A quotation that continues.
     if words:
       yield begin, words
     text = ""

@@ -17,7 +17,7 @@ from analogjax.rendering import numbers
 NUMBER = re.compile(
   r"(?:\d+\.\d x )?10\^-?\d+|-?\d+(?:,\d{3})*(?:\.\d+)?(?: %)?"
 )
-# What the documents say of laws, papers, formats and the form's bands.
+# Statements of the documents about laws, papers, formats and the form's bands.
 WORDS = (
   *("SHA-256", "Table 1", "95 %", "arXiv:2403.13784", "arXiv:2503.16870"),
   *("Article 53(1)(d)", "(EU) 2024/1689", "C(2025) 8311", "10 July 2025"),
@@ -79,7 +79,7 @@ def allowed(facts):
 def strange(page, facts):
   """Numbers of a page without a source."""
   page = re.sub(r"\A---\n.*?\n---\n", "", page, flags=re.DOTALL)
-  # The digest of the record is none of its facts.
+  # The digest of the record is not one of its facts.
   page = re.sub(r"\b[0-9a-f]{64}\b", "", HEADINGS.sub("", page))
   page = " ".join(page.split())
   texts = [x for x in leaves(facts) if isinstance(x, str) and x]

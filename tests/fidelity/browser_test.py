@@ -99,7 +99,7 @@ def browse(folder, page, *flags):
     [
       *("chromium", "--headless", "--no-sandbox", "--disable-gpu"),
       *("--disable-dev-shm-usage", "--enable-logging=stderr"),
-      # Or one file may not look into a frame of another.
+      # Otherwise one file may not look into a frame of another.
       "--allow-file-access-from-files",
       f"--user-data-dir={folder / 'profile'}",
       *flags,

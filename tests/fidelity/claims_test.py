@@ -219,7 +219,7 @@ def test_a_pair_that_transfers_and_one_that_does_not():
   found = {c["id"]: c["verdict"] for c in good["claims"]}
   assert found.pop("steering.refusal") == OPEN  # Undefined.
   assert len(found) == 7 and set(found.values()) == {TRANSFERS}
-  # What is called the analog there has learned less than the control.
+  # The model called the analog there has learned less than the control.
   reach = {"distill": 0.05, "control": 0.4, "random": 0.0}
   bad = synthetic_report.make(synthetic_report.parts(reach), reach)
   found = {c["id"]: c["verdict"] for c in bad["claims"]}

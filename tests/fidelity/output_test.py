@@ -213,7 +213,7 @@ def test_the_area_is_that_of_all_pairs_but_for_those_in_a_bin(study, found):
 def test_kappa_by_hand():
   assert output.kappa(np.array([20.0, 5, 10, 15])) == pytest.approx(0.4)
   assert output.kappa(np.array([7.0, 0, 0, 3])) == 1
-  # By chance alone: the product of the margins.
+  # By chance: the product of the margins.
   assert output.kappa(np.array([12.0, 8, 18, 12])) == pytest.approx(0)
 
 
@@ -243,7 +243,8 @@ def test_what_is_undefined_says_why(study, found):
 def test_a_mesh_changes_nothing(kit, many_devices, analogs, found):
   whole = kit.make_study(many_devices, students=analogs)
   split = sums(only(whole, "small"))
-  # What rounds the other way is in another bin, or another id is likeliest.
+  # A value that rounds the other way is in another bin, or another id is
+  # likeliest.
   for name in split:
     alone = found[name]
     for field in token_sums.RowSums._fields:
@@ -290,7 +291,7 @@ def test_no_row_holds_logits_of_all_its_positions(study):
       tuple(cfgs.items()), study.mesh, chunk=16, documents=2
     )
     with jax.set_mesh(study.mesh):
-      # Nobody runs it, so the code may be slow.
+      # It is never run, so the code may be slow.
       options = {"xla_backend_optimization_level": 0}
       compiled = step.lower(params, shapes).compile(compiler_options=options)
     bytes_of.append(compiled.memory_analysis().temp_size_in_bytes)

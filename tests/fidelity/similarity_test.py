@@ -34,7 +34,7 @@ def reduce():
 
   @functools.partial(jax.jit, static_argnums=1)
   def reduce_one(x_ND, metrics):
-    # What is not asked for is not computed.
+    # Metrics that are not requested are not computed.
     return {m: similarity.reduce(x_ND)[0][m] for m in metrics}
 
   def reduce_all(x_PND, metrics=METRICS):

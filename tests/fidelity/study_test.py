@@ -22,7 +22,7 @@ def test_controls_never_saw_the_teacher():
   assert study.controls_of(found, students, "distill") == [
     *("pretrain", "control", "earlier"),
   ]
-  # Hard labels alone, but from a phase that saw it.
+  # Only hard labels, but from a phase that saw it.
   found = sections(("train.phases", "pretrain,distill,control"))
   phases = {**found.train.phase}
   phases["control"] = dataclasses.replace(

@@ -54,7 +54,7 @@ def test_ratio_at_matched_norm_and_cost():
   assert by_norm[:3] == (0.5, 0.5, 0.5) and cost is None
   by_cost, cost = transfer.ratio(arm, native, random, "perplexity", **DRAWS)
   assert by_cost.value == pytest.approx(1) and cost == 1
-  # Half of native and half of random lies in the middle.
+  # The mean of native and random is halfway.
   random = curve([[1, 1], [2, 2]], [1, 2])
   half = curve([[1.5, 1.5], [3, 3]], [1, 2])
   found, _ = transfer.ratio(half, native, random, "norm", **DRAWS)

@@ -100,7 +100,7 @@ def whole():
   from analogjax.fidelity.report import page as report
   from analogjax.verify import bundle, rules
 
-  # Most inputs leave fidelity.json alone, and drawing it takes half the time.
+  # Most inputs do not change fidelity.json, and drawing it takes half the time.
   render, pages = report.render, {}
   report.render = lambda value: (
     pages.get(str(value)) or pages.setdefault(str(value), render(value))

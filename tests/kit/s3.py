@@ -25,7 +25,8 @@ def s3_server():
 
 def use_retries(monkeypatch, **retries):
   spec = {"s3_request_retries": retries, "gcs_request_retries": retries}
-  # From the environment alone, or each store says what it did not find.
+  # Only from the environment; otherwise each store reports what it did not
+  # find.
   spec["aws_credentials"] = {"type": "environment"}
   context = ts.Context(spec)
   monkeypatch.setattr(store, "context", lambda: context)

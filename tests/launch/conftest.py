@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# What a shell, YAML, Kubernetes or a tool on the way could take for its own.
+# Texts that a shell, YAML, Kubernetes or a tool on the way might interpret.
 # Each comes as a value of an override.
 HOSTILE = (
   "two words",
@@ -93,7 +93,7 @@ def probe(tmp_path):
   program = folder / "analogjax"
   program.write_text(_PROBE.format(python=sys.executable, folder=str(folder)))
   program.chmod(0o755)
-  # A launcher takes the program that lies beside this Python.
+  # A launcher takes the program beside this Python.
   (folder / "python").symlink_to(os.path.realpath(sys.executable))
   return Probe(folder)
 

@@ -81,7 +81,7 @@ def test_a_signal_reaches_all_and_nothing_starts_again(kit, probe, number):
       assert process.poll() is None
       time.sleep(0.05)
     for said in probe.said().values():
-      # Or a terminal's ^C would reach it twice.
+      # Otherwise a terminal's ^C would reach it twice.
       assert os.getsid(said["pid"]) == said["pid"]
     process.send_signal(number)
     _, err = process.communicate(timeout=20)

@@ -74,7 +74,7 @@ def test_each_pod_finds_its_place(kit, slices):
   assert job["replicas"] == slices
   [container] = job["template"]["spec"]["template"]["spec"]["containers"]
   for number in range(3 * slices):
-    # What the JobSet controller and Kubernetes write on a pod.
+    # Fields that the JobSet controller and Kubernetes set on a pod.
     written = {
       "jobset-name": "n",
       "replicatedjob-name": job["name"],
@@ -215,7 +215,7 @@ def test_gcloud_knows_the_flags(kit, tmp_path):
   out, _ = kit.launch("tpu_pod.py", *options, *made, "--dry-run", "--", *LINE)
   shown = re.findall(r"^gcloud .*?(?=\n[#g]|\Z)", out, re.M | re.S)
   assert len(shown) == 3
-  # What it asks for, which is no part of a dry run.
+  # Its requests, which are not part of a dry run.
   asked = [
     f"gcloud compute tpus {kind} describe n --quiet --zone=z --project=p"
     f" '--format=value({field})'"

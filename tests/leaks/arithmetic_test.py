@@ -105,7 +105,7 @@ def test_what_tells_the_size_is_found(bundle, secrets, plant):
   assert {leak.rule for leak in found} == {"arithmetic"}, found
 
 
-# The analog's own, and what its size alone implies of the frontier model.
+# The analog's own, and what its size implies about the frontier model.
 SILENT = {
   "the analog's FLOPs": prose(f"Training took {TRAIN:.3g} FLOPs."),
   "its hours and MFU": prose("The analog took 2 GPU-hours at 41 % MFU."),

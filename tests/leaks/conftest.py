@@ -42,7 +42,7 @@ CONFIG = {
   **{"num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 192},
   **{"max_position_embeddings": 2048, "vocab_size": 49_152},
 }
-# What the public knows of the teacher's pass: 20 to 200 times the analog.
+# Public bounds of the teacher's pass: 20 to 200 times the analog.
 RANGE = {
   "low": 2 * 20 * SMALL * TOKENS,
   "high": 2 * 200 * SMALL * TOKENS,

@@ -66,12 +66,12 @@ def _loss(cfg, params, *rows):
   return loss / x_BLD.shape[0]
 
 
-# Who sees whom.
+# Which positions see which.
 
 
 def test_a_token_sees_its_own_document_up_to_itself_and_nothing_else():
-  # Each position has a token of its own, so the gradient with respect to a row
-  # of the embedding is that with respect to the input at that position.
+  # Each position has its own token, so the gradient with respect to a row of
+  # the embedding is that with respect to the input at that position.
   tokens_L = np.random.default_rng(3).permutation(CFG.V)[:L]
   rows = [np.asarray([x], np.int32) for x in (tokens_L, SEGMENTS, POSITIONS)]
   w_D = np.float32(np.random.default_rng(4).normal(size=CFG.D))
@@ -232,7 +232,7 @@ def test_a_lookup_moves_tokens_and_not_the_table():
   # Where nothing is exchanged, the next line would find nothing either.
   assert re.search(r"s32\[\d+,12\]\S* all-gather", text)
   assert not re.search(r"f32\S* (all-gather|reduce-scatter)", text)
-  # Over `data` alone the gradient is summed, of the part that a device has.
+  # Over `data` only the gradient is summed, of the part that a device has.
   gradients = re.findall(r"= f32\[(\d+,\d+)\]\S* all-reduce", text)
   assert gradients == ["20,12"]
 

@@ -16,7 +16,7 @@ LLAMA3 = dict(
   **dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0),
   **dict(high_freq_factor=4.0, original_max_position_embeddings=8192),
 )
-# What the config.json of a Llama 3 says, as transformers 4 writes it.
+# The config.json of a Llama 3, as transformers 4 writes it.
 OLD = dict(
   **dict(model_type="llama", hidden_act="silu", vocab_size=128256),
   **dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16),
@@ -125,7 +125,7 @@ def test_what_is_written_means_the_same_to_everybody(scaling):
   config = families.to_hf_config(cfg, dtype="float32")
   assert _read(config) == cfg
 
-  # transformers 4 reads these two alone, transformers 5 whatever there is.
+  # transformers 4 reads only these two, transformers 5 anything present.
   old = {k: v for k, v in config.items() if k != "rope_parameters"}
   assert _read(old) == cfg
   new = {

@@ -29,7 +29,7 @@ from analogjax.workdir import files
 LLAMA3 = {
   "rope_parameters": {
     # With these numbers and H=8, the four planes meet all three branches: one
-    # is left alone, one interpolated, two are divided.
+    # is unchanged, one interpolated, two are divided.
     **dict(rope_type="llama3", rope_theta=100.0, factor=4.0),
     **dict(low_freq_factor=1.0, high_freq_factor=4.0),
     "original_max_position_embeddings": 32,
@@ -379,7 +379,7 @@ def test_an_interrupted_export_leaves_the_earlier_one(
     assert files.file_sha256(folder / name) == digest
   assert {p.name for p in folder.iterdir()} == set(before)
 
-  # The next one starts anew, and replaces the old files by its own.
+  # The next export starts anew, and replaces the old files.
   _export(folder, cfg, params, tiny, max_shard_bytes=8_000)
   assert not (folder / "model.safetensors").exists()
   assert [p.name for p in tmp_path.iterdir()] == ["export"]

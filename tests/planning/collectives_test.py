@@ -58,9 +58,9 @@ def test_a_program_of_known_collectives():
   }
 
 
-# What a TPU's compiler writes: a loop in steps of two around a permute, within
-# a loop whose length it does not say; a gather in two pieces of one chain; a
-# scatter that is written as a reduction.
+# Output of a TPU's compiler: a loop in steps of two around a permute, within a
+# loop of unstated length; a gather in two pieces of one chain; a scatter that
+# is written as a reduction.
 TEXT = """
 HloModule jit_step, is_scheduled=true
 

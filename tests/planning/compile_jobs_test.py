@@ -71,7 +71,7 @@ def test_every_program_of_a_run_and_each_once(
   assert train.memory_bytes > train.argument_bytes > 3 * 4 * student / 2
   assert {e.axes for e in train.exchanges} == {("fsdp",)}
   assert all(e.is_whole and e.sent_bytes > 0 for e in train.exchanges)
-  # The moments lie beside an evaluation.
+  # The moments are on the device during an evaluation.
   assert of_eval.resident_bytes == pytest.approx(2 * 4 * student / 2, rel=0.01)
   # A second time all is there.
   said.clear()
@@ -117,7 +117,7 @@ def test_a_live_teacher(sections, teacher, machine):
   found = compile_jobs.make_programs(cfg, teacher, machine("cpu:1", 1))
   _, of_teacher, of_student = found
   assert of_teacher.stage == "train.distill.teacher"
-  # Each lies beside the other; the unembedding is an argument of both.
+  # Each is on the device of the other; the unembedding is an argument of both.
   params = dict(of_teacher.largest)["teacher's parameters"]
   assert params == 4 * teacher.num_parameters
   head = 4 * teacher.V * teacher.D
@@ -126,7 +126,7 @@ def test_a_live_teacher(sections, teacher, machine):
   assert dict(of_student.largest)["teacher's unembedding"] == head
   names = ("parameters", "first moments", "second moments", "counts")
   state = sum(dict(of_student.largest)[name] for name in names)
-  # What the teacher's step does not look at is there all the same.
+  # Arguments that the teacher's step does not read are there all the same.
   assert of_teacher.resident_bytes >= state + head
   assert (
     of_teacher.argument_bytes + of_teacher.resident_bytes

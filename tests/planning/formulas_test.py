@@ -76,8 +76,8 @@ def test_what_a_mesh_exchanges(both):
   found, counts = sent(theirs, "fsdp"), sent(ours, "fsdp")
   for kind in ("all-gather", "all-to-all"):
     assert counts[kind] == pytest.approx(found[kind], rel=0.02), kind
-  # On CPUs a sum and a slice of it stand for a scatter, of twice the bytes; but
-  # for the unembedding, which the loss scatters.
+  # On CPUs a sum and a slice of it replace a scatter, with twice the bytes;
+  # except for the unembedding, which the loss scatters.
   rest = counts["reduce-scatter"] - found["reduce-scatter"]
   assert 2 * rest == pytest.approx(found["all-reduce"], rel=0.02)
   assert sent(ours, "data")["all-reduce"] == pytest.approx(
@@ -167,7 +167,7 @@ def test_machines_that_are_not_here(load, smollm, name):
   stages = ["cache", "train.pretrain", "train.control", "train.distill"]
   assert [program.stage for program in found] == stages
   assert {program.how for program in found} == {"counted"}
-  # Parameters and moments are split over fsdp alone, and float32.
+  # Parameters and moments are split only over fsdp, and float32.
   (last,) = [p for p in found if p.stage == "train.distill"]
   assert last.argument_bytes > 3 * 4 * 3_342_912 / 4
   assert {e.axes for e in last.exchanges} == {("data",), ("fsdp",)}
@@ -179,7 +179,7 @@ def test_a_live_teacher_has_a_step_of_its_own(load, smollm):
   found = formulas.count_programs(sections, smollm, topology)
   live = found[-2]
   assert live.stage == "train.distill.teacher"
-  # The student's state lies beside it.
+  # The student's state is on the device too.
   assert live.resident_bytes > 3 * 4 * 3_342_912 / 2
   one = report.make_report(
     sections,

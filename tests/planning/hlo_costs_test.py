@@ -58,9 +58,9 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert flops == 5 * 3 * 2 * 256 * 512 * 512
 
 
-# What a TPU's compiler makes of products, from programs for a v5p: heads are a
-# side of a window, forward and backward, and most of the padded one meets
-# nothing. The kernels are those of splash attention.
+# A TPU's compiler's form of products, from programs for a v5p: heads are a side
+# of a window, forward and backward, and most of the padded one meets nothing.
+# The kernels are those of splash attention.
 TPU = """
 HloModule jit_step, is_scheduled=true
 

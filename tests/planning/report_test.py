@@ -108,7 +108,7 @@ def test_a_program_that_the_compiler_refused(make):
   text = shown(one)
   assert "Does not fit: train.distill." in text
   assert "Used 99.5G of 8G hbm" in text and "second line" not in text
-  # What the compiler asks for is more than the closed form counts.
+  # The compiler asks for more than the closed form counts.
   assert one.fits[3].memory_bytes == 99.5 * 2**30
   assert one.fits[3].remedies[0].factor > 100
   assert "counted times " in text

@@ -47,7 +47,7 @@ def test_arithmetic_alone():
 def test_remat_takes_time_that_is_not_the_model_s():
   b = bound("v5p:2x2x1", axes(fsdp=4), executed_flops=4 * 459e12)
   assert b.compute == 4.0 and b.mfu == 0.25
-  # What the compiler does not see is done all the same.
+  # Work that the compiler does not see is done all the same.
   b = bound("v5p:2x2x1", axes(fsdp=4), executed_flops=0.5 * 459e12)
   assert b.compute == 1.0 and b.mfu == 1.0
 
@@ -91,7 +91,7 @@ def test_what_is_not_counted_whole_is_said():
     # Two of a dimension of 4 have one link; the rest of it one as well.
     ("v5p:4x4x4", axes(fsdp=32, tensor=2), ("tensor",), 100),
     ("v5p:4x4x4", axes(fsdp=32, tensor=2), ("fsdp",), 500),
-    # The ends of a v6e are joined at 16 alone.
+    # The ends of a v6e are joined only at 16.
     ("v6e:16x16", axes(fsdp=16, tensor=16), ("fsdp",), 200),
     ("v6e:8x8", axes(fsdp=8, tensor=8), ("fsdp",), 100),
     # A switch.

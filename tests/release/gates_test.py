@@ -40,7 +40,7 @@ def test_of(name, verdict="passed"):
   return dict(id=name, family=name, verdict=verdict)
 
 
-test_of.__test__ = False  # pytest would take it for a test of its own.
+test_of.__test__ = False  # pytest would take it for a test.
 
 
 def safety(*tests, quick=False, verdict="passed", **inputs):
@@ -279,7 +279,7 @@ def test_a_waiver_gives_its_reason_and_one_that_is_not_needed_is_reported():
     judged({"sizes": "A slip of the pen."})
 
 
-# What a public evidence may hold of numbers: those of the analog and the rules.
+# Numbers allowed in public evidence: those of the analog and the rules.
 @hypothesis.given(
   frontier=st.integers(10**9, 10**10),
   active=st.integers(10**9, 10**10),

@@ -48,7 +48,7 @@ def test_the_demo(demo):
   text = json.dumps(public)
   for private in ("SmolLM", "learning_rate", "pipeline:", "dollars", "0.04"):
     assert private not in text, private
-  # What a workdir's config.json has is the same.
+  # A workdir's config.json gives the same.
   assert public_config.project(json.loads(json.dumps(demo))) == public
 
 

@@ -85,7 +85,7 @@ def test_canaries_are_found_in_the_order_of_their_copies(planted):
   groups = part["details"]["models"]["analog"]
   assert [g["copies"] for g in groups] == [0, 1, 10, 100]
   bits = [g["exposure_bits"]["value"] for g in groups]
-  # Exposure cannot grow beyond being the likeliest; what is extracted can.
+  # Exposure cannot exceed that of the likeliest; extraction can.
   known = [(g["exposure_bits"]["value"], g["extracted"]) for g in groups]
   assert known[0] < known[1] < known[2] < known[3], known
   most = part["details"]["most_bits"]

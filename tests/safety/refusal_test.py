@@ -50,7 +50,7 @@ def test_rates_are_counts_of_answers_with_a_phrase(
   made = with_prompts(
     kit, one_device, harmful=harmful, harmless=["w30 w31", "w40"]
   )
-  # What the model says decides, by the first word of its answer.
+  # The model's answer decides, by its first word.
   every = {side: refusal._choose(made, side)[1] for side in refusal.SIDES}
   firsts = {
     side: [

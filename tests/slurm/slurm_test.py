@@ -15,8 +15,8 @@ from analogjax.workdir import metrics
 
 ROOT = Path(__file__).parents[2]
 
-# Stands for analogjax where a test is about SLURM alone. Each start does one
-# word of PROBE: waits for a signal that the first process asks for, or ends.
+# Stands for analogjax in tests of SLURM itself. Each start does one word of
+# PROBE: waits for a signal that the first process asks for, or ends.
 _PROBE = """#!{python}
 import json, os, pathlib, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -177,7 +177,7 @@ def test_two_processes_by_the_local_launcher(undisturbed):
   assert {record["step"] for record in curve} == set(range(13))
 
 
-@pytest.mark.usefixtures("jobs")  # They are at work beside this one.
+@pytest.mark.usefixtures("jobs")  # They run beside this one.
 def test_killed_and_requeued_it_ends_undisturbed(
   slurm, tiny, undisturbed, tmp_path
 ):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.medium
 
 ROOT = Path(__file__).parents[2]
 
-# Positions and weights of its own, so that no array is left out, and no two
+# Distinct positions and weights, so that no array is left out, and no two
 # objects are the same.
 _FIELDS = """dict(
     tokens=rng.integers(0, 384, 32),

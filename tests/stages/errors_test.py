@@ -352,7 +352,7 @@ def test_rows_by_index_are_those_of_the_stream(bench, workdir, cached_once):
   assert says in bench.run("cache", workdir.with_name("few"), override, few)
 
 
-# What earlier stages left.
+# Results of earlier stages.
 
 
 @pytest.mark.parametrize(
@@ -465,8 +465,8 @@ def test_a_damaged_checkpoint_is_passed_over(
   damage(largest_file(checkpoints / "6"))
   damaged = kept(checkpoints / "6")
   if damage is cut:
-    # Who reads it says what is wrong, and leaves it. (The flipped bit is in a
-    # moment of the optimizer, which the export has no use for.)
+    # Readers report the problem and leave it. (The flipped bit is in a moment
+    # of the optimizer, which the export does not use.)
     says = ["step 6 is damaged", "Run 'analogjax train'"]
     bench.refuse("export", trained, says=says)
   out = bench.run("train", trained)

@@ -20,7 +20,7 @@ FEW = tuple(
     ("batch_rows", 8),
   )
 )
-# Every id has a probability of its own: the records are the teacher.
+# Every id has its own probability: the records are the teacher.
 GRAM = (
   "--config.cache.gram_layers=1",
   "--config.train.distill.loss.gram_weight=0.5",

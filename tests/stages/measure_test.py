@@ -34,7 +34,7 @@ def test_it_leaves_the_document_and_its_page(workdir):
   assert verdicts["stitching"] == "not enough evidence"
   page = (folder / "fidelity.html").read_text("utf-8")
   assert page.startswith("<!DOCTYPE html>") and "4,096" in page
-  # The lab's paths are on its own page alone.
+  # Only the lab's own page has its paths.
   assert f"--workdir={folder}</span> <span>--only=output</span>" in page
   assert str(folder) not in (folder / "fidelity.json").read_text("utf-8")
   # Once more, and nothing is written; with other flags, both are.

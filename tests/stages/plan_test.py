@@ -101,7 +101,7 @@ def test_a_live_teacher_costs_its_forward_pass_and_its_place():
   memory, without = (
     plan["memory_bytes_per_device"]["train.distill"] for plan in (p, cached)
   )
-  # Its head is an argument of the step, the rest lies beside it.
+  # Its head is an argument of the step, the rest is a resident.
   head = memory["teacher's unembedding"]
   beside = memory["teacher's parameters, beside the program"]
   assert head == 4 * 49152 * 576 and head + beside == 4 * 134_515_008

@@ -87,7 +87,7 @@ def test_a_missing_tokenizer(overrides, teacher, tmp_path):
   (teacher / "tokenizer.json").unlink()
   (problem,) = preflight.problems(load(*overrides), tmp_path)
   assert problem.startswith(f"{teacher}/tokenizer.json: expected the teacher's")
-  # Of the stages that run alone.
+  # Only of the stages that run.
   assert preflight.problems(load(*overrides), tmp_path, ["export"]) == []
 
 

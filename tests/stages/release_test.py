@@ -99,7 +99,7 @@ def released(tiny, tmp_path_factory):
   folder = tmp_path_factory.mktemp("release")
   desk = Desk(tiny, folder, folder / "run")
   assert main.main(["keygen", str(folder / "key")]) == 0
-  # In a process of its own it compiles in a fraction of the time.
+  # In a separate process it compiles in a fraction of the time.
   own = dataclasses.replace(tiny, config=desk.config())
   own.run("run", desk.workdir, *_OWN, "--quick", f"--key={folder / 'key'}")
   return desk

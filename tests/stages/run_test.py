@@ -75,8 +75,9 @@ hf_export._write_checked = dying_write
 }
 
 
-# What the stages after the moment of a kill have written. A run that is killed
-# late begins with what was there just before; the others begin with nothing.
+# Files of the stages after the moment of a kill. A run that is killed late
+# begins with the files that were there just before; the others begin with
+# nothing.
 _AFTER_TRAINING = (
   *("fidelity", "fidelity.json", "safety", "safety.json"),
   *("export", "export.json", "summary.json", "curves.png"),
@@ -285,7 +286,7 @@ def assert_close(found, wanted, where):
     assert found == wanted, where
 
 
-# What fails on process `who`: the stage, and where.
+# The failure on process `who`: the stage, and where.
 _FAILS = {
   "the disk is full": (
     0,

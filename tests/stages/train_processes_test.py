@@ -9,7 +9,7 @@ from analogjax.workdir import ledger
 
 pytestmark = pytest.mark.slow
 
-# What a process does once the rows of a step are there.
+# Code that a process runs once the rows of a step are there.
 _AT_STEP = """
 from analogjax.training import loop as trainer
 take = trainer.Phase._next

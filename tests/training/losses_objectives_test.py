@@ -219,7 +219,7 @@ def test_a_teacher_in_the_loop(divergence, change):
   V_ = objective.V or V
   x_BLD, head_VD, targets, teacher = make(V=V_)
   head_VD = np.concatenate([head_VD, np.full((V - V_, D), 9.0, np.float32)])
-  # Padded in another way, and with a cap of its own.
+  # Padded differently, and with its own cap.
   head_VW = np.concatenate([teacher.head_VW, np.ones((1, W), np.float32)])
   if V_ == V:
     head_VW = teacher.head_VW

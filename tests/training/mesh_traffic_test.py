@@ -47,7 +47,7 @@ def benchmark(name):
 
 students = benchmark("students")
 
-PARTS = 3  # A batch whose step is in parts has so many.
+PARTS = 3  # Microbatches of a batch whose step is split.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def lower(name, sizes, mesh):
 @dataclasses.dataclass(frozen=True)
 class Program:
   found: list[collectives.Collective]
-  log: str  # What the compiler wrote to stderr.
+  log: str  # The compiler's output on stderr.
 
 
 def compiled(name, sizes, axes, devices):
@@ -231,7 +231,7 @@ def logits(program, sizes, axes):
 
 
 def check_shapes(program, sizes, axes):
-  assert program.found  # Else nothing was read.
+  assert program.found  # Otherwise nothing was read.
   assert not whole_batches(program, sizes)
   assert not logits(program, sizes, axes)
 
@@ -280,7 +280,7 @@ def test_traffic_does_not_grow_with_the_data_axis(fsdp, data):
     sizes = dataclasses.replace(SMALL, part=3 * n * fsdp)
     found.append(traffic(on_cpu("train", axes, sizes), axes))
   assert found[0] == found[1]
-  # Over data alone travels what a device has of the gradient, in float32.
+  # Over data only a device's part of the gradient travels, in float32.
   _, exchanged = found[0]["all-reduce", ()]
   gradient = 2 * 4 * SMALL.cfg.num_parameters / fsdp / 1e3
   assert exchanged == pytest.approx(gradient, rel=0.01)

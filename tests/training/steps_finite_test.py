@@ -68,7 +68,7 @@ def same(found, wanted):
   return [bool((a == b).all()) for a, b in leaves]
 
 
-# The last overflows in the squares of the gradient alone.
+# The last overflows only in the squares of the gradient.
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_a_step_that_is_not_finite_updates_nothing_and_is_counted(value):
   batch = make_batch()

@@ -77,7 +77,7 @@ def test_skipped_steps_are_counted_and_are_no_losses():
     assert not found.gives_up
     found.see(float("inf"), True)
   assert found.gives_up and found.skipped == 5
-  # What was skipped moved no median.
+  # Skipped steps moved no median.
   assert found.see(LIMIT + 0.01, False) is not None
   assert not found.gives_up and found.spikes == 1
 
@@ -85,7 +85,7 @@ def test_skipped_steps_are_counted_and_are_no_losses():
 @pytest.mark.parametrize(
   ("busy_P", "expected"),
   [
-    ([0.1], []),  # Nobody waits for the only one.
+    ([0.1], []),  # No other process waits for the only one.
     ([0.1, 0.1], []),
     ([0.1, 0.34], []),  # Not a quarter of the step.
     ([0.1, 0.36], [1]),

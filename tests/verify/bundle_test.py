@@ -486,7 +486,7 @@ def test_a_lie_is_found_though_it_is_signed(made, tmp_path, name):
     assert check in found, found
     assert text.lower() in found[check].lower(), found
   assert by_id(report)["signature"].status == rules.VERIFIED
-  # What a lie does not touch still holds.
+  # Claims that a lie does not touch still hold.
   assert set(found) <= {*expected, "model_files", "parameters"}, found
 
 

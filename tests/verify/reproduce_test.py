@@ -80,7 +80,7 @@ def test_a_toy_has_the_decisions_of_the_run_and_none_of_its_sizes(published):
 
 def test_every_field_that_is_taken_is_published(published):
   _, not_taken = reproduce.check_config(published)
-  # What is left is of other stages or is a size that measure has of its own.
+  # The rest belongs to other stages or is a size with its own value in measure.
   sections = {name.split(".")[0] for name in not_taken}
   assert sections == {"student", "measure", "safety", "release"}
   assert {n for n in not_taken if n.startswith("student.")} == {

@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# Gloo writes to standard output too, from threads of its own and in pieces.
+# Gloo writes to standard output too, from its own threads and in pieces.
 _SCRIPT = """
 import os, pathlib, resource, shutil, sys
 sys.stdout = os.fdopen(os.dup(1), "w")
@@ -63,7 +63,7 @@ print(saved.steps(), saved.failed_saves, names)
 saved.close()
 """
 
-# Each process reads rows of its own; those of process 1 are damaged.
+# Each process reads its own rows; those of process 1 are damaged.
 _DAMAGE = """
 saved = opened(folder)
 for step in (1, 2):
@@ -93,7 +93,7 @@ print(step, equals(found), about, saved.steps())
 saved.close()
 """
 
-# Process 1 has another view of the folder than process 0: of its own.
+# Process 1 sees a different folder than process 0: its own.
 _VIEW = """
 saved = opened(folder)
 for step in (1, 2):

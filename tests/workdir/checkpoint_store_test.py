@@ -124,7 +124,7 @@ def test_a_damaged_object_is_passed_over(opened, bucket, caplog, damage):
   save(opened(), 1, 2)
   name = "commit.json"
   if damage in ("flip", "missing"):
-    # One that orbax does not read: its SHA-256 alone tells.
+    # One that orbax does not read: only its SHA-256 reveals it.
     name = "state/_sharding.00000"
   found = bucket.Object(f"run/distill/2/{name}")
   data = found.get()["Body"].read()

@@ -140,7 +140,7 @@ def test_lines_that_the_paper_lacks_by_hand():
   assert rows["Teacher inference"]["kwh"] == 15
   assert rows["Teacher inference"]["flops"] == 6e9
   assert rows["Logit cache: storage and requests"]["dollars"] == 46 + 1.2 + 10
-  # What is there to compare with is in no sum.
+  # Rows for comparison are in no sum.
   assert found["compared"]["device_hours"] == 2
   assert found["compared"]["stages"] == ["train/control"]
   assert found["total"]["device_hours"] == sum(hours.values())

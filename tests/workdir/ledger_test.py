@@ -142,7 +142,7 @@ def test_steps_that_are_done_again_are_lost(tmp_path, monkeypatch, step, lost):
   assert found["productive"] == pytest.approx(21 - lost)
   assert found["down"] == pytest.approx(20)
   assert found["start"] == pytest.approx(4 + 2)
-  del found["down"]  # Nobody's time.
+  del found["down"]  # Time of no run.
   assert sum(found.values()) == pytest.approx(37)
 
 

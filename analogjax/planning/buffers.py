@@ -21,7 +21,10 @@ OTHER = "other, and room between them"
 
 
 def largest(
-  step: programs.Step, text: str, live_ranges: str, temporary_bytes: float
+  step: programs.Step,
+  program: hlo.Program,
+  live_ranges: str,
+  temporary_bytes: float,
 ) -> tuple[tuple[str, float], ...]:
   """(name, bytes on one device), the largest first.
 
@@ -31,8 +34,8 @@ def largest(
   """
   found: dict[str, float] = {}
   words = _Words(step)
-  for array, source, size in _alive(hlo.parse(text), live_ranges):
-    what = words.of(array, source)
+  for array, size in _alive(program, live_ranges):
+    what = words.of(array)
     found[what] = found.get(what, 0) + size
   # Holes between arrays, and memory reserved for another moment.
   rest = temporary_bytes - sum(found.values())
@@ -55,12 +58,12 @@ def ranked(found: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 
 def _alive(
   program: hlo.Program, live_ranges: str
-) -> Iterator[tuple[hlo.Array, str, int]]:
-  """(array, operation, bytes) at the peak, without the program's arguments."""
+) -> Iterator[tuple[hlo.Array, int]]:
+  """(array, bytes) at the peak, without the program's arguments."""
   _, _, peak = live_ranges.partition("(peak):\n")
   everything = {
     one.name: (name, one)
-    for name, instructions in program.instructions.items()
+    for name, instructions in program.computations.items()
     for one in instructions.values()
   }
   for line in peak.splitlines():
@@ -78,9 +81,7 @@ def _alive(
     fits = [a for a in arrays if a.bytes <= size and not a.on_chip]
     if not fits:
       continue
-    source = re.search(r'op_name="([^"]*)"', one.line)
-    array = max(fits, key=lambda a: a.bytes)
-    yield array, source[1] if source else "", size
+    yield max(fits, key=lambda a: a.bytes), size
 
 
 class _Words:
@@ -124,7 +125,7 @@ class _Words:
       V, W = step.arguments["teacher's unembedding"].shape
       self._heads.add(_key((math.ceil(V / tensor), W)))
 
-  def of(self, array: hlo.Array, source: str) -> str:
+  def of(self, array: hlo.Array) -> str:
     key, size = _key(array.sizes), math.prod(array.sizes)
     is_float = array.dtype == "f32"
     if key in self._local and (is_float and self._is_training):

@@ -11,7 +11,7 @@ either way. With n devices in a ring:
   collective-permute: all of it
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import math
 import re
@@ -19,12 +19,12 @@ import re
 import numpy as np
 
 from analogjax.planning import hlo
+from analogjax.planning.program_cost import Exchange
 
 _KINDS = """
   all-gather all-reduce reduce-scatter collective-permute all-to-all
   ragged-all-to-all collective-broadcast
 """.split()
-_COLLECTIVE = re.compile(rf" ({'|'.join(_KINDS)})(-start)?\(")
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 
 
@@ -33,7 +33,7 @@ class Collective:
   """One collective of a program."""
 
   kind: str
-  axes: tuple[str, ...]  # Mesh axes along which devices exchange.
+  axes: tuple[str, ...]  # Along which devices exchange; (): between slices.
   sent: int  # Bytes that one device sends, each time.
   times: int  # Per run of the program.
   times_known: bool  # False: in a loop whose length the text does not give.
@@ -41,102 +41,105 @@ class Collective:
   source: str  # The operation it was made for.
 
 
-def find(text: str, axis_sizes: Mapping[str, int]) -> list[Collective]:
-  """All collectives that a run of the program may reach."""
-  program = hlo.parse(text)
+def find(
+  program: hlo.Program, axis_sizes: Mapping[str, int]
+) -> list[Collective]:
+  """All collectives that a run of the program may reach.
+
+  `axis_sizes` is the mesh that the program was compiled for, in order.
+  """
   found, seen = [], set()
-  for name, lines in program.computations.items():
-    if name not in program.times:
-      continue
-    for line in lines:
-      match = _COLLECTIVE.search(line)
-      if match is None:
+  for name, (times, known) in program.times.items():
+    for instruction in program.computations[name].values():
+      kind = instruction.opcode.removesuffix("-start")
+      if kind not in _KINDS:
         continue
+      line = instruction.line
       chain = re.search(r'chain_id="(\d+)"', line)
       if chain is not None:  # One collective, in pieces.
         key = re.findall(r"channel_id=\d+", line)[0], chain[1]
         if key in seen:
           continue
         seen.add(key)
-      kind = match[1]
       if name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter of all-reduce"
-      one = _collective(line, match, kind, axis_sizes, *program.times[name])
-      if one.axes:
-        found.append(one)
+      axes, sent = _sent(instruction, kind, axis_sizes)
+      if axes:
+        found.append(_collective(instruction, kind, axes, sent, times, known))
   return found
 
 
-def by_kind(
-  found: list[Collective],
-) -> dict[tuple[str, str], tuple[int, int, bool]]:
-  """(kind, axes) -> runs, bytes sent by one device, whether both are known."""
-  out = {}
-  for one in found:
-    key = one.kind, " x ".join(one.axes)
-    runs, sent, known = out.get(key, (0, 0, True))
-    out[key] = (
-      runs + one.times,
-      sent + one.times * one.sent,
-      known and one.times_known,
-    )
-  return dict(sorted(out.items(), key=lambda item: -item[1][1]))
-
-
-def between_slices(text: str) -> dict[str, tuple[int, int, bool]]:
+def between_slices(program: hlo.Program) -> list[Collective]:
   """Traffic that a TPU's program hands to the network of hosts.
 
   Each of several slices runs its own program, and data for another slice is
-  sent through the hosts. Such lines do not say along which axis.
-
-  Returns:
-    Kind -> runs, bytes sent by one device, whether both are known.
+  sent through the hosts. Such instructions do not say along which axis.
   """
-  program, found = hlo.parse(text), {}
+  found = []
   for name, (times, known) in program.times.items():
-    for line in program.computations[name]:
-      match = re.search(r'_megascale_transfer_type="(\w+)"', line)
-      if match is None or " send(" not in line:
-        continue
-      kind = match[1].lower().replace("_", "-")
-      shape = line[line.index(" = ") + 3 : line.index(" send(")]
-      runs, sent, all_known = found.get(kind, (0, 0, True))
-      found[kind] = (
-        runs + times,
-        sent + times * round(_bytes(shape)),
-        all_known and known,
-      )
+    for one in program.computations[name].values():
+      match = re.search(r'_megascale_transfer_type="(\w+)"', one.line)
+      if match is not None and one.opcode == "send":
+        kind = match[1].lower().replace("_", "-")
+        found.append(
+          _collective(one, kind, (), _bytes(one.shape), times, known)
+        )
   return found
 
 
-def _collective(line, match, kind, axis_sizes, times, known) -> Collective:
-  shape = line[line.index(" = ") + 3 : match.start()]
-  size, moved = _bytes(shape), 0.0
-  if match[1] == "collective-permute":
+def by_kind(found: Iterable[Collective]) -> tuple[Exchange, ...]:
+  """Sums by kind and axes, the most bytes first, those between slices last."""
+  out: dict[tuple[str, tuple[str, ...]], list[Collective]] = {}
+  for one in found:
+    out.setdefault((one.kind, one.axes), []).append(one)
+  exchanges = [
+    Exchange(
+      kind=kind,
+      axes=axes,
+      runs=sum(one.times for one in group),
+      sent_bytes=sum(one.times * one.sent for one in group),
+      is_whole=all(one.times_known for one in group),
+    )
+    for (kind, axes), group in out.items()
+  ]
+  return tuple(sorted(exchanges, key=lambda e: -e.sent_bytes * bool(e.axes)))
+
+
+def _sent(
+  instruction: hlo.Instruction, kind: str, axis_sizes: Mapping[str, int]
+) -> tuple[tuple[str, ...], float]:
+  """(axes, bytes that one device sends) of one run."""
+  line, opcode = instruction.line, instruction.opcode
+  size = _bytes(instruction.shape)
+  if kind == "collective-permute":
     pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", line)
     assert pairs is not None, line
-    axes = _axes(_listed(pairs[1]), axis_sizes)
     # A started collective returns its inputs and its outputs.
-    moved = size / 2 if match[2] else size
-  else:
-    groups = _groups(line, axis_sizes)
-    axes, n = _axes(groups, axis_sizes), len(groups[0])
-    if match[1] == "all-gather" and match[2]:
-      size = size * n / (n + 1)
-    moved = size * (n - 1) / n
-    if match[1] == "reduce-scatter":
-      moved *= n
-    elif kind == "all-reduce":
-      moved *= 2
-  source = re.search(r'op_name="([^"]*)"', line)
+    sent = size / 2 if opcode.endswith("-start") else size
+    return _axes(_listed(pairs[1]), axis_sizes), sent
+  groups = _groups(line, axis_sizes)
+  n = len(groups[0])
+  if opcode == "all-gather-start":
+    size = size * n / (n + 1)
+  sent = size * (n - 1) / n
+  if opcode.startswith("reduce-scatter"):
+    sent *= n
+  elif kind == "all-reduce":
+    sent *= 2
+  return _axes(groups, axis_sizes), sent
+
+
+def _collective(
+  one: hlo.Instruction, kind, axes, sent: float, times: int, known: bool
+) -> Collective:
   return Collective(
     kind=kind,
     axes=axes,
-    sent=round(moved),
+    sent=round(sent),
     times=times,
     times_known=known,
-    shape=re.sub(r"\{[^}]*\}", "", shape),
-    source=source[1] if source else "",
+    shape=re.sub(r"\{[^}]*\}", "", one.shape),
+    source=one.source,
   )
 
 

@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from analogjax.distributed.devices import CPU
 from analogjax.planning import buffers, collectives, hlo, hlo_costs, programs
-from analogjax.planning.program_cost import Exchange, ProgramCost
+from analogjax.planning.program_cost import ProgramCost
 from analogjax.planning.topologies import Topology
 
 _CACHE = "jax_enable_compilation_cache"
@@ -83,6 +83,8 @@ def make_program(step: programs.Step, how: str) -> ProgramCost:
   began = time.monotonic()
   compiled = compile_text(step.lower(), step.mesh.devices.flat[0].platform)
   memory, program = compiled.memory, hlo.parse(compiled.text)
+  exchanged = collectives.find(program, dict(step.mesh.shape))
+  exchanged += collectives.between_slices(program)
   known = sum(map(programs.bytes_of, step.arguments.values()))
   resident = sum(map(programs.bytes_of, step.resident.values()))
   if memory is None:
@@ -109,28 +111,10 @@ def make_program(step: programs.Step, how: str) -> ProgramCost:
     # The compiler drops arguments that a program does not read, such as a live
     # teacher's unembedding, but they are still on the device.
     resident_bytes=resident + max(known - arguments, 0),
-    largest=buffers.largest(
-      step, compiled.text, compiled.live_ranges, temporaries
-    ),
-    exchanges=exchanges(compiled.text, step),
+    largest=buffers.largest(step, program, compiled.live_ranges, temporaries),
+    exchanges=collectives.by_kind(exchanged),
     too_large=compiled.too_large,
     compile_seconds=time.monotonic() - began,
-  )
-
-
-def exchanges(text: str, step: programs.Step) -> tuple[Exchange, ...]:
-  """The exchanges between the devices of a compiled program."""
-  found = collectives.find(text, dict(step.mesh.shape))
-  by_axes = {
-    (kind, tuple(axes.split(" x "))): counts
-    for (kind, axes), counts in collectives.by_kind(found).items()
-  }
-  # Between slices; the axes are unknown.
-  for kind, counts in collectives.between_slices(text).items():
-    by_axes[kind, ()] = counts
-  return tuple(
-    Exchange(kind=kind, axes=axes, runs=runs, sent_bytes=sent, is_whole=known)
-    for (kind, axes), (runs, sent, known) in by_axes.items()
   )
 
 

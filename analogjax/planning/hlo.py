@@ -9,6 +9,7 @@ import re
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%([\w.-]+) = ")
 _OPCODE = re.compile(r"[})\]] ([a-z][a-z0-9-]*)\(")
+_OPERANDS = re.compile(r" [a-z][a-z0-9-]*\(((?:[^()]|\([^()]*\))*)\)")
 _CALLED = re.compile(
   r"(calls|to_apply|body|condition|branch_computations|called_computations)="
   r"(\{[^}]*\}|%?[\w.-]+)"
@@ -20,11 +21,44 @@ _ON_CHIP = re.compile(r"S\([1-9]\)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Instruction:
+  """One instruction of a computation, by the first of its lines."""
+
+  name: str
+  shape: str  # As in the text, with layouts.
+  opcode: str
+  operands: tuple[str, ...]
+  line: str
+  is_root: bool
+
+  @functools.cached_property
+  def calls(self) -> dict[str, list[str]]:
+    """Names of the computations that it calls, by attribute."""
+    return {
+      what: [name.strip(" %") for name in value.strip("{}").split(",")]
+      for what, value in _CALLED.findall(self.line)
+    }
+
+  @property
+  def called(self) -> list[str]:
+    """Names of the computations that it calls."""
+    return [name for names in self.calls.values() for name in names]
+
+  @property
+  def source(self) -> str:
+    """The operation that it was made for; "" if the text does not say."""
+    match = re.search(r'op_name="([^"]*)"', self.line)
+    return match[1] if match else ""
+
+
+Computation = Mapping[str, Instruction]  # By name, in order.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
   """The parsed text of a program."""
 
-  # Lines of each computation by name; an instruction may span several.
-  computations: Mapping[str, list[str]]
+  computations: Mapping[str, Computation]
   entry: str
 
   @functools.cached_property
@@ -34,9 +68,9 @@ class Program:
     Computations that never run are left out.
     """
     callers = {}
-    for name, lines in self.computations.items():
-      for line in lines:
-        for callee, factor, known in _calls(line, self.computations):
+    for name, instructions in self.computations.items():
+      for one in instructions.values():
+        for callee, factor, known in _calls(one, self.computations):
           callers.setdefault(callee, []).append((name, factor, known))
 
     @functools.cache
@@ -49,37 +83,6 @@ class Program:
       return total, all_known
 
     return {name: of(name) for name in self.computations if of(name)[0]}
-
-  @functools.cached_property
-  def instructions(self) -> dict[str, dict[str, "Instruction"]]:
-    """Instructions of each computation by name, in order."""
-    return {
-      name: {
-        one.name: one for one in map(_instruction, lines) if one is not None
-      }
-      for name, lines in self.computations.items()
-    }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Instruction:
-  """One line of a computation."""
-
-  name: str
-  shape: str  # As in the text, with layouts.
-  opcode: str
-  operands: tuple[str, ...]
-  line: str
-  is_root: bool
-
-  @property
-  def called(self) -> list[str]:
-    """Names of the computations that it calls."""
-    return [
-      name.strip(" %")
-      for _, value in _CALLED.findall(self.line)
-      for name in value.strip("{}").split(",")
-    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,21 +101,20 @@ class Array:
 
 def parse(text: str) -> Program:
   """Parses `compiled.as_text()`, or a dump of XLA."""
-  found, entry, lines = {}, "", None
+  found, entry, instructions = {}, "", None
   for line in text.splitlines():
     if match := _HEADER.match(line):
-      lines = found[match[2]] = []
+      instructions = found[match[2]] = {}
       if match[1]:
         entry = match[2]
     elif re.match(r"}(, execution_thread=.*)?$", line):
-      lines = None
-    elif lines is not None:
-      # An instruction may continue below: kernels have attributes of many
-      # lines.
-      lines.append(line)
+      instructions = None
+    # Other lines are attributes of a kernel, which may have many of them.
+    elif instructions is not None and (one := _instruction(line)) is not None:
+      instructions[one.name] = one
   assert entry, "no ENTRY: is this HLO?"
-  for name, lines in found.items():
-    assert any(x.lstrip().startswith("ROOT") for x in lines), name
+  for name, instructions in found.items():
+    assert any(one.is_root for one in instructions.values()), name
   return Program(computations=found, entry=entry)
 
 
@@ -131,71 +133,65 @@ def arrays(shape: str) -> list[Array]:
 def _instruction(line: str) -> Instruction | None:
   """Parses an instruction; None for a line of attributes."""
   start = _INSTRUCTION.match(line)
-  if start is None:
+  opcode = _OPCODE.search(line, start.end()) if start else None
+  if start is None or opcode is None:
     return None
-  rest = line[start.end() :]
-  opcode = _OPCODE.search(rest)
-  if opcode is None:
-    return None
+  inner = _OPERANDS.search(line)
   return Instruction(
     name=start[2],
-    shape=rest[: opcode.start() + 1],
+    shape=line[start.end() : opcode.start() + 1],
     opcode=opcode[1],
-    operands=tuple(_operands(line)),
+    operands=tuple(re.findall(r"%([\w.-]+)", inner[1])) if inner else (),
     line=line,
     is_root=bool(start[1]),
   )
 
 
-def _calls(line: str, computations) -> Iterator[tuple[str, int, bool]]:
+def _calls(
+  one: Instruction, computations: Mapping[str, Computation]
+) -> Iterator[tuple[str, int, bool]]:
   """(name, how often, whether that is known) of the computations called."""
-  named = {
-    what: [name.strip(" %") for name in value.strip("{}").split(",")]
-    for what, value in _CALLED.findall(line)
-  }
-  for what, names in named.items():
+  for what, names in one.calls.items():
     times = 1
     if what == "body":
-      condition, body = named["condition"][0], named["body"][0]
-      times = _trips(line, computations[condition], computations[body])
+      condition = computations[one.calls["condition"][0]]
+      times = _trips(one, condition, computations[names[0]])
     for name in names:
       if name in computations:
         yield name, times or 1, times is not None
 
 
-def _trips(line: str, condition: list[str], body: list[str]) -> int | None:
+def _trips(
+  loop: Instruction, condition: Computation, body: Computation
+) -> int | None:
   """Iterations of a while loop, or None.
 
   Either the compiler states it, or the loop counts from 0 up to a constant in
   constant steps, as do all loops from lax.scan or the partitioner.
   """
-  if match := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
+  if match := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.line):
     return int(match[1])
-  root = next((x for x in condition if "direction=LT" in x), None)
-  if root is None:
+  compared = [x for x in condition.values() if "direction=LT" in x.line]
+  if not compared:
     return None
-  counter, bound = _operands(root)
+  counter, bound = compared[0].operands
   index = re.search(r"index=(\d+)", _line_of(counter, condition))
   end = _constant(bound, condition)
   if index is None or end is None:
     return None
-  result = next(x for x in body if x.lstrip().startswith("ROOT"))
-  step = _line_of(_operands(result)[int(index[1])], body)
-  by = [_constant(name, body) for name in _operands(step)] if step else []
+  result = next(one for one in body.values() if one.is_root)
+  step = body.get(result.operands[int(index[1])])
+  if step is None or step.opcode != "add":
+    return None
+  by = [_constant(name, body) for name in step.operands]
   by = [number for number in by if number]
-  return -(-end // by[0]) if len(by) == 1 and " add(" in step else None
+  return -(-end // by[0]) if len(by) == 1 else None
 
 
-def _operands(line: str) -> list[str]:
-  inner = re.search(r" [a-z][a-z0-9-]*\(((?:[^()]|\([^()]*\))*)\)", line)
-  return re.findall(r"%([\w.-]+)", inner[1]) if inner else []
+def _line_of(name: str, computation: Computation) -> str:
+  return computation[name].line if name in computation else ""
 
 
-def _line_of(name: str, lines: list[str]) -> str:
-  start = re.compile(rf"\s*(ROOT )?%{re.escape(name)} = ")
-  return next((line for line in lines if start.match(line)), "")
-
-
-def _constant(name: str, lines: list[str]) -> int | None:
-  match = re.search(r" constant\((\d+)\)", _line_of(name, lines))
+def _constant(name: str, computation: Computation) -> int | None:
+  match = re.search(r" constant\((\d+)\)", _line_of(name, computation))
   return int(match[1]) if match else None

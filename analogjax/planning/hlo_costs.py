@@ -38,7 +38,7 @@ def matrix_flops(program: hlo.Program) -> float:
   """
   total = 0.0
   for name, (times, _) in program.times.items():
-    instructions = program.instructions[name]
+    instructions = program.computations[name]
     for one in instructions.values():
       if one.opcode == "dot":
         total += times * _dot(one, instructions)
@@ -58,7 +58,7 @@ def accessed_bytes(program: hlo.Program) -> float:
   """
   fused = {
     called
-    for instructions in program.instructions.values()
+    for instructions in program.computations.values()
     for one in instructions.values()
     if one.opcode != "while" and one.opcode not in ("conditional", "call")
     for called in one.called
@@ -67,7 +67,7 @@ def accessed_bytes(program: hlo.Program) -> float:
   for name, (times, _) in program.times.items():
     if name in fused:
       continue
-    instructions = program.instructions[name]
+    instructions = program.computations[name]
     for one in instructions.values():
       if one.opcode not in _FREE:
         total += times * _moved(one, instructions, program)
@@ -170,7 +170,7 @@ def _moved(one: hlo.Instruction, instructions, program: hlo.Program) -> float:
 
 def _written(computation: str, shape: str, program: hlo.Program) -> float:
   """Bytes that a fusion writes; a slice written in place counts by its size."""
-  inner = program.instructions[computation]
+  inner = program.computations[computation]
   root = next(one for one in inner.values() if one.is_root)
   roots = [root]
   if root.opcode == "tuple":
@@ -193,7 +193,7 @@ def _read(computation: str, index: int, program: hlo.Program) -> float:
   A TPU's compiler nests fusions, and puts the slice of one layer's weights into
   the innermost.
   """
-  inner = program.instructions[computation]
+  inner = program.computations[computation]
   parameter = f" parameter({index})"
   (found,) = (
     one

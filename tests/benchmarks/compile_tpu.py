@@ -30,7 +30,11 @@ import students  # noqa: E402
 
 from analogjax.cache import teacher_programs
 from analogjax.distributed import sharding  # noqa: E402
-from analogjax.planning import collectives, compiled as compiling  # noqa: E402
+from analogjax.planning import (  # noqa: E402
+  collectives,
+  compiled as compiling,
+  hlo as hlo_lib,
+)
 from analogjax.training import losses
 
 _DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -154,7 +158,7 @@ def _attempt(line: Line, hlo: Path | None) -> dict[str, Any]:
     usage = hlo / f"{line.name}.memory"
     usage.write_text(compiled.usage, encoding="utf-8")
   axis_sizes = {a: line.mesh.get(a, 1) for a in sharding.MESH_AXES}
-  exchanged = collectives.find(compiled.text, axis_sizes)
+  exchanged = collectives.find(hlo_lib.parse(compiled.text), axis_sizes)
   largest = sorted(exchanged, key=lambda one: -one.sent * one.times)
   return found | {
     "seconds": round(time.perf_counter() - began, 1),
@@ -167,10 +171,14 @@ def _attempt(line: Line, hlo: Path | None) -> dict[str, Any]:
     },
     "largest_buffers": _largest(compiled.usage),
     "collectives": [
-      {"kind": kind, "axes": axes, "runs": runs, "sent": sent, "known": known}
-      for (kind, axes), (runs, sent, known) in collectives.by_kind(
-        exchanged
-      ).items()
+      {
+        "kind": one.kind,
+        "axes": " x ".join(one.axes),
+        "runs": one.runs,
+        "sent": one.sent_bytes,
+        "known": one.is_whole,
+      }
+      for one in collectives.by_kind(exchanged)
     ],
     "largest_collectives": [dataclasses.asdict(one) for one in largest[:12]],
   }

@@ -13,10 +13,19 @@ from tpu import needs_libtpu
 
 from analogjax.cache import teacher_programs
 from analogjax.distributed import sharding
-from analogjax.planning import collectives
+from analogjax.planning import collectives, hlo
 from analogjax.training import losses
 
 SIZES = dict(data=1, fsdp=4, expert=1, tensor=2)
+
+
+def by_kind(text):
+  """(kind, axes) -> runs, bytes sent by one device, whether both are known."""
+  found = collectives.find(hlo.parse(text), SIZES)
+  return {
+    (one.kind, " x ".join(one.axes)): (one.runs, one.sent_bytes, one.is_whole)
+    for one in collectives.by_kind(found)
+  }
 
 
 def test_a_program_of_known_collectives():
@@ -48,9 +57,8 @@ def test_a_program_of_known_collectives():
     .compile()
     .as_text()
   )
-  found = collectives.by_kind(collectives.find(text, SIZES))
   # 4 devices: 3 / 4 of [16, 16] floats; 2 devices: twice a half of [2, 16].
-  assert found == {
+  assert by_kind(text) == {
     ("all-gather", "fsdp"): (3, 3 * 768, True),
     ("all-reduce", "tensor"): (3, 3 * 128, True),
     ("collective-permute", "fsdp"): (1, 128, True),
@@ -134,7 +142,7 @@ replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
 
 
 def test_what_a_tpu_makes_of_them():
-  assert collectives.by_kind(collectives.find(TEXT, SIZES)) == {
+  assert by_kind(TEXT) == {
     # 64 x 8 floats go in, of 4 devices.
     ("reduce-scatter of all-reduce", "fsdp"): (1, 64 * 8 * 4 * 3 // 4, True),
     # Counted 0, 2, 4 below 5; how often the loop around it runs is not known.
@@ -204,10 +212,14 @@ def test_what_a_training_step_sends_from_slice_to_slice(
       }
     )
   (program,) = tmp_path.glob("*.after_optimizations.txt")
-  found = collectives.between_slices(program.read_text("utf-8"))
+  parsed = hlo.parse(program.read_text("utf-8"))
+  found = {
+    one.kind: one.sent_bytes
+    for one in collectives.by_kind(collectives.between_slices(parsed))
+  }
   assert kinds <= set(found)
   if kinds == {"all-reduce"}:
     assert set(found) == kinds
     # A device's weights, in float32 at most and filled up to whole tiles.
     weights = sum(x.size for x in jax.tree.leaves(training.abstract.params))
-    assert found["all-reduce"][1] < 2 * 4 * weights / 16
+    assert found["all-reduce"] < 2 * 4 * weights / 16

@@ -29,7 +29,7 @@ from analogjax.cache import sampling, teacher_programs
 from analogjax.distributed import sharding
 from analogjax.fidelity import token_sums
 from analogjax.models import decoder
-from analogjax.planning import collectives
+from analogjax.planning import collectives, hlo
 from analogjax.training import losses, programs
 
 pytestmark = pytest.mark.medium
@@ -161,7 +161,8 @@ def compiled(name, sizes, axes, devices):
       lowered.compile(compiler_options=options)
     # Not as_text(): jaxlib cannot read each program of a newer libtpu.
     (path,) = Path(folder).glob("*after_optimizations.txt")
-    found = collectives.find(path.read_text("utf-8"), dict(mesh.shape))
+    program = hlo.parse(path.read_text("utf-8"))
+    found = collectives.find(program, dict(mesh.shape))
     return Program(found, log.read_text("utf-8"))
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
-from analogjax.cache import sampling
 from analogjax.config import schema
 from analogjax.distributed import sharding
 from analogjax.models import decoder, sizes
+from analogjax.planning import abstract_inputs
 
 
 def make_outline(
@@ -101,12 +101,7 @@ def problems(
 def _cache(sections: schema.Sections) -> dict[str, Any]:
   cache, L = sections.cache, sections.data.L
   rows = cached_rows(sections)
-  num_slots = sampling.make_sampler(
-    cache.kind,
-    tau=cache.tau,
-    num_draws=cache.num_draws,
-    top_k=cache.top_k,
-  ).num_slots
+  num_slots = abstract_inputs.sampler(cache).num_slots
   expected = cached_token_bytes(sections)
   return {
     "rows": rows,
@@ -156,7 +151,7 @@ def _phase(sections: schema.Sections, name: str) -> dict[str, Any]:
 
 def _flops(sections: schema.Sections, teacher: sizes.Shape) -> dict[str, int]:
   """Model FLOPs of each stage that computes."""
-  student, cache, L = sections.student, sections.cache, sections.data.L
+  student, L = sections.student, sections.data.L
   rows = cached_rows(sections)
   flops = {"cache": rows * L * sizes.forward_flops_per_token(teacher, L)}
   for name in sections.train.phases:
@@ -166,10 +161,15 @@ def _flops(sections: schema.Sections, teacher: sizes.Shape) -> dict[str, int]:
     if phase.runs_teacher:
       per_token += sizes.forward_flops_per_token(teacher, L)
     flops[f"train.{name}"] = tokens * per_token
-  tokens = cache.held_out_rows * L
-  # On these rows the teacher's full distribution is computed once more.
-  flops["measure"] = tokens * (
-    sizes.forward_flops_per_token(teacher, L)
-    + len(sections.measure.phases) * sizes.forward_flops_per_token(student, L)
-  )
+  flops["measure"] = measure_flops(sections, teacher)
   return {**flops, "total": sum(flops.values())}
+
+
+def measure_flops(sections: schema.Sections, teacher: sizes.Shape) -> int:
+  """Model FLOPs of measuring."""
+  L, students = sections.data.L, len(sections.measure.phases)
+  of_student = sizes.forward_flops_per_token(sections.student, L)
+  # On these rows the teacher's full distribution is computed once more.
+  of_teacher = sizes.forward_flops_per_token(teacher, L)
+  tokens = sections.cache.held_out_rows * L
+  return tokens * (of_teacher + students * of_student)

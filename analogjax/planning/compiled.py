@@ -85,8 +85,8 @@ def make_program(step: programs.Step, how: str) -> ProgramCost:
   memory, program = compiled.memory, hlo.parse(compiled.text)
   exchanged = collectives.find(program, dict(step.mesh.shape))
   exchanged += collectives.between_slices(program)
-  known = sum(map(programs.bytes_of, step.arguments.values()))
-  resident = sum(map(programs.bytes_of, step.resident.values()))
+  known = programs.bytes_of(step.arguments)
+  resident = programs.bytes_of(step.resident)
   if memory is None:
     arguments, outputs, code = known, 0, 0
     temporaries = _wanted_bytes(compiled.too_large)

@@ -8,16 +8,18 @@ config's plan has to make up for them.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+from pathlib import Path
+
+import jax.numpy as jnp
 
 from analogjax.cache import cache_format
 from analogjax.config import schema
-from analogjax.models import decoder, sizes
+from analogjax.models import decoder, sizes, teacher as teacher_lib
 from analogjax.planning import closed_form
 from analogjax.planning.roofline import Bound
 from analogjax.planning.topologies import Topology
+from analogjax.run import caches, identity
 from analogjax.workdir import costs as costs_lib
-
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,11 +77,7 @@ def stage_costs(
     found.append(dataclasses.replace(cost, step_seconds=step))
   if "cache" in bounds:
     tokens = cache.held_out_rows * L
-    flops = tokens * (
-      sizes.forward_flops_per_token(teacher, L)
-      + len(sections.measure.phases)
-      * sizes.forward_flops_per_token(sections.student, L)
-    )
+    flops = closed_form.measure_flops(sections, teacher)
     mfu = bounds["cache"].mfu * efficiency
     peak = topology.chip.peak_flops[sections.teacher.dtype]
     seconds = flops / (topology.num_devices * peak * mfu)
@@ -193,30 +191,15 @@ def cache_traffic(
 
 def _array_names(sections: schema.Sections) -> list[str]:
   """Arrays of the cache that have an object for the same rows."""
-  cache = sections.cache
-  manifest = cache_format.Manifest(
-    kind=cache.kind,
-    tau=cache.tau,
-    num_draws=cache.num_draws,
-    top_k=cache.top_k,
-    temperature=cache.temperature,
-    num_replicas=cache.num_replicas,
-    capture=cache.capture,
-    capture_rate=cache.capture_rate,
-    gram_positions=cache.gram_positions,
-    gram_depths=cache.gram_depths,
-    seed=cache.seed,
-    num_rows=cache.num_rows,
-    sequence_length=sections.data.L,
-    vocabulary_size=sections.student.V,
-    rows_per_object=cache.rows_per_object,
-    teacher_digest="",
-    teacher_dtype=sections.teacher.dtype,
+  # Their names do not depend on the teacher.
+  teacher = teacher_lib.Teacher(
+    folder=Path(),
+    cfg=identity.student_config(sections),
+    digest="",
     tokenizer_digest="",
-    pipeline=sections.data.pipeline,
-    pipeline_fingerprint="",
-    software={},
   )
+  rows = sections.cache.num_rows
+  manifest = caches.manifest(sections, teacher, "", rows, held_out=False)
   return list(cache_format.array_specs(manifest))
 
 
@@ -249,64 +232,54 @@ def table_1(
   lines = costs_lib.phase_lines(train, sections.release.phase)
   by_stage = {cost.stage: cost for cost in costs}
 
-  def row(step, stages):
+  def row(step, stages, note=""):
     found = [by_stage[stage] for stage in stages if stage in by_stage]
     dollars = [cost.dollars for cost in found if cost.dollars is not None]
     whole = len(dollars) == len(stages)
-    hours = sum(cost.device_hours for cost in found)
-    return CostRow(
-      step=step,
-      stages=tuple(stages),
-      device_hours=hours if len(found) == len(stages) else None,
-      dollars=math.fsum(dollars) if whole else None,
-      is_paper_s=step in costs_lib.PAPER_S,
+    hours = sum((cost.device_hours for cost in found), 0.0)
+    return _cost_row(
+      step,
+      stages,
+      hours if len(found) == len(stages) else None,
+      math.fsum(dollars) if whole else None,
+      note,
     )
 
   def stages(names):
     return [f"train.{name}" for name in names]
 
+  size = sizes.count_parameters(sections.student).total
+  size *= jnp.dtype(sections.release.dtype).itemsize
+  hosting = costs_lib.hosting_dollars(sections.plan, size)
   rows = [
     row(costs_lib.SCRATCH, stages(lines.scratch)),
     row(costs_lib.DISTIL, stages(lines.distil)),
-    CostRow(
-      step=costs_lib.TUNING,
-      stages=(),
-      device_hours=0.0,
-      dollars=0.0,
-      is_paper_s=True,
-      note="not built",
-    ),
+    row(costs_lib.TUNING, [], "not built"),
     row(costs_lib.TEACHER, ["cache"]),
-    CostRow(
-      step=costs_lib.CACHE,
-      stages=("cache",),
-      device_hours=None,
-      dollars=traffic.dollars,
-      is_paper_s=False,
-    ),
+    _cost_row(costs_lib.CACHE, ["cache"], None, traffic.dollars),
     row(costs_lib.MEASUREMENT, ["measure"]),
-    CostRow(
-      step=costs_lib.HOSTING,
-      stages=("export",),
-      device_hours=None,
-      dollars=_hosting(sections),
-      is_paper_s=True,
-    ),
+    _cost_row(costs_lib.HOSTING, ["export"], None, hosting),
   ]
   dollars = [r.dollars for r in rows if r.dollars is not None]
-  hours = [r.device_hours for r in rows if r.device_hours is not None]
-  total_row = CostRow(
-    step=costs_lib.TOTAL,
-    stages=(),
-    device_hours=sum(hours),
-    dollars=sum(dollars) if len(dollars) == len(rows) else None,
-    is_paper_s=True,
-  )
+  hours = sum(r.device_hours or 0.0 for r in rows)
+  whole = sum(dollars) if len(dollars) == len(rows) else None
+  total_row = _cost_row(costs_lib.TOTAL, [], hours, whole)
   compared = row(costs_lib.COMPARED, stages(lines.compared))
   return [*rows, total_row, *([compared] if lines.compared else [])]
 
 
-def _hosting(sections: schema.Sections) -> float:
-  size = sizes.count_parameters(sections.student).total
-  size *= _DTYPE_BYTES[sections.release.dtype]
-  return costs_lib.hosting_dollars(sections.plan, size)
+def _cost_row(
+  step: str,
+  stages: Sequence[str],
+  hours: float | None,
+  dollars: float | None,
+  note: str = "",
+) -> CostRow:
+  return CostRow(
+    step=step,
+    stages=tuple(stages),
+    device_hours=hours,
+    dollars=dollars,
+    is_paper_s=step in costs_lib.PAPER_S,
+    note=note,
+  )

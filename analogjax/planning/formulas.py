@@ -18,6 +18,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 
 from analogjax.cache import sampling
 from analogjax.config import schema
@@ -27,7 +28,6 @@ from analogjax.planning.program_cost import Exchange, ProgramCost
 from analogjax.planning.topologies import Topology
 
 _F32 = sizes.FLOAT32_BYTES
-_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def count_programs(
@@ -69,11 +69,11 @@ def count_program(step: programs.Step) -> ProgramCost:
     flops=step.flops / step.mesh.size,
     executed_flops=count.flops(),
     accessed_bytes=count.accessed_bytes(),
-    argument_bytes=sum(map(programs.bytes_of, step.arguments.values())),
+    argument_bytes=programs.bytes_of(step.arguments),
     temporary_bytes=sum(temporaries.values()),
     output_bytes=count.output_bytes(),
     code_bytes=0.0,
-    resident_bytes=sum(map(programs.bytes_of, step.resident.values())),
+    resident_bytes=programs.bytes_of(step.resident),
     largest=buffers.ranked(dict(buffers.known(step)) | temporaries),
     exchanges=tuple(count.exchanges()),
   )
@@ -92,7 +92,7 @@ class _Count:
     }
     self._fsdp = mesh.shape["fsdp"]
     self._tensor = mesh.shape["tensor"]
-    self._bytes = _BYTES[cfg.dtype]
+    self._bytes = jnp.dtype(cfg.dtype).itemsize
     self._L = step.L
     ways = mesh.size // self._tensor
     self._rows = step.rows / ways
@@ -114,6 +114,11 @@ class _Count:
   @functools.cached_property
   def _head_weights(self) -> float:
     return math.ceil(self._cfg.V / self._tensor) * self._cfg.D
+
+  @functools.cached_property
+  def _qkv(self) -> float:
+    """Numbers of q, k and v of a token in a layer."""
+    return (self._cfg.N + 2 * self._cfg.G) * self._cfg.H / self._tensor
 
   @property
   def _live_head(self) -> jax.ShapeDtypeStruct | None:
@@ -205,8 +210,7 @@ class _Count:
     attention; gate, up, their product and its parts.
     """
     cfg, t = self._cfg, self._tensor
-    qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
-    return 4 * cfg.D + 2 * qkv + cfg.N * cfg.H / t + 4 * cfg.F / t
+    return 4 * cfg.D + 2 * self._qkv + cfg.N * cfg.H / t + 4 * cfg.F / t
 
   def _layer_numbers(self) -> float:
     """Numbers per token that exist while a layer runs."""
@@ -225,8 +229,7 @@ class _Count:
     if cfg.remat == "full":
       return cfg.D
     if cfg.remat == "dots":
-      qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
-      return 3 * cfg.D + qkv + 2 * cfg.F / t
+      return 3 * cfg.D + self._qkv + 2 * cfg.F / t
     return self._numbers + 3 * self._scores
 
   def output_bytes(self) -> float:
@@ -242,11 +245,10 @@ class _Count:
   def accessed_bytes(self) -> float:
     """Bytes read and written by each product and each chain of other steps."""
     cfg, T, c, t = self._cfg, self._T, self._bytes, self._tensor
-    qkv = (cfg.N + 2 * cfg.G) * cfg.H / t
     heads, F, D = cfg.N * cfg.H / t, cfg.F / t, cfg.D
     scores = 4 * cfg.N * self._L / t if self._kernel == "xla" else 0
     # Norms and sums, q k v, rotation, attention, output, gate and up, down.
-    numbers = 8 * D + 3 * D + 3 * qkv + qkv + 2 * heads + scores
+    numbers = 8 * D + 3 * D + 3 * self._qkv + self._qkv + 2 * heads + scores
     numbers += 2 * D + 2 * F + 3 * F + F + D
     layer = T * c * numbers + c * self._layer_weights
     head = 2 * _F32 * T * math.ceil(cfg.V / t) + T * D * c

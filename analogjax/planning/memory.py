@@ -19,7 +19,7 @@ Make = Callable[[schema.Sections], list[ProgramCost]]
 Changes = Mapping[str, Any]  # Dotted path of a field -> its value.
 
 _LEAST_CHUNK = 16  # Tokens.
-_REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "full")  # The mildest first.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def _options(
   elif stage.startswith("train."):
     field = ".".join(stage.split(".")[:2])  # Its evaluation has a name more.
     phase = sections.train.phase[stage.split(".")[1]]
-    remat = _REMAT[_REMAT.index(sections.student.remat) + 1 :]
+    remat = REMAT[REMAT.index(sections.student.remat) + 1 :]
     yield "computes more", [{"student.remat": kind} for kind in remat]
     chunks = _halves(phase.loss.chunk, _LEAST_CHUNK)
     yield "", [{f"{field}.loss.chunk": chunk} for chunk in chunks]
@@ -179,36 +179,26 @@ def _halves(number: int, least: int) -> list[int]:
   return found
 
 
-def with_changes(sections: schema.Sections, changes: Changes) -> Any:
-  """The config with fields set by dotted path.
+def with_changes(section: Any, changes: Changes) -> Any:
+  """The config, or a section of it, with fields set by dotted path.
 
   Raises:
     ValueError: a rule of the config forbids it.
   """
   # At once, section by section: half of the changes may give an invalid mesh.
-  grouped: dict[str, dict[str, Any]] = {}
+  new: dict[str, Any] = {}
+  inner: dict[str, dict[str, Any]] = {}
   for path, value in changes.items():
     head, _, rest = path.partition(".")
-    grouped.setdefault(head, {})[rest] = value
-  new = {
-    head: _set(getattr(sections, head), fields)
-    for head, fields in grouped.items()
-  }
-  return dataclasses.replace(sections, **new)
-
-
-def _set(section: Any, fields: Mapping[str, Any]) -> Any:
-  own = {path: value for path, value in fields.items() if "." not in path}
-  deeper: dict[str, dict[str, Any]] = {}
-  for path, value in fields.items():
-    if path not in own:
-      head, _, rest = path.partition(".")
-      deeper.setdefault(head, {})[rest] = value
-  if isinstance(section, train.TrainConfig):
-    phase = {
-      name: _set(one, deeper[name]) if name in deeper else one
-      for name, one in section.phase.items()
-    }
-    return dataclasses.replace(section, phase=phase, **own)
-  inner = {head: _set(getattr(section, head), f) for head, f in deeper.items()}
-  return dataclasses.replace(section, **own, **inner)
+    if rest:
+      inner.setdefault(head, {})[rest] = value
+    else:
+      new[head] = value
+  if isinstance(section, train.TrainConfig):  # Its phases have names.
+    phases = dict(section.phase)
+    for name, fields in inner.items():
+      phases[name] = with_changes(phases[name], fields)
+    return dataclasses.replace(section, phase=phases, **new)
+  for name, fields in inner.items():
+    new[name] = with_changes(getattr(section, name), fields)
+  return dataclasses.replace(section, **new)

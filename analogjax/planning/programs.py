@@ -132,21 +132,12 @@ def identity(
     fields += ("gram_positions", "gram_layers")
     values = {field: getattr(cache, field) for field in fields}
     return common | {"teacher": of_teacher, "cache": values}
-  phase = sections.train.phase[request.phase]
-  common["rows"] = phase.batch_rows
-  if any(sections.train.phase[n].runs_teacher for n in sections.train.phases):
-    own = sections.teacher.mesh
-    common["teacher_mesh"] = own and dataclasses.asdict(own)
-  if _has_live_teacher(sections, request.phase):
-    common["teacher"] = of_teacher
-    common["runs_teacher"] = phase.runs_teacher
-  if request.kind == "teacher":
-    # The student's state is on the devices too.
-    optimizer = phase.optimizer.name, phase.optimizer.momentum_dtype
-    student = dataclasses.asdict(sections.student)
-    if phase.loss.gram_weight:
-      common["gram"] = cache.gram_positions, cache.gram_layers
-    return common | {"student": student, "optimizer": optimizer}
+  phase, own = sections.train.phase[request.phase], sections.teacher.mesh
+  is_eval = request.kind == "eval"
+  live = _has_live_teacher(sections, request.phase)
+  gram = cache.gram_positions, cache.gram_layers
+  student = dataclasses.asdict(sections.student)
+  del student["seed"], student["size_window"]
   values = dataclasses.asdict(phase)
   for field in _NOT_IN_A_PROGRAM:
     del values[field]
@@ -154,16 +145,23 @@ def identity(
     values[part] = {
       name: _coarse(name, value) for name, value in values[part].items()
     }
-  student = dataclasses.asdict(sections.student)
-  del student["seed"], student["size_window"]
-  common |= {"student": student, "phase": values}
-  if phase.reads_records or request.kind == "eval":
-    common["slots"] = abstract_inputs.sampler(cache).num_slots
-    common["has_tail"] = cache.kind == "topk"
-    common["temperature"] = cache.temperature
-  if phase.loss.gram_weight or request.kind == "eval":
-    common["gram"] = cache.gram_positions, cache.gram_layers
-  return common
+  if request.kind == "teacher":
+    # The student's state is on the devices too, but its step does not run.
+    values = phase.optimizer.name, phase.optimizer.momentum_dtype
+  records = None
+  if phase.reads_records or is_eval:
+    slots = abstract_inputs.sampler(cache).num_slots
+    records = slots, cache.kind == "topk", cache.temperature
+  return common | {
+    "rows": phase.batch_rows,
+    "student": student,
+    "phase": values,
+    "teacher": of_teacher if live else None,
+    "runs_teacher": phase.runs_teacher,
+    "teacher_mesh": own and dataclasses.asdict(own),
+    "gram": gram if phase.loss.gram_weight or is_eval else None,
+    "records": records,
+  }
 
 
 def meshes(

@@ -15,7 +15,6 @@ from analogjax.planning import closed_form, costs, memory, roofline, topologies
 from analogjax.planning.program_cost import ProgramCost
 from analogjax.planning.topologies import Topology
 
-_REMAT = ("none", "dots", "full")
 _PARTS = (1, 2, 4, 8, 16, 32)  # Of a batch.
 
 
@@ -83,29 +82,27 @@ def search(
   seeker = _Seeker(sections, teacher, topology, count)
   waiting = [
     found
-    for mesh, remat in itertools.product(seeker.meshes(), _REMAT)
+    for mesh, remat in itertools.product(seeker.meshes(), memory.REMAT)
     if (found := seeker.choose(mesh, remat, 1, 1.0)) is not None
   ]
   fit = sum(one.fits for one in waiting)
   trials, best, factor = [], None, 1.0
-  while waiting and best is None and len(trials) < most:
+  while waiting and len(trials) < most:
     waiting.sort(key=_order)
     one = waiting.pop(0)
     if make is None and not one.fits:
       break
-    if one.fits and one.memory_bytes * factor > seeker.limit:
-      more = seeker.in_more_parts(one, factor)
-      waiting += [more] if more is not None else []
-      continue
-    trial = seeker.attempt(one, (make or count)(one.sections))
-    trials.append(trial)
-    if trial.fits:
-      best = trial
-      continue
-    # By an unknown amount: assume a tenth, so that the next is smaller.
-    factor = max(factor * 1.1, (trial.memory_bytes or 0.0) / one.memory_bytes)
+    if not one.fits or one.memory_bytes * factor <= seeker.limit:
+      trial = seeker.attempt(one, (make or count)(one.sections))
+      trials.append(trial)
+      if trial.fits:
+        best = trial
+        break
+      # By an unknown amount: assume a tenth, so that the next is smaller.
+      factor = max(factor * 1.1, (trial.memory_bytes or 0.0) / one.memory_bytes)
     more = seeker.in_more_parts(one, factor)
-    waiting += [more] if more is not None else []
+    if more is not None:
+      waiting.append(more)
   return Search(
     counted=seeker.counted, fit=fit, trials=tuple(trials), best=best
   )

@@ -200,15 +200,12 @@ def cost(
     plan, size=cache.bytes, reads=cache.reads, writes=cache.writes
   )
   rows = [
-    _row(SCRATCH, sums, wanted),
-    _row(DISTIL, sums, wanted),
-    _row(TUNING, sums, wanted),
-    _row(TEACHER, sums, wanted),
+    *(_row(step, sums, wanted) for step in (SCRATCH, DISTIL, TUNING, TEACHER)),
     _store_row(CACHE, dollars),
-    _row(MEASUREMENT, sums, wanted),
-    _row(SAFETY, sums, wanted),
     *(
-      _row(step, sums, wanted) for step in (EXPORT, OTHERS) if sums[step].stages
+      _row(step, sums, wanted)
+      for step in (MEASUREMENT, SAFETY, EXPORT, OTHERS)
+      if step in wanted or sums[step].stages
     ),
     _store_row(HOSTING, hosting_dollars(plan, weights_bytes)),
   ]

@@ -154,11 +154,9 @@ def in_order(
   """Yields every row of a cache once, in batches of one size.
 
   The last batch is filled up with copies of the last row at weight 0. Processes
-  take their batches at the same time: if one cannot read, all stop.
-
-  Args:
-    group: the yielded rows and entries are those that this group feeds, so a
-      sum over them on the host is the group's part; None: all.
+  take their batches at the same time: if one cannot read, all stop. The yielded
+  rows and entries are those that `group` feeds, so a sum over them on the host
+  is the group's part; None: all.
   """
   num_rows = cache.manifest.num_rows
   mine = np.arange(batch_rows)
@@ -259,8 +257,7 @@ class PipelineOrder:
   ):
     """Prepares batches of `batch_rows` rows, which counts the global batch.
 
-    Args:
-      mine: which rows of a batch this process feeds; None: all.
+    `mine` selects the rows of a batch that this process feeds; None: all.
     """
     self._source, self._batch_rows, self._seed = source, batch_rows, seed
     self._mine = np.arange(batch_rows) if mine is None else mine

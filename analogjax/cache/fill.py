@@ -219,8 +219,7 @@ class Filler:
   def _agree(self, end: int | None) -> tuple[int | None, list[int]]:
     """Exchanges status with all processes, and enters the cost in the ledger.
 
-    Args:
-      end: number of rows, if this process found their end.
+    `end` is the number of rows, if this process found their end.
 
     Returns:
       The number of rows if any process found their end; and the processes that

@@ -102,8 +102,7 @@ def codes(states_ZBMD: jax.Array, sample: gram_codes.Sample) -> jax.Array:
 def distance(states_ZBMD: jax.Array, sample: gram_codes.Sample) -> jax.Array:
   """A student's `loss`, averaged over the depths and summed over rows.
 
-  Args:
-    states_ZBMD: the student's, at the depths of the codes.
+  `states_ZBMD` are the student's, at the depths of the codes.
   """
   teacher_BZMM = gram_codes.decode(sample)
   of_depths = jax.vmap(loss, in_axes=(0, 1, None))

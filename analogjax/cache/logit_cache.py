@@ -68,8 +68,7 @@ class LogitCache:
   ) -> None:
     """Writes one whole object and commits its rows.
 
-    Args:
-      start: index of the first row, a multiple of rows_per_object.
+    `start` is the index of the first row, a multiple of rows_per_object.
 
     Raises:
       CacheError: the disk or object store refused, for example because it is
@@ -110,8 +109,7 @@ class LogitCache:
   ) -> Entries:
     """Reads rows and the teacher's records of them.
 
-    Args:
-      replica: which of the independent draws; one for all rows, or [B].
+    `replica` selects an independent draw, one for all rows or [B].
 
     Raises:
       CacheError: a row is not committed, or its bytes do not match their

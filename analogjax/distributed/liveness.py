@@ -94,10 +94,8 @@ class Peers:
   def leave(self, *, badly: bool = False) -> None:
     """Announces that this process is about to end, so that no other one does.
 
-    Process 0 waits a while for the others to end first.
-
-    Args:
-      badly: whether the exit code is not 0, whatever the others do.
+    Process 0 waits a while for the others to end first. `badly`: the exit code
+    is not 0, whatever the others do.
     """
     self._badly = badly
     self._say({"bye": self._me})

@@ -56,8 +56,7 @@ def of_several(
 ) -> dict[Key, Moments]:
   """Moments of several students with the teacher; each stream runs once.
 
-  Args:
-    wanted: key -> student, and the depths of its stream and of the teacher's.
+  `wanted`: key -> student, and the depths of its stream and the teacher's.
   """
   totals: dict[Key, Moments] = {}
   batches = zip(of_teacher, *of_students.values(), strict=True)

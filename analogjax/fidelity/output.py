@@ -180,8 +180,7 @@ def calibration_error(x: np.ndarray) -> np.ndarray:
   Source: Guo et al., arXiv:1706.04599, eq. 3. It is never below 0, so few
   tokens in a bin make it larger.
 
-  Args:
-    x: [..., 3 C], weight, confidence and correct of each bin.
+  `x` has weight, confidence and correct of each bin, [..., 3 C].
   """
   weight, confidence, correct = np.split(x, 3, axis=-1)
   return np.abs(confidence - correct).sum(-1) / weight.sum(-1)

@@ -165,8 +165,7 @@ def compare(
 ) -> np.ndarray:
   """One metric over all pairs of depths and all orders, [C, P, Q].
 
-  Args:
-    orders_CU: from `permutation.draw_orders`; the first is unchanged.
+  `orders_CU` are from `permutation.draw_orders`; the first is unchanged.
   """
   by_right = []
   for q, one in enumerate(right):

@@ -64,10 +64,7 @@ def from_hf_config(config: dict[str, Any], *, dtype: str, where: str):
   """The DecoderConfig of a Hugging Face `config.json`.
 
   Reads both generations: `rope_parameters` (transformers 5) and `rope_theta`
-  with `rope_scaling` (transformers 4).
-
-  Args:
-    where: the file's name, for errors.
+  with `rope_scaling` (transformers 4). `where` is the file's name, for errors.
 
   Raises:
     ValueError: the decoder does not support the family or a feature, or a field

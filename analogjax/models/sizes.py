@@ -162,9 +162,7 @@ def expected_record_bytes(kind: str, parameter: float, L: int) -> float:
   The ids of a threshold cache follow a power law between the measured points,
   and beyond them the law of the nearest two. They hold for a teacher of 3.6
   nats of entropy at V = 49,152; entropy and tokens hardly change the rest.
-
-  Args:
-    parameter: tau, the number of draws, or the number of ids.
+  `parameter` is tau, the number of draws, or the number of ids.
 
   Source: measurements on SmolLM2-135M-Instruct.
   """
@@ -183,9 +181,7 @@ def gram_bytes(positions: int, layers: int, L: int) -> float:
   """Bytes per token of the cosines in a cache, and of their index entries.
 
   Compression, which saves up to 13 % where the pairs are many, is left out.
-
-  Args:
-    positions: drawn of each row; 0: none.
+  `positions` are those drawn of each row; 0: none.
 
   Source: measurements on SmolLM2-135M-Instruct.
   """

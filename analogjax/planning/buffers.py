@@ -28,9 +28,8 @@ def largest(
 ) -> tuple[tuple[str, float], ...]:
   """(name, bytes on one device), the largest first.
 
-  Args:
-    live_ranges: XLA's dump of them: everything alive at the peak. Arrays may
-      share memory, so the sum may exceed the total.
+  `live_ranges` is XLA's dump of them: everything alive at the peak. Arrays may
+  share memory, so the sum may exceed the total.
   """
   found: dict[str, float] = {}
   words = _Words(step)

@@ -90,10 +90,8 @@ def remedies(
   """Changes of one kind each that make a program fit, the mildest first.
 
   If `make` counts less for the present config than the program takes, its
-  figures for a changed one are scaled up in proportion.
-
-  Args:
-    sections: the config, its mesh filled in.
+  figures for a changed one are scaled up in proportion. `sections` is the
+  config with its mesh filled in.
   """
   limit = limit_bytes(sections, topology)
   present = _of_stage(make(sections), program.stage)

@@ -58,8 +58,7 @@ def figure(
 ) -> ET.Element:
   """A chart with its caption, its legend and the table of its numbers.
 
-  Args:
-    legend: (name, style) of each curve.
+  `legend` has (name, style) of each curve.
   """
   swatches = [
     tag("li", svg.swatch(style), " ", tag("bdi", name))

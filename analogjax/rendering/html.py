@@ -101,8 +101,7 @@ def table(
 ) -> ET.Element:
   """A table in a box that scrolls sideways, with the keyboard too.
 
-  Args:
-    rows: cells; the first cell of a row is its title.
+  `rows` are cells; the first cell of a row is its title.
   """
   body = [
     tag("tr", tag("th", row[0], scope="row"), *map(_cell, row[1:]))

@@ -26,8 +26,7 @@ def problems(
 ) -> list[str]:
   """Reasons why stages will refuse a config, a sentence or two each.
 
-  Args:
-    workdir: where a converted teacher may be; None: there is none.
+  `workdir` may hold a converted teacher; None: there is none.
   """
   found: list[str] = []
   for stage, check in (

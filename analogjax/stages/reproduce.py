@@ -37,10 +37,7 @@ def run(
 
   Two toy runs, in separate processes, are compared bit for bit. They cannot
   show that the lab's run gave these weights: that takes the frontier model and
-  its data.
-
-  Args:
-    workdir: where to keep the toy runs; None removes them.
+  its data. `workdir` keeps the toy runs; None removes them.
 
   Returns:
     The exit code: 0, or 1 if the two runs differ.

@@ -52,8 +52,7 @@ class Meter:
   ):
     """Starts the clock.
 
-    Args:
-      peak: FLOP/s of one device, from `devices.peak_flops`.
+    `peak` is FLOP/s of one device, from `devices.peak_flops`.
     """
     self._work, self._num_devices, self._peak = work, num_devices, peak
     self._clock = clock

@@ -131,8 +131,7 @@ class Reporter:
   ) -> Dispatched:
     """Takes a step, and shows the other processes the state of this one.
 
-    Args:
-      began: time.monotonic() when the host began to wait for its rows.
+    `began` is time.monotonic() when the host began to wait for its rows.
     """
     compiled = step == self._start + 1
     busy_seconds = 0.0 if compiled else time.monotonic() - began

@@ -62,8 +62,7 @@ def read(
 ) -> dict[str, Any]:
   """Reads a document.
 
-  Args:
-    problem: describes what is wrong with a value; "" if nothing is.
+  `problem` describes what is wrong with a value; "" if nothing is.
 
   Raises:
     ValueError: the file is missing, damaged, or of another version.

@@ -21,10 +21,8 @@ def hold(workdir: Path, command: str) -> Iterator[bool]:
   """Keeps others out of a workdir; yields False if there are no locks.
 
   The lock is the system's (flock), so a killed process releases it. The file
-  names the holder, for the message of the next process.
-
-  Args:
-    command: the holder, for messages.
+  names the holder, for the message of the next process. `command` is the
+  holder, for messages.
 
   Raises:
     ValueError: another process holds it; names that process.

@@ -63,10 +63,17 @@ def resolve(
   """
   file = Path(file)
   cfg = _read_draft(file)
+  # The table of prices brings the sections of the chips, whose fields may be
+  # set like any others: so it is chosen and read before them.
+  tables = [change for change in changes if change[0] == "plan.prices"]
+  others = [change for change in changes if change[0] != "plan.prices"]
   with draft_lib.reading(Path(), FLAG):
-    for path, text in changes:
+    for path, text in tables:
       overrides.apply(cfg, path, text)
   defaults.add_prices(cfg, file.parent)
+  with draft_lib.reading(Path(), FLAG):
+    for path, text in others:
+      overrides.apply(cfg, path, text)
   kept = [] if workdir is None else _keep_defaults(cfg, workdir / FILE_NAME)
   try:
     values = schema.to_values(cfg)

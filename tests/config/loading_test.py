@@ -265,6 +265,14 @@ def test_a_text_arrives_unchanged(text):
   assert cfg.data.arguments.tokenizer == text
 
 
+def test_a_price_can_be_set_whatever_the_order():
+  h100 = load("plan.h100.watts=700", "plan.prices=2026_11").plan.h100
+  assert h100.watts == 700.0
+  assert h100.dollars_per_hour == load().plan.h100.dollars_per_hour > 0
+  with pytest.raises(ValueError, match="plan.h1000.watts: there is no such"):
+    load("plan.h1000.watts=700")
+
+
 def test_last_override_of_a_path_wins():
   assert load("cache.seed=1", "cache.seed=2").cache.seed == 2
 

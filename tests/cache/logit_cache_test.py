@@ -1,7 +1,6 @@
 """Tests for analogjax/cache/logit_cache.py, cache_format.py and store.py."""
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 import shutil
@@ -261,14 +260,6 @@ def test_default_positions_and_weights_cost_no_byte(kit, tmp_path, kind):
     assert sum(b[name] for b in by_object) == size
 
 
-def test_default_positions_by_hand():
-  segments_BL = np.int32([[1, 1, 2, 2, 2, 1, 0, 0], [0, 0, 3, 3, 0, 3, 3, 3]])
-  np.testing.assert_array_equal(
-    rows_lib.default_positions(segments_BL),
-    [[0, 1, 0, 1, 2, 0, 0, 0], [0, 0, 0, 1, 0, 0, 1, 2]],
-  )
-
-
 @pytest.mark.parametrize("V, dtype", [(65536, "uint16"), (65537, "uint32")])
 def test_tokens_take_as_few_bytes_as_the_vocabulary_needs(
   kit, tmp_path, V, dtype
@@ -300,6 +291,22 @@ def test_any_folder_name(kit, tmp_path, name):
 
 class Killed(BaseException):
   """Stands for the end of the process."""
+
+
+def dies_after(steps):
+  """Wraps calls: together they are made so often before the process ends."""
+  done = []
+
+  def or_die(call):
+    def step(*args, **kwargs):
+      done.append(call)
+      if len(done) > steps:
+        raise Killed
+      return call(*args, **kwargs)
+
+    return step
+
+  return or_die
 
 
 class Wrapped:
@@ -350,18 +357,10 @@ def test_a_kill_before_the_commit_leaves_holes(kit, tmp_path):
 
 @pytest.mark.parametrize("steps", [0, 3, 13, 14])
 def test_a_kill_during_creation_is_made_good(kit, tmp_path, monkeypatch, steps):
-  m, done = kit.manifest(), []
-
-  def or_die(call, *args, **kwargs):
-    done.append(args)
-    if len(done) > steps:
-      raise Killed
-    return call(*args, **kwargs)
-
+  m, or_die = kit.manifest(), dies_after(steps)
   with monkeypatch.context() as patch, pytest.raises(Killed):
     for module, name in ((store, "open_array"), (cache_format, "write_group")):
-      call = functools.partial(or_die, getattr(module, name))
-      patch.setattr(module, name, call)
+      patch.setattr(module, name, or_die(getattr(module, name)))
     create(tmp_path, m)
   with pytest.raises(logit_cache.CacheError, match="there is no logit cache"):
     logit_cache.open_cache(tmp_path)
@@ -767,17 +766,7 @@ def test_a_cache_is_cut(kit, full, num_rows):
 def test_a_kill_while_the_size_changes(kit, full, monkeypatch, num_rows, steps):
   """Some arrays have the new size: it opens, and can be resized again."""
   cache = logit_cache.open_cache(full.folder)
-  done = []
-
-  def or_die(call):
-    def step(*args, **kwargs):
-      done.append(call)
-      if len(done) > steps:
-        raise Killed
-      return call(*args, **kwargs)
-
-    return step
-
+  or_die = dies_after(steps)
   with monkeypatch.context() as patch, pytest.raises(Killed):
     write_group = or_die(cache_format.write_group)
     patch.setattr(cache_format, "write_group", write_group)

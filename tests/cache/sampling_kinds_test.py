@@ -3,9 +3,10 @@
 The threshold sampler itself is in sampling_test.py.
 """
 
-import functools
 import math
 
+import drawing
+from drawing import keys
 import jax
 import numpy as np
 import pytest
@@ -22,47 +23,15 @@ SAMPLERS = (
   sampling.Random(num_draws=20),
   sampling.TopK(top_k=7),
 )
-ALL = sampling.Capture()
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
-def jit_draw(logits, labels, keys, first, sampler, capture, replicas, T):
-  return sampling.draw(
-    logits,
-    labels,
-    keys,
-    first,
-    sampler,
-    capture=capture,
-    num_replicas=replicas,
-    temperature=T,
-  )
-
-
-def keys(n, seed=0):
-  digests_B32 = np.random.default_rng(seed).integers(0, 256, (n, 32), np.uint8)
-  return sampling.row_keys(digests_B32, seed)
-
-
-def draw(
-  logits_BLV,
-  sampler,
-  *,
-  capture=ALL,
-  replicas=1,
-  T=1.0,
-  labels_BL=None,
-  keys_B2=None,
-  first=0,
-):
+def draw(logits_BLV, sampler, *, labels_BL=None, keys_B2=None, **options):
   logits_BLV = np.float32(logits_BLV)
   B, L, _ = logits_BLV.shape
   labels_BL = np.zeros((B, L), np.int32) if labels_BL is None else labels_BL
   keys_B2 = keys(B) if keys_B2 is None else keys_B2
-  records = jit_draw(
-    logits_BLV, labels_BL, keys_B2, first, sampler, capture, replicas, T
-  )
-  return jax.device_get(records)
+  options["sampler"] = sampler
+  return jax.device_get(drawing.draw(logits_BLV, labels_BL, keys_B2, **options))
 
 
 def some_logits(B=6, L=5, V=300, seed=0, least=0.1, most=20):
@@ -304,10 +273,6 @@ def test_capture_and_draws_are_independent():
   assert bonferroni(samples_PV @ member_VC, np.exp(logp_V) @ member_VC) < 1
 
 
-def test_capture_all_is_certain():
-  assert (draw(some_logits(), SAMPLERS[2]).inclusion_BL == 255).all()
-
-
 # Temperature.
 
 
@@ -423,15 +388,8 @@ def test_arguments_out_of_bounds_are_refused(make, field, values):
 def test_a_vocabulary_that_is_too_large_is_refused():
   with pytest.raises(ValueError, match="a vocabulary of 1048577 ids"):
     jax.eval_shape(
-      lambda z: sampling.draw(
-        z,
-        np.zeros((1, 1), np.int32),
-        keys(1),
-        0,
-        SAMPLERS[0],
-        capture=ALL,
-        num_replicas=1,
-        temperature=1.0,
+      lambda z: drawing.draw(
+        z, np.zeros((1, 1), np.int32), keys(1), sampler=SAMPLERS[0]
       ),
       jax.ShapeDtypeStruct((1, 1, (1 << 20) + 1), np.float32),
     )

@@ -1,8 +1,8 @@
 """Tests for analogjax/cache/sampling.py."""
 
-import functools
 from typing import NamedTuple
 
+import drawing
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -20,12 +20,6 @@ NUM = 8192  # Keys of a Monte-Carlo estimate.
 ALPHA = 1e-3
 
 
-def keys(n, seed=0):
-  """Keys of n rows that all differ."""
-  digests_B32 = np.random.default_rng(seed).integers(0, 256, (n, 32), np.uint8)
-  return sampling.row_keys(digests_B32, seed)
-
-
 class Drawn(NamedTuple):
   """The content of a threshold record: one replica, captured everywhere."""
 
@@ -35,28 +29,14 @@ class Drawn(NamedTuple):
   label_logprob_BL: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def jit_draw(logits_BLV, labels_BL, keys_B2, first_position, sampler):
-  return sampling.draw(
-    logits_BLV,
-    labels_BL,
-    keys_B2,
-    first_position,
-    sampler,
-    capture=sampling.Capture(),
-    num_replicas=1,
-    temperature=1.0,
-  )
-
-
 def draw(logits_BLV, *, tau=TAU, keys_B2=None, labels_BL=None, first=0):
   """Records on the host; keys and labels have defaults."""
   logits_BLV = np.asarray(logits_BLV, np.float32)
   B, L, _ = logits_BLV.shape
   labels_BL = np.zeros((B, L), np.int32) if labels_BL is None else labels_BL
-  keys_B2 = keys(B) if keys_B2 is None else keys_B2
+  keys_B2 = drawing.keys(B) if keys_B2 is None else keys_B2
   sampler = sampling.Threshold(tau=tau)
-  records = jit_draw(logits_BLV, labels_BL, keys_B2, first, sampler)
+  records = drawing.draw(logits_BLV, labels_BL, keys_B2, first, sampler=sampler)
   assert records.logprobs_BMLK is None and records.log_tail_BL is None
   records = jax.tree.map(np.asarray, records)
   assert (records.inclusion_BL == sampling.ALWAYS).all()
@@ -362,7 +342,7 @@ def test_the_least_and_the_largest_offset_stay_inside(monkeypatch):
   )
   p_V = np.zeros(130)
   p_V[10:100] = 1 / 90
-  # Not jit_draw: it may have been traced without the patch.
+  # Not drawing.draw: it may have been traced without the patch.
   records = sampling.draw(
     jnp.asarray(np.tile(logits_of(p_V), (1, 2, 1)), jnp.float32),
     jnp.zeros((1, 2), jnp.int32),
@@ -392,38 +372,7 @@ def some_rows(B=8, L=12, V=150):
   rng = np.random.default_rng(7)
   logits_BLV = rng.normal(scale=3, size=(B, L, V)).astype(np.float32)
   labels_BL = rng.integers(0, V, (B, L)).astype(np.int32)
-  return logits_BLV, labels_BL, keys(B, seed=11)
-
-
-def assert_same_draws(one, other):
-  for a, b in zip(one, other, strict=True):
-    np.testing.assert_array_equal(a, b)
-
-
-def test_chunks_of_a_row_draw_what_the_row_does():
-  logits_BLV, labels_BL, keys_B2 = some_rows()
-  whole = draw(logits_BLV, labels_BL=labels_BL, keys_B2=keys_B2)
-  parts = [
-    draw(
-      logits_BLV[:, start : start + 3],
-      labels_BL=labels_BL[:, start : start + 3],
-      keys_B2=keys_B2,
-      first=start,
-    )
-    for start in range(0, 12, 3)
-  ]
-  joined = [np.concatenate(p, axis=1) for p in zip(*parts, strict=True)]
-  assert_same_draws(whole, Drawn(*joined))
-
-
-def test_another_batch_draws_the_same():
-  logits_BLV, labels_BL, keys_B2 = some_rows()
-  whole = draw(logits_BLV, labels_BL=labels_BL, keys_B2=keys_B2)
-  order = np.array([6, 1, 3])
-  some = draw(
-    logits_BLV[order], labels_BL=labels_BL[order], keys_B2=keys_B2[order]
-  )
-  assert_same_draws(some, Drawn(*(field[order] for field in whole)))
+  return logits_BLV, labels_BL, drawing.keys(B, seed=11)
 
 
 def test_keys_follow_the_seed_and_the_digest_alone():
@@ -496,7 +445,7 @@ def test_bfloat16_logits_are_computed_in_float32():
   logits_BLV = jnp.asarray(some_rows()[0], jnp.bfloat16)
   labels_BL = np.zeros(logits_BLV.shape[:2], np.int32)
   sampler = sampling.Threshold(tau=TAU)
-  out = jit_draw(logits_BLV, labels_BL, keys(8), 0, sampler)
+  out = drawing.draw(logits_BLV, labels_BL, drawing.keys(8), sampler=sampler)
   assert out.entropy_BL.dtype == jnp.float32
   wide = draw(np.asarray(logits_BLV, np.float32))
   np.testing.assert_array_equal(out.ids_BMLK[:, 0], wide.ids_BLK)

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from analogjax.data import pipeline, rows as rows_lib
+from analogjax.data import pipeline
 
 L, V = 4, 100
 NUM_ROWS = 23
@@ -401,33 +401,3 @@ def test_a_row_that_was_filtered_out_has_no_index():
   source = open_("filtered")
   with pytest.raises(ValueError, match="row 6 was filtered out"):
     source.read([5, 6])
-
-
-def test_the_shipped_text_pipeline_opens(tmp_path, tokenizer_folder):
-  (tmp_path / "a.jsonl").write_text('{"text": "the cat sat on the mat"}\n' * 9)
-
-  def open_jsonl():
-    return pipeline.open_pipeline(
-      "analogjax.data.text:jsonl",
-      {
-        "path": "{workdir}/a.jsonl",
-        "tokenizer": "{teacher}",
-        "L": 8,
-        "end_token": "<|endoftext|>",
-      },
-      L=8,
-      V=300,
-      substitutions={
-        "teacher": str(tokenizer_folder),
-        "workdir": str(tmp_path),
-      },
-    )
-
-  first = open_jsonl()
-  first.read(range(3))
-  second = open_jsonl()
-  second.restore(3, json.loads(json.dumps(first.state(3))))
-  one, other = first.read([3, 4]), second.read([3, 4])
-  np.testing.assert_array_equal(
-    rows_lib.rows_digests(one), rows_lib.rows_digests(other)
-  )

@@ -1,10 +1,9 @@
 """Tests for analogjax/distributed/processes.py, in one process."""
 
-import dataclasses
 import types
 
 import jax
-from models import mesh_id
+from models import Gpu, mesh_id
 import numpy as np
 import pytest
 
@@ -107,18 +106,6 @@ def test_processes_with_the_same_rows_form_a_group(
   ways = sorted(way for group in leaders for way in group.ways)
   assert ways == list(range(leaders[0].num_ways))
   assert sum(group.rows_of(24) for group in leaders) == 24
-
-
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-  """The attributes of a device that a mesh reads."""
-
-  id: int
-  process_index: int
-  slice_index: int
-  platform: str = "gpu"
-  device_kind: str = "NVIDIA H100"
-  device_type = memory_kinds = None
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
 """Tests for analogjax/distributed/sharding.py."""
 
-import dataclasses
-
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from models import tiny
+from models import Gpu, tiny
 import numpy as np
 import pytest
 from tpu import needs_libtpu
@@ -153,18 +151,6 @@ def test_make_mesh_of_a_torus(sizes):
   for group in mesh.devices.reshape(-1, sizes.get("tensor", 1)):
     coords = np.asarray([device.coords for device in group])
     assert (np.ptp(coords, axis=0) > 0).sum() <= 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-  """The attributes of a device that a mesh reads."""
-
-  id: int
-  slice_index: int
-  process_index: int
-  platform: str = "gpu"
-  device_kind: str = "NVIDIA H100"
-  device_type = memory_kinds = None
 
 
 def gpus(*counts):

@@ -39,6 +39,17 @@ def rows(m, n=None, seed=0):
   )
 
 
+def rows_of(tokens_BL, segments_BL):
+  """Rows with the positions and the weights that they have by default."""
+  segments_BL = np.asarray(segments_BL, np.int32)
+  return rows_lib.Rows(
+    tokens_BL=np.asarray(tokens_BL, np.int32),
+    segments_BL=segments_BL,
+    positions_BL=rows_lib.default_positions(segments_BL),
+    weights_BL=(segments_BL > 0).astype(np.float32),
+  )
+
+
 def records(m, n=None, seed=0, *, spread=1.0, full=False):
   """Records as a sampler may give them, in no order of ids or slots.
 

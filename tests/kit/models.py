@@ -10,7 +10,9 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from analogjax.config import train
 from analogjax.distributed import sharding
@@ -53,6 +55,17 @@ def adamw(**changes: Any) -> train.OptimizerConfig:
   return dataclasses.replace(ADAMW, **changes)
 
 
+def keep_gradient() -> optax.GradientTransformation:
+  """An optimizer whose state after a step is that step's gradient."""
+  return optax.GradientTransformation(
+    init=lambda params: jax.tree.map(jnp.zeros_like, params),
+    update=lambda grads, state, params: (
+      jax.tree.map(jnp.zeros_like, grads),
+      grads,
+    ),
+  )
+
+
 @functools.cache
 def parameters(
   cfg: decoder.DecoderConfig, seed: int = 0, *, embed=0.5, others=0.2
@@ -90,6 +103,18 @@ def by_name(tree: Any) -> dict[str, Any]:
 # the others with the first.
 ALONE = dict(data=1)
 MESHES = (ALONE, dict(data=8), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+  """The attributes of a device that a mesh reads."""
+
+  id: int
+  process_index: int
+  slice_index: int
+  platform: str = "gpu"
+  device_kind: str = "NVIDIA H100"
+  device_type = memory_kinds = None
 
 
 def make_mesh(axes: Mapping[str, int]) -> jax.sharding.Mesh:

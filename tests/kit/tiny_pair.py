@@ -5,7 +5,6 @@ import json
 import os
 from pathlib import Path
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -214,10 +213,6 @@ def can_mount():
   return shutil.which("unshare") and not subprocess.call(
     probe, stderr=subprocess.DEVNULL
   )
-
-
-def was_killed(done):
-  return done.returncode == -signal.SIGKILL
 
 
 def _texts():

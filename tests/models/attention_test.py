@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analogjax.config import model
 from analogjax.distributed import sharding
 from analogjax.models import attention, decoder, splash
 
@@ -99,20 +98,6 @@ def test_attention_is_its_equation(N, G, bias):
   np.testing.assert_allclose(_apply(layer, x_LD), expected, atol=2e-5)
 
 
-def test_each_token_sees_its_own_document_up_to_itself():
-  layer = _layer(_config())
-  weights_D = _x(1)[0]
-
-  def scalars(x_LD):
-    return _apply(layer, x_LD) @ jnp.asarray(weights_D, jnp.float32)
-
-  jacobian_LMD = jax.jit(jax.jacrev(scalars))(jnp.asarray(_x(), jnp.float32))
-  sees_LM = np.abs(jacobian_LMD).max(-1) > 0
-  segments_L = np.asarray(SEGMENTS)
-  same_LM = segments_L[:, None] == segments_L[None]
-  np.testing.assert_array_equal(sees_LM, same_LM & np.tri(L, dtype=bool))
-
-
 def test_positions_are_those_that_are_passed():
   layer, x_LD = _layer(_config()), _x()
   before = _apply(layer, x_LD)
@@ -127,16 +112,6 @@ def test_positions_are_those_that_are_passed():
   assert np.abs(moved - before)[later].max(-1).min() > 1e-3
   first = np.asarray([0, 3])  # Alone so far, with nobody to be far from.
   np.testing.assert_allclose(moved[first], before[first], atol=1e-6)
-
-
-def test_rope_scaling_reaches_the_scores():
-  scaling = model.RopeScaling(kind="linear", factor=2.0)
-  scaled, x_LD = _layer(_config(rope_scaling=scaling)), _x()
-  plain = _apply(_layer(_config()), x_LD)
-  twice = np.asarray(POSITIONS) * 2
-  found = _apply(scaled, x_LD, positions_L=twice)
-  np.testing.assert_allclose(found, plain, atol=1e-5)
-  assert np.abs(_apply(scaled, x_LD) - plain).max() > 1e-3
 
 
 def test_bfloat16_softmax_is_in_float32():

@@ -154,10 +154,3 @@ def test_a_setting_that_nobody_decided_on_is_absent(unknown):
     unknown, keeps_chat_template=True, **options
   )
   assert set(config) == {"tokenizer_class", "model_max_length"}
-
-
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="tokenizer.json: the tokenizer is miss"):
-    hf_tokenizer.write(
-      tmp_path, tmp_path, max_positions=8, keeps_chat_template=False
-    )

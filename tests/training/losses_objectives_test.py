@@ -429,10 +429,3 @@ def test_masked_positions_may_hold_anything():
     before = found(x_BLD, head_VD, targets, teacher=live)
     after = found(x_BLD, head_VD, changed, teacher=live)
     jax.tree.map(np.testing.assert_array_equal, before, after)
-
-
-def test_an_objective_is_one_program():
-  """It is static, so equal objectives have to compare equal."""
-  one = losses.Objective(divergence=Divergence(name="skew_kl"), z_loss=0.1)
-  same = dataclasses.replace(one)
-  assert hash(one) == hash(same) and one == same

@@ -8,10 +8,19 @@ import dataclasses
 import functools
 import operator
 
+import caches
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from models import ALONE, MESHES, make_mesh, on_mesh, parameters, tiny
+from models import (
+  ALONE,
+  MESHES,
+  keep_gradient,
+  make_mesh,
+  on_mesh,
+  parameters,
+  tiny,
+)
 import numpy as np
 import optax
 import pytest
@@ -37,12 +46,7 @@ def make_rows():
     segments_BL[b, :length] = 1
     segments_BL[b, 4:length] = 2
   tokens_BL = np.random.default_rng(0).integers(0, V, (B, L))
-  return rows_lib.Rows(
-    tokens_BL=tokens_BL.astype(np.int32),
-    segments_BL=segments_BL,
-    positions_BL=rows_lib.default_positions(segments_BL),
-    weights_BL=(segments_BL > 0) * np.float32(1),
-  )
+  return caches.rows_of(tokens_BL, segments_BL)
 
 
 def without_codes():
@@ -163,17 +167,6 @@ def test_rotated_states_are_at_no_distance_and_distorted_ones_are():
   stretched = x_BLD * np.linspace(0.2, 3, 6, dtype=np.float32)
   assert distance(stretched) > 0.02
   assert float(gram.num_rows(sample)) == B - 1  # One has a single token.
-
-
-def keep_gradient():
-  """An optimizer whose state after a step is that step's gradient."""
-  return optax.GradientTransformation(
-    init=lambda params: jax.tree.map(jnp.zeros_like, params),
-    update=lambda grads, state, params: (
-      jax.tree.map(jnp.zeros_like, grads),
-      grads,
-    ),
-  )
 
 
 @functools.cache

@@ -2,13 +2,14 @@
 
 import functools
 
+import caches
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from models import (
   ALONE,
   MESHES,
   adamw,
+  keep_gradient,
   make_mesh,
   mesh_id,
   on_mesh,
@@ -21,7 +22,6 @@ import pytest
 from scipy import stats
 
 from analogjax.cache import batches, logit_cache, sampling, teacher_step
-from analogjax.data import rows as rows_lib
 from analogjax.distributed import sharding
 from analogjax.models import decoder
 from analogjax.training import losses, optimizer, steps
@@ -47,12 +47,7 @@ def make_batch():
   for b in range(B):
     segments_BL[b, : b + 3] = 1
     segments_BL[b, 4 : b + 3] = 2
-  rows = rows_lib.Rows(
-    tokens_BL=rng.integers(0, V, (B, L)).astype(np.int32),
-    segments_BL=segments_BL,
-    positions_BL=rows_lib.default_positions(segments_BL),
-    weights_BL=(segments_BL > 0) * np.float32(1),
-  )
+  rows = caches.rows_of(rng.integers(0, V, (B, L)), segments_BL)
   p_BLK = rng.dirichlet(np.full(5, 0.5), (B, L)).astype(np.float32)
   ids_BLK = rng.integers(0, V, (B, L, 5)).astype(np.int32)
   # About a third of the positions was not captured; the others weigh more.
@@ -92,6 +87,17 @@ def logprobs(model):
   return shifted_BLV - np.log(np.exp(shifted_BLV).sum(-1, keepdims=True))
 
 
+def train_step(tx, alpha, chunk=CHUNK, **more):
+  return functools.partial(
+    steps.train_step,
+    graphdef=decoder.graphdef(STUDENT),
+    tx=tx,
+    alpha=optax.constant_schedule(alpha),
+    objective=losses.Objective(chunk=chunk),
+    **more,
+  )
+
+
 def start(tx):
   """A train state before its first step, on the host."""
   params = student_params()
@@ -111,13 +117,7 @@ def train(index):
     shardings = sharding.state_shardings(state, mesh)
     state = jax.device_put(state, shardings)
     step = jax.jit(
-      functools.partial(
-        steps.train_step,
-        graphdef=decoder.graphdef(STUDENT),
-        tx=OPTIMIZER,
-        alpha=optax.constant_schedule(0.7),
-        objective=losses.Objective(chunk=CHUNK),
-      ),
+      train_step(OPTIMIZER, 0.7),
       donate_argnums=0,
       out_shardings=(shardings, NamedSharding(mesh, P())),
     )
@@ -161,32 +161,6 @@ def test_the_state_is_donated_and_compiled_once(index):
     state,
     shardings,
   )
-
-
-def test_params_and_moments_lie_where_the_table_says():
-  """By hand, on (2, 2, 2): D over fsdp; N, G, F and V over tensor."""
-  state = train(3)[0]
-  wanted = {
-    "embed_VD": P("tensor", "fsdp"),
-    "final_norm/scale_D": P("fsdp"),
-    "blocks_Y/attention/wq_DNH": P(None, "fsdp", "tensor", None),
-    "blocks_Y/attention/wo_NHD": P(None, "tensor", None, "fsdp"),
-    "blocks_Y/attention/bk_GH": P(None, "tensor", None),
-    "blocks_Y/mlp/wdown_FD": P(None, "tensor", "fsdp"),
-    "blocks_Y/mlp_norm/scale_D": P(None, "fsdp"),
-  }
-  found = dict.fromkeys(wanted, 0)
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    for end, spec in wanted.items():
-      if name.removesuffix("/value").endswith(end):
-        found[end] += 1
-        assert leaf.sharding.spec == spec, name
-        shard = leaf.addressable_shards[0].data
-        ways = 2 ** sum(axis is not None for axis in spec)
-        assert shard.size * ways == leaf.size, name
-  # The parameter and its two moments.
-  assert found == dict.fromkeys(wanted, 3)
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=lambda i: mesh_id(MESHES[i]))
@@ -292,14 +266,7 @@ def test_eval_step_adds_up_what_train_step_divides():
 )
 def test_microbatches_give_the_update_of_the_whole_batch(axes, parts):
   def run(microbatches):
-    step = functools.partial(
-      steps.train_step,
-      graphdef=decoder.graphdef(STUDENT),
-      tx=keep_gradient(),
-      alpha=optax.constant_schedule(0.7),
-      objective=losses.Objective(chunk=CHUNK),
-      microbatches=microbatches,
-    )
+    step = train_step(keep_gradient(), 0.7, microbatches=microbatches)
     mesh = make_mesh(axes)
     with jax.set_mesh(mesh):
       state = start(keep_gradient())
@@ -316,27 +283,9 @@ def test_microbatches_give_the_update_of_the_whole_batch(axes, parts):
 # The gradient of a cached step.
 
 
-def keep_gradient():
-  """An optimizer whose state after a step is that step's gradient."""
-  return optax.GradientTransformation(
-    init=lambda params: jax.tree.map(jnp.zeros_like, params),
-    update=lambda grads, state, params: (
-      jax.tree.map(jnp.zeros_like, grads),
-      grads,
-    ),
-  )
-
-
 @functools.cache
 def gradient_step():
-  step = functools.partial(
-    steps.train_step,
-    graphdef=decoder.graphdef(STUDENT),
-    tx=keep_gradient(),
-    alpha=optax.constant_schedule(0.9),
-    objective=losses.Objective(chunk=L),
-  )
-  return jax.jit(step)
+  return jax.jit(train_step(keep_gradient(), 0.9, chunk=L))
 
 
 def gradient(ids_BLK, p_BLK):
@@ -431,12 +380,6 @@ def test_no_records_no_metric_of_a_teacher():
     ids_BLK=none.astype(np.int32), p_BLK=none.astype(np.float32)
   )
   state = start(keep_gradient())
-  step = functools.partial(
-    steps.train_step,
-    graphdef=decoder.graphdef(STUDENT),
-    tx=keep_gradient(),
-    alpha=optax.constant_schedule(0.0),
-    objective=losses.Objective(chunk=CHUNK),
-  )
+  step = train_step(keep_gradient(), 0.0)
   _, metrics = jax.eval_shape(step, state, batch._replace(targets=targets))
   assert set(metrics) == set(train(0)[1][0]) - {"teacher_nats", "alpha"}

@@ -60,7 +60,7 @@ def accessed_bytes(program: hlo.Program) -> float:
     called
     for instructions in program.computations.values()
     for one in instructions.values()
-    if one.opcode != "while" and one.opcode not in ("conditional", "call")
+    if one.opcode not in ("while", "conditional", "call")
     for called in one.called
   }
   total = 0.0

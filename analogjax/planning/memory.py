@@ -133,40 +133,38 @@ def _of_stage(
 
 def _options(
   sections: schema.Sections, topology: Topology, stage: str
-) -> Iterator[tuple[str, Iterator[Changes] | list[Changes]]]:
+) -> Iterator[tuple[str, Sequence[Changes]]]:
   """(side effects, the changes of a kind, the mildest first)."""
-  if stage == "cache":
-    cache = sections.cache
-    chunks = _halves(cache.chunk, _LEAST_CHUNK)
-    yield "", [{"cache.chunk": chunk} for chunk in chunks]
-    rows = _halves(cache.batch_rows, 1)
-    yield "", [{"cache.batch_rows": number} for number in rows]
-    if sections.teacher.dtype == "float32":
-      yield (
-        "changes the records: the teacher rounds more coarsely",
-        [{"teacher.dtype": "bfloat16"}],
-      )
-  elif stage.startswith("train."):
+  field, phase = "", None
+  if stage.startswith("train."):
     field = ".".join(stage.split(".")[:2])  # Its evaluation has a name more.
     phase = sections.train.phase[stage.split(".")[1]]
+
+  def each(path, values):
+    return [{path: value} for value in values]
+
+  if stage == "cache":
+    cache = sections.cache
+    yield "", each("cache.chunk", _halves(cache.chunk, _LEAST_CHUNK))
+    yield "", each("cache.batch_rows", _halves(cache.batch_rows, 1))
+    if sections.teacher.dtype == "float32":
+      note = "changes the records: the teacher rounds more coarsely"
+      yield note, each("teacher.dtype", ["bfloat16"])
+  elif phase is not None:
     remat = REMAT[REMAT.index(sections.student.remat) + 1 :]
-    yield "computes more", [{"student.remat": kind} for kind in remat]
+    yield "computes more", each("student.remat", remat)
     chunks = _halves(phase.loss.chunk, _LEAST_CHUNK)
-    yield "", [{f"{field}.loss.chunk": chunk} for chunk in chunks]
+    yield "", each(f"{field}.loss.chunk", chunks)
     parts = [phase.microbatches * 2**i for i in range(1, 11)]
-    yield "", [{f"{field}.microbatches": number} for number in parts]
+    yield "", each(f"{field}.microbatches", parts)
   meshes = topologies.meshes(topology)
   yield (
     "for every stage",
     [{f"mesh.{axis}": n for axis, n in mesh.items()} for mesh in meshes],
   )
-  if stage.startswith("train."):
-    field = ".".join(stage.split(".")[:2])
-    rows = _halves(sections.train.phase[stage.split(".")[1]].batch_rows, 1)
-    yield (
-      "changes the training",
-      [{f"{field}.batch_rows": number} for number in rows],
-    )
+  if phase is not None:
+    rows = _halves(phase.batch_rows, 1)
+    yield "changes the training", each(f"{field}.batch_rows", rows)
 
 
 def _halves(number: int, least: int) -> list[int]:

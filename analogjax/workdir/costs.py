@@ -346,11 +346,9 @@ def sum_rows(rows: Sequence[Mapping[str, Any]], *, note: str) -> dict[str, Any]:
 
 
 def _energy(sums: Iterable[Spent], pue: float) -> dict[str, Any]:
-  metered, estimated = 0, 0
-  for found in sums:
-    metered += found.metered
-    estimated += found.estimated
-  methods = [METERED] * bool(metered) + [ESTIMATED] * bool(estimated)
+  sums = list(sums)
+  methods = [METERED] * any(found.metered for found in sums)
+  methods += [ESTIMATED] * any(found.estimated for found in sums)
   return {"method": " and ".join(methods) or "none", "pue": pue}
 
 

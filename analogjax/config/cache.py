@@ -14,9 +14,9 @@ from analogjax.config.fields import (
   Section,
   between,
   check,
-  check_place,
   choice,
 )
+from analogjax.config.places import check_place
 
 MOST_POSITIONS = 128  # 8,128 pairs per row and depth.
 

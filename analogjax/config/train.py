@@ -19,11 +19,11 @@ from analogjax.config.fields import (
   Private,
   Section,
   check,
-  check_place,
   choice,
   listed,
   suggest,
 )
+from analogjax.config.places import check_place
 
 SCHEDULES = ("constant", "cosine", "learning_rate")
 DIVERGENCES = (

@@ -96,8 +96,6 @@ def _pipeline(config: Sections) -> Iterator[str]:
 
 def _behaviours(config: Sections, workdir: Path | None) -> Iterator[str]:
   """Reads the behaviours, and looks their words up in the tokenizer."""
-  if "steering" not in config.measure.parts:
-    return
   try:
     loaded = behaviours.load_all(config.measure.behaviours)
   except ValueError as error:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from analogjax.config import fields
+from analogjax.config import places
 
 # Raised by TensorStore if a disk or a server refuses, or for bad bytes.
 ERRORS = (ValueError, OSError)
@@ -82,7 +82,7 @@ def place(
   """
   text = str(location)
   try:
-    fields.check_place(text, s3_endpoint)
+    places.check_place(text, s3_endpoint)
   except ValueError as error:
     raise StoreError(f"{section}.{error}") from None
   if "://" not in text:

@@ -41,6 +41,8 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from analogjax.distributed import sharding  # noqa: E402
+
 jax.config.update("jax_platforms", PLATFORM)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -59,6 +61,17 @@ def optimized():
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", FAST)
+
+
+@pytest.fixture(scope="session")
+def one_device():
+  return sharding.make_mesh({}, jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def many_devices():
+  """Rows, widths and heads are all split."""
+  return sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
 
 
 def tidy_compiled(folder: Path, max_bytes: int = MAX_COMPILED_BYTES) -> None:

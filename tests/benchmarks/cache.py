@@ -25,12 +25,12 @@ import sys
 import cache_speed
 import cache_table
 import cache_teacher
+import docs_page
 
 from analogjax.config import loading, schema
 
 _ROOT = Path(__file__).parents[2]
 _DOCS = _ROOT / "docs" / "benchmarks.md"
-_BEGIN, _END = "<!-- cache: begin -->", "<!-- cache: end -->"
 
 _MOST_BYTES = 26.0  # A token, without tokens, at RS-KD-50's variance.
 _SIGMAS = 4.0
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write_json(workdir / f"{text.name}.json", to_json(table, checks))
     parts.append(part)
   if args.write_docs:
-    write_docs(_DOCS, "\n\n".join(parts))
+    docs_page.put(_DOCS, "cache", "\n\n".join(parts))
   return 0 if good else 1
 
 
@@ -232,21 +232,6 @@ def to_json(table: cache_table.Table, checks) -> dict[str, object]:
     "checks": [{"holds": bool(ok), "what": what} for ok, what in checks],
     "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
   }
-
-
-def write_docs(file: Path, text: str) -> None:
-  """Replaces the text between the two marks.
-
-  Raises:
-    ValueError: the marks are not there exactly once.
-  """
-  old = file.read_text("utf-8")
-  if old.count(_BEGIN) != 1 or old.count(_END) != 1:
-    raise ValueError(f"{file}: expected {_BEGIN} and {_END}, once each.")
-  before, rest = old.split(_BEGIN)
-  _, after = rest.split(_END)
-  new = f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}"
-  file.write_text(new, "utf-8")
 
 
 def _write_json(file: Path, value) -> None:

@@ -204,18 +204,18 @@ def test_distillkit_file(module, tmp_path):
 
 
 def test_docs_are_written_between_marks(module, tmp_path):
-  cache = module("cache")
+  put = module("docs_page").put
   file = tmp_path / "a.md"
   file.write_text(
     "before\n<!-- cache: begin -->\nold\n<!-- cache: end -->\n.\n"
   )
-  cache.write_docs(file, "new")
+  put(file, "cache", "new")
   text = file.read_text()
   assert "\nold\n" not in text and "\nnew\n" in text
   assert text.startswith("before\n") and text.endswith("-->\n.\n")
   file.write_text("nothing")
   with pytest.raises(ValueError, match="once each"):
-    cache.write_docs(file, "new")
+    put(file, "cache", "new")
 
 
 def test_ratio_of_speeds(module, capsys):

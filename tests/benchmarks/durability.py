@@ -1,18 +1,14 @@
-"""Kills caching runs until it is clear that a committed row is never lost.
-
-  python tests/benchmarks/durability.py --kills=100 --workdir=runs/durability
+"""Kills caching runs, and looks for what they lost.
 
 Runs `analogjax cache` on a tiny pair, alternating between one process and two,
 and ends them by SIGKILL at random moments. After each kill every committed row
 must equal that of an undisturbed run, and no row that was committed before may
 be gone. A complete cache must equal the undisturbed one byte for byte; then the
-next one begins. 100 kills take about 15 minutes on two cores. Writes
-durability.json into the workdir; exit code 0: nothing was lost.
+next one begins. tests/stages/cache_kill_test.py runs it; soak.py uses its
+checks for whole runs.
 """
 
-import argparse
 import hashlib
-import json
 import os
 from pathlib import Path
 import random
@@ -294,32 +290,3 @@ def make_pair(folder):
   # The folder of the tests, where they run this: it has most programs.
   compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "compiled")
   return tiny_pair.make_tiny(folder, Path(compiled))
-
-
-def main(argv=None):
-  parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-  parser.add_argument("--kills", type=int, default=100)
-  parser.add_argument("--rows", type=int, default=2048)
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--workdir", type=Path, required=True)
-  args = parser.parse_args(argv)
-  os.environ["JAX_PLATFORMS"] = "cpu"
-  args.workdir.mkdir(parents=True)  # A new one: what is there may be older.
-  report = run(
-    make_pair(args.workdir / "pair"),
-    args.workdir,
-    kills=args.kills,
-    rows=args.rows,
-    seed=args.seed,
-    say=lambda text: print(text, flush=True),
-  )
-  text = json.dumps(report, indent=1)
-  (args.workdir / "durability.json").write_text(text + "\n")
-  print(text)
-  verdict = "nothing was lost" if report["damage"] is None else "FAILED"
-  print(f"durability: {verdict}, {report['kills']} kills.")
-  return 0 if report["damage"] is None else 1
-
-
-if __name__ == "__main__":
-  sys.exit(main())

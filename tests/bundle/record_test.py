@@ -11,6 +11,14 @@ import pytest
 from analogjax.bundle import record
 
 
+def find(facts, path):
+  """(where it is, its name) of a path with dots."""
+  *sections, name = path.split(".")
+  for section in sections:
+    facts = facts[section]
+  return facts, name
+
+
 @pytest.mark.parametrize("view", record.VIEWS)
 def test_the_example_is_complete(view):
   facts = facts_example.facts()
@@ -50,10 +58,7 @@ def test_the_schema_is_one_and_knows_both_views():
 )
 def test_a_missing_fact_says_what_to_run(path, expected):
   facts = facts_example.facts()
-  *sections, name = path.split(".")
-  place = facts
-  for section in sections:
-    place = place[section]
+  place, name = find(facts, path)
   del place[name]
   assert record.missing(facts) == [expected]
   with pytest.raises(ValueError, match="lacks facts"):
@@ -162,10 +167,7 @@ def test_the_public_record_has_no_line_of_the_regulator_s():
 )
 def test_a_fact_of_another_form_is_named(path, value, expected):
   facts = facts_example.facts()
-  *sections, name = path.split(".")
-  place = facts
-  for section in sections:
-    place = place[section]
+  place, name = find(facts, path)
   place[name] = value
   with pytest.raises(ValueError, match=expected):
     record.project(facts, "public")

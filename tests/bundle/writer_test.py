@@ -37,9 +37,15 @@ def _key(tmp_path):
   return write_key(tmp_path / "key.pem")
 
 
-def test_model_signing_itself_accepts_a_bundle(tmp_path, key):
+@pytest.fixture
+def folder(tmp_path, key):
+  """A bundle."""
   folder = tmp_path / "bundle"
   writer.write(folder, files=FILES, signer=signature.with_key(key))
+  return folder
+
+
+def test_model_signing_itself_accepts_a_bundle(folder, key):
   words = [sys.executable, "-m", "model_signing", "verify", "key"]
   words += ["--public_key", str(key.with_suffix(".pub"))]
   words += ["--signature", str(folder / manifest.SIGNATURE), str(folder)]
@@ -144,9 +150,7 @@ def test_a_manifest_has_one_form():
         pass
 
 
-def test_a_signature_has_one_form(tmp_path, key):
-  folder = tmp_path / "bundle"
-  writer.write(folder, files=FILES, signer=signature.with_key(key))
+def test_a_signature_has_one_form(folder):
   identity = pem.from_bytes((folder / "signer.pem").read_bytes())
   data = (folder / manifest.SIGNATURE).read_bytes()
   signed = signature.from_bytes(data, identity)
@@ -190,9 +194,7 @@ def test_no_private_key_is_in_a_bundle_or_printed(tmp_path, key):
   assert not [line for line in secret for text in found if line in text]
 
 
-def test_a_written_bundle_is_listed_without_problems(tmp_path, key):
-  folder = tmp_path / "bundle"
-  writer.write(folder, files=FILES, signer=signature.with_key(key))
+def test_a_written_bundle_is_listed_without_problems(folder):
   tree = walk.open_tree(folder)
   assert not tree.problems
   assert set(FILES) < set(tree.files)

@@ -60,7 +60,7 @@ def test_a_wrong_command_is_found(desk, capsys, text, line, expected):
 @pytest.mark.medium
 def test_wrong_arguments_of_a_script_are_found(desk):
   checker = Checker(desk)
-  script = "python tests/benchmarks/durability.py --workdir=x"
+  script = "python tests/benchmarks/soak.py --workdir=x"
   for number, command in enumerate(
     [
       f"{script} --kills=3",

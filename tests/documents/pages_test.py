@@ -26,7 +26,7 @@ def rows(page):
 def test_teacher_inference_is_a_line_of_its_own_and_withheld_in_public():
   public = rows(pages.page("cost", project()))["Teacher inference"]
   assert public == [
-    *("cache", "frontier model", "withheld", "0.90 to 9.00 USD", "withheld"),
+    *("cache", "frontier model", "withheld", "0.86 to 8.61 USD", "withheld"),
     "1.1 x 10^13 to 1.1 x 10^14",
   ]
   regulator = rows(pages.page("cost", project("regulator")))[

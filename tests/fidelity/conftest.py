@@ -25,22 +25,16 @@ ANALOG = tiny(V=96, Y=3, tie_embeddings=False)
 L = 32
 
 OPTIONS = measure.MeasureConfig(
-  parts=measure.PARTS,
   phases=("analog",),
-  folders=(),
   batch_rows=8,
-  seed=0,
   fit_rows=48,
-  domains={},
   domain_rows=8,
   depths=3,
   points=128,
   permutations=39,
   resamples=200,
   behaviours=("sentiment",),
-  max_strength=2.0,
   strengths=2,
-  random_vectors=8,
   mapper_steps=0,
   stitch_steps=0,
 )
@@ -150,17 +144,6 @@ def make_study(mesh, *, students=None, **changes):
 def kit():
   """The functions of this file."""
   return sys.modules[__name__]
-
-
-@pytest.fixture(scope="session")
-def one_device():
-  return sharding.make_mesh({}, jax.devices()[:1])
-
-
-@pytest.fixture(scope="session")
-def many_devices():
-  """Rows, widths and heads are all split."""
-  return sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ hashes of words, and no number was measured. `facts()` gives a fresh copy.
 import copy
 import hashlib
 
+from analogjax.workdir import public_costs
+
 PARAMETERS = 3_342_912
 FRONTIER_PARAMETERS = 134_515_008
 
@@ -56,6 +58,9 @@ def _test(key, family, metric, value, threshold, **differs):
   }
 
 
+TEACHER_TOKENS = 81_920
+
+
 def _row(step, stages, hours, dollars, kwh, flops, **differs):
   return {
     "step": step,
@@ -71,61 +76,46 @@ def _row(step, stages, hours, dollars, kwh, flops, **differs):
   }
 
 
-TEACHER_TOKENS = 81_920
+SCRATCH, DISTILL = public_costs.SCRATCH, public_costs.DISTIL
+OF_TEACHER = dict(is_paper_s=False, of_teacher=True)
 
 
-def _costs(private):
-  """Lines of the paper's Table 1, and the additional ones.
-
-  `private` includes the cost of the frontier model's part.
-  """
-
-  def teacher(value):
-    return value if private else None
-
-  most = {"low": 1.09541e13, "high": 1.09541e14}
-  dollars = {"low": 0.9, "high": 9.0}
-  teacher_row = _row(
-    *("Teacher inference", ["cache"]),
-    *(teacher(0.0429), teacher(0.5272), teacher(0.0091)),
-    2.20389e13 if private else most,
-    is_paper_s=False,
-    of_teacher=True,
-    note="" if private else "withheld: it grows with the frontier model",
-  )
-  if not private:
-    teacher_row["dollars"] = dollars
+def _cost():
+  """Lines of the paper's Table 1, and the additional ones."""
   return {
     "rows": [
+      _row(SCRATCH, ["train/pretrain"], 0.0151, 0.1856, 0.0032, 2.51274e12),
+      _row(DISTILL, ["train/distill"], 0.0224, 0.2753, 0.0048, 3.35033e12),
       _row(
-        *("Train analog model from scratch", ["train/pretrain"]),
-        *(0.0151, 0.1856, 0.0032, 2.51274e12),
-      ),
-      _row(
-        *("Distill frontier model to analog", ["train/distill"]),
-        *(0.0224, 0.2753, 0.0048, 3.35033e12),
-      ),
-      _row(
-        *("Safety fine-tune/RLHF", [], 0.0, 0.0, 0.0, 0.0),
-        note="none was done",
+        "Safety fine-tune/RLHF", [], 0.0, 0.0, 0.0, 0.0, note="none was done"
       ),
       _row("Weight hosting and bandwidth", [], 0.0, 1813.0, 0.0, 0.0),
-      teacher_row,
       _row(
-        *("Measurement", ["measure"]),
-        *(teacher(0.0909), teacher(1.1172), teacher(0.0193)),
-        teacher(4.10009e13),
-        is_paper_s=False,
-        of_teacher=True,
+        "Teacher inference",
+        ["cache"],
+        0.0429,
+        0.5272,
+        0.0091,
+        2.20389e13,
+        **OF_TEACHER,
+      ),
+      _row(
+        "Measurement",
+        ["measure"],
+        0.0909,
+        1.1172,
+        0.0193,
+        4.10009e13,
+        **OF_TEACHER,
       ),
     ],
     "total": {
       "step": "Total analog cost",
-      "device_hours": 0.1713 if private else 0.0375,
-      "dollars": 1815.11 if private else {"low": 1814.36, "high": 1822.46},
-      "kwh": 0.0364 if private else 0.008,
-      "flops": 6.89029e13 if private else {"low": 1.68e13, "high": 1.16e14},
-      "note": "" if private else "without what is withheld",
+      "device_hours": 0.1713,
+      "dollars": 1815.11,
+      "kwh": 0.0364,
+      "flops": 6.89029e13,
+      "note": "",
     },
     "compared": _row(
       *("Phases to compare with", ["train/control"]),
@@ -137,7 +127,7 @@ def _costs(private):
       "method": "estimated: device-hours x watts x PUE",
       "pue": 1.2,
     },
-    "missing": ["export: no entry in the ledger"] if private else [],
+    "missing": ["export: no entry in the ledger"],
   }
 
 
@@ -371,8 +361,8 @@ def facts():
           ),
         ],
       },
-      "cost": _costs(private=False),
-      "cost_in_full": _costs(private=True),
+      "cost": public_costs.public(_cost(), PARAMETERS),
+      "cost_in_full": _cost(),
       "repro": {
         "commit": digest("commit")[:40],
         "dirty": False,

@@ -28,19 +28,31 @@ SMOLLM2 = dataclasses.replace(
   **dict(V=49152, D=576, Y=30, N=9, G=3, H=64, F=1536),
   **dict(max_positions=8192, rope_theta=1e5),
 )
+# What its config.json says.
+SMOLLM2_JSON = {
+  "model_type": "llama",
+  "architectures": ["LlamaForCausalLM"],
+  "vocab_size": 49152,
+  "hidden_size": 576,
+  "num_hidden_layers": 30,
+  "num_attention_heads": 9,
+  "num_key_value_heads": 3,
+  "head_dim": 64,
+  "intermediate_size": 1536,
+  "max_position_embeddings": 8192,
+  "rope_theta": 1e5,
+  "rms_norm_eps": 1e-5,
+  "tie_word_embeddings": True,
+  "attention_bias": False,
+  "mlp_bias": False,
+  "hidden_act": "silu",
+}
 ADAMW = train.OptimizerConfig(
-  name="adamw",
   learning_rate=1e-2,
   warmup_steps=1,
   schedule="constant",
-  decay_steps=0,
   final_fraction=1.0,
-  b1=0.9,
   b2=0.99,
-  eps=1e-8,
-  muon_momentum=0.95,
-  momentum_dtype="float32",
-  weight_decay=0.1,
   clip_norm=0.0,
 )
 

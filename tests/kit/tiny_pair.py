@@ -434,3 +434,12 @@ class Lab:
       for record in metrics.read(workdir / "train" / "distill")
       if "speed/tokens_per_second" not in record
     ]
+
+  def losses(self, workdir):
+    """Losses and Grams of each step and of each evaluation."""
+    return {
+      (record["step"], name): value
+      for record in self.curve(workdir)
+      for name, value in record.items()
+      if name.endswith(("_nats", "/gram"))
+    }

@@ -11,34 +11,33 @@ FORWARD = 2 * N * TOKENS
 TRAIN = 6.2 * SMALL * TOKENS
 
 
-def prose(words):
+def prose(words, name="model/README.md"):
   def plant(folder):
-    with (folder / "model/README.md").open("a") as file:
-      file.write("\n" + words + "\n")
+    with (folder / name).open("a") as file:
+      file.write(f"\n{words}\n")
+
+  return plant
+
+
+def cost(change):
+  """Changes the costs of the record."""
+
+  def plant(folder):
+    path = folder / "record.json"
+    record = json.loads(path.read_text())
+    change(record["cost"])
+    path.write_text(json.dumps(record))
 
   return plant
 
 
 def row(**fields):
-  """An additional row of costs in the record."""
-
-  def plant(folder):
-    path = folder / "record.json"
-    record = json.loads(path.read_text())
-    record["cost"]["rows"].append({"step": "?", "stages": [], **fields})
-    path.write_text(json.dumps(record))
-
-  return plant
+  """An additional row of costs."""
+  return cost(lambda c: c["rows"].append({"step": "?", "stages": [], **fields}))
 
 
 def total(**fields):
-  def plant(folder):
-    path = folder / "record.json"
-    record = json.loads(path.read_text())
-    record["cost"]["total"] = fields
-    path.write_text(json.dumps(record))
-
-  return plant
+  return cost(lambda c: c.update(total=fields))
 
 
 def cost_of_measuring(folder):
@@ -48,6 +47,8 @@ def cost_of_measuring(folder):
 
 
 def table(line):
+  """One more row of the table at the end of the page."""
+
   def plant(folder):
     with (folder / "COST.md").open("a") as file:
       file.write(line + "\n")

@@ -15,7 +15,6 @@ from analogjax.bundle import record
 from analogjax.config import loading, schema
 from analogjax.distributed import sharding
 from analogjax.documents import render
-from analogjax.fidelity import document
 from analogjax.fidelity.report import page
 from analogjax.models import decoder, hf_export
 from analogjax.release import public_config
@@ -145,12 +144,7 @@ def _write(folder, view, fidelity):
     (folder / path).write_text(text)
 
 
-def _fidelity():
-  return document.public(synthetic_report.make(synthetic_report.parts()))
-
-
-def test_documents_and_an_export(tmp_path, of_example):
-  fidelity = _fidelity()
+def test_documents_and_an_export(tmp_path, of_example, fidelity):
   _write(tmp_path, "public", fidelity)
   (tmp_path / "fidelity.json").write_text(json.dumps(fidelity))
   _export(tmp_path / "model")
@@ -169,10 +163,12 @@ def test_the_regulators_documents_are_full_of_findings(tmp_path, of_example):
   assert len(facts) == len(of_example.architecture)
 
 
-def test_a_measurement_with_its_cost_is_not_clean(tmp_path, of_example):
+def test_a_measurement_with_its_cost_is_not_clean(
+  tmp_path, of_example, fidelity
+):
   value = synthetic_report.make(synthetic_report.parts())
   (tmp_path / "fidelity.json").write_text(json.dumps(value))
-  (tmp_path / "page.html").write_text(page.render(_fidelity()))
+  (tmp_path / "page.html").write_text(page.render(fidelity))
   found = leaks.lint(tmp_path, of_example)
   assert {(x.rule, x.file) for x in found} == {("arithmetic", "fidelity.json")}
 

@@ -24,30 +24,21 @@ END = 63
 
 OPTIONS = safety.SafetyConfig(
   parts=safety.PARTS,
-  phases=(),
-  folders=(),
   teacher_parts=(),
   batch_rows=8,
   chunk=7,  # Does not divide a row.
-  seed=0,
   resamples=200,
   rows=64,
   prefix_tokens=6,
   suffix_tokens=4,
   attempts=20,
-  probability=0.5,
   canary_controls=63,
-  min_k=0.2,
-  reference="",
-  teacher_only={},
   harmful=("harmful.txt",),
   harmless=("harmless.txt",),
   prompts=6,
   prompt_tokens=10,
   answer_tokens=5,
   template="{prompt}",
-  phrases=(),
-  thresholds={},
 )
 
 
@@ -110,14 +101,3 @@ def make_evaluation(mesh, params=None, *, changes=None, **fields):
 def kit():
   """The functions of this file."""
   return sys.modules[__name__]
-
-
-@pytest.fixture(scope="session")
-def one_device():
-  return sharding.make_mesh({}, jax.devices()[:1])
-
-
-@pytest.fixture(scope="session")
-def many_devices():
-  """Rows, widths and heads are all split."""
-  return sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))

@@ -210,16 +210,6 @@ def test_a_misspelt_field_in_the_file(bench, workdir, tmp_path):
   assert not workdir.exists()
 
 
-def test_a_missing_config_file(bench, workdir):
-  bench.config = bench.folder / "eror.py"
-  bench.refuse(
-    "cache",
-    workdir,
-    says=[bench.config, "no such", "Did you mean", "errors.py"],
-  )
-  assert not workdir.exists()
-
-
 # The teacher and the student.
 
 

@@ -4,7 +4,7 @@ import io
 import json
 from pathlib import Path
 
-from models import SMOLLM2
+from models import SMOLLM2, SMOLLM2_JSON
 import pytest
 import rich.console
 
@@ -22,15 +22,7 @@ def folder(tmp_path):
   """A teacher's folder: a plan reads its config.json and nothing else."""
   folder = tmp_path / "teacher_model"
   folder.mkdir()
-  fields = dict(
-    **dict(model_type="llama", architectures=["LlamaForCausalLM"]),
-    **dict(vocab_size=49152, hidden_size=576, num_hidden_layers=30),
-    **dict(num_attention_heads=9, num_key_value_heads=3, head_dim=64),
-    **dict(intermediate_size=1536, max_position_embeddings=8192),
-    **dict(rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True),
-    **dict(attention_bias=False, mlp_bias=False, hidden_act="silu"),
-  )
-  (folder / "config.json").write_text(json.dumps(fields))
+  (folder / "config.json").write_text(json.dumps(SMOLLM2_JSON))
   return folder
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+from models import SMOLLM2_JSON
 import pytest
 import tokenizers
 
@@ -13,24 +14,6 @@ from analogjax.stages import preflight
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 ROWS = "analogjax.data.text:jsonl"
-SHAPE = {
-  "model_type": "llama",
-  "architectures": ["LlamaForCausalLM"],
-  "vocab_size": 49152,
-  "hidden_size": 576,
-  "num_hidden_layers": 30,
-  "num_attention_heads": 9,
-  "num_key_value_heads": 3,
-  "head_dim": 64,
-  "intermediate_size": 1536,
-  "max_position_embeddings": 8192,
-  "rope_theta": 1e5,
-  "rms_norm_eps": 1e-5,
-  "tie_word_embeddings": True,
-  "attention_bias": False,
-  "mlp_bias": False,
-  "hidden_act": "silu",
-}
 
 
 @pytest.fixture
@@ -38,7 +21,7 @@ def teacher(tmp_path):
   """A folder with a shape and a tokenizer of single letters."""
   folder = tmp_path / "teacher"
   folder.mkdir()
-  (folder / "config.json").write_text(json.dumps(SHAPE))
+  (folder / "config.json").write_text(json.dumps(SMOLLM2_JSON))
   letters = {chr(i): i for i in range(32, 127)}
   model = tokenizers.models.WordLevel(letters, unk_token="~")
   tokenizer = tokenizers.Tokenizer(model)

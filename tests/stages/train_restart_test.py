@@ -68,25 +68,15 @@ def test_a_restart_is_bit_identical(
   assert training.curve(workdir) == training.curve(wanted_in)
 
 
-def losses(training, workdir):
-  """Losses of each step and of each evaluation."""
-  return {
-    (record["step"], name): value
-    for record in training.curve(workdir)
-    for name, value in record.items()
-    if name.endswith(("_nats", "/gram"))
-  }
-
-
 def test_a_phase_with_a_weight_says_how_far_the_grams_are(training, straight):
   """In training and on held-out rows; one without it, only on the latter."""
-  of_cache = losses(training, straight["cache"][0])
+  of_cache = training.losses(straight["cache"][0])
   assert {step for step, name in of_cache if name == "train/gram"} == {
     *range(1, 13)
   }
   held_out = {
     source: [
-      losses(training, straight[source][0])[step, "held_out/gram"]
+      training.losses(straight[source][0])[step, "held_out/gram"]
       for step in (0, 6, 12)
     ]
     for source in ("cache", "stream")
@@ -96,7 +86,7 @@ def test_a_phase_with_a_weight_says_how_far_the_grams_are(training, straight):
     held_out["stream"][0] == held_out["cache"][0]
   )  # The student is the same.
   assert not any(
-    name == "train/gram" for _, name in losses(training, straight["stream"][0])
+    name == "train/gram" for _, name in training.losses(straight["stream"][0])
   )
 
 
@@ -112,8 +102,8 @@ def test_another_mesh_goes_on_with_the_same_rows(
   assert sorted(again.batches) == list(range(STOPS["cache"] + 1, 13))
   for step, batch in again.batches.items():
     assert_same(batch, wanted.batches[step])
-  wanted_losses = losses(training, wanted_in)
-  assert losses(training, workdir) == pytest.approx(wanted_losses, rel=1e-5)
+  wanted_losses = training.losses(wanted_in)
+  assert training.losses(workdir) == pytest.approx(wanted_losses, rel=1e-5)
 
 
 # Processes of a mesh, in the order of its devices.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from smollm import (  # noqa: F401
   smollm2,
+  smollm2_gguf,
   smollm2_model,
   smollm2_tokenizer,
   story,

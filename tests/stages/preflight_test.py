@@ -77,7 +77,7 @@ def test_a_missing_tokenizer(overrides, teacher, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "expected"),
   [
-    (["data.pipeline=lab.rows:packed"], "there is no module 'lab'"),
+    (["data.pipeline=nowhere.rows:packed"], "there is no module 'nowhere'"),
     (
       ["data.pipeline=analogjax.data.text:jsonll"],
       "has no function 'jsonll'. Did you mean 'jsonl'?",
@@ -143,13 +143,13 @@ def test_plan_shows_it_and_ends_with_2(overrides, capsys):
   command = ["plan", f"--config={DEMO}", *as_arguments(overrides)]
   assert main.main(command) == 0
   assert "Will be refused" not in capsys.readouterr().out
-  wrong = [*command, "--config.data.pipeline=lab.rows:packed"]
+  wrong = [*command, "--config.data.pipeline=nowhere.rows:packed"]
   assert main.main(wrong) == main.USER_ERROR
   out = capsys.readouterr().out
-  assert "Will be refused: config.data.pipeline='lab.rows:packed'" in out
+  assert "Will be refused: config.data.pipeline='nowhere.rows:packed'" in out
   assert main.main([*wrong, "--json"]) == main.USER_ERROR
   (problem,) = json.loads(capsys.readouterr().out)["problems"]
-  assert "lab.rows:packed" in problem
+  assert "nowhere.rows:packed" in problem
 
 
 def test_run_refuses_before_it_touches_the_workdir(
@@ -158,8 +158,8 @@ def test_run_refuses_before_it_touches_the_workdir(
   monkeypatch.chdir(tmp_path)
   workdir = tmp_path / "w"
   command = ["run", f"--config={DEMO}", f"--workdir={workdir}", "--key=a.key"]
-  overrides += ["safety.harmful=none.txt", "data.pipeline=lab.rows:packed"]
+  overrides += ["safety.harmful=none.txt", "data.pipeline=nowhere.rows:packed"]
   assert main.main([*command, *as_arguments(overrides)]) == main.USER_ERROR
   said = capsys.readouterr().err
-  assert "safety.harmful: none.txt" in said and "lab.rows:packed" in said
+  assert "safety.harmful: none.txt" in said and "nowhere.rows:packed" in said
   assert not list(workdir.glob("*.json"))

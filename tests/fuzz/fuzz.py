@@ -102,9 +102,14 @@ def whole():
 
   # Most inputs do not change fidelity.json, and drawing it takes half the time.
   render, pages = report.render, {}
-  report.render = lambda value: (
-    pages.get(str(value)) or pages.setdefault(str(value), render(value))
-  )
+
+  def render_once(value, *more):
+    key = str((value, more))
+    if key not in pages:
+      pages[key] = render(value, *more)
+    return pages[key]
+
+  report.render = render_once
   scratch = pathlib.Path(tempfile.mkdtemp())
   key = tiny_bundle.write_key(scratch / "key.pem")
   files, facts = tiny_bundle.contents(scratch)

@@ -13,6 +13,8 @@ import tiny_pair
 
 from analogjax.workdir import metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 # Stands for analogjax in tests of SLURM itself. Each start does one word of
@@ -43,7 +45,6 @@ import os, pathlib, signal, sys, time
 from analogjax import main
 from analogjax.training import loop as trainer
 
-pytestmark = pytest.mark.slow
 take = trainer.Phase._next
 saved = pathlib.Path({workdir!r}, "train/distill/checkpoints/4")
 def dying(self, ahead, step):

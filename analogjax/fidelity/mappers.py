@@ -99,7 +99,8 @@ def pair(study: Study, of_student: Kept, of_teacher: Kept) -> Pairs:
   for kept in (of_student, of_teacher):
     step = _make_norms(study.mesh)
     with jax.set_mesh(study.mesh):
-      norms = jax.device_get([step(x_PBMD) for x_PBMD, _ in kept])
+      # One by one, as in steering_response.
+      norms = [jax.device_get(step(x_PBMD)) for x_PBMD, _ in kept]
     rows = [here.stop - here.start for _, here in kept]
     used = np.concatenate(
       [n[:r].ravel() for n, r in zip(norms, rows, strict=True)]

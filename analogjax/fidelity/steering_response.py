@@ -181,8 +181,10 @@ def _sweep(
       progress.doing(f"{model.name}: push {i + 1} of {len(pushes)}, {what}")
       # Arrays: a Python number could become a constant of the program.
       push = np.asarray(vector_D, np.float32), np.float32(strength)
-      results.append(step(x_BLD, batch, block, *push))
-    found = np.asarray(jax.device_get(results), np.float64)
+      # Fetched one by one: of programs that run at the same time, processes may
+      # meet in their collectives in different orders, and wait for ever.
+      results.append(np.asarray(step(x_BLD, batch, block, *push), np.float64))
+    found = np.stack(results)
   study.count(model, len(pushes) * tokens)
   processes.stop_if_asked("measure: what was measured in full is kept")
   A = len(vectors_AD)

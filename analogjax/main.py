@@ -176,6 +176,7 @@ def _run(args: Arguments, stack: contextlib.ExitStack) -> int:
     options = args.options("config")
     print(*show.lines(*args[1:4], **options), sep="\n")
     return OK
+  _leave_libtpu_alone()
   if args.path is not None:
     module = _stage(args.command)
     place = {} if args.workdir is None else {"workdir": args.workdir}
@@ -188,7 +189,6 @@ def _run_stages(args: Arguments, stack: contextlib.ExitStack) -> int:
   from analogjax.config import loading
   from analogjax.distributed import processes
 
-  _leave_libtpu_alone()
   workdir = args.workdir
   if args.config is None:
     assert workdir is not None
